@@ -1,0 +1,231 @@
+"""Configuration of the ClassQuery video action detector and of its ViT backbone."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+
+@strict
+class ClassQueryViTConfig(PreTrainedConfig):
+    r"""
+    Configuration of the video ViT backbone. The defaults are the published ViT-B (VideoMAE pre-training).
+
+    Args:
+        hidden_size (`int`, *optional*, defaults to 768):
+            Width of the tokens; a multiple of 4, so that the feature pyramid can halve it twice.
+        num_hidden_layers (`int`, *optional*, defaults to 12):
+            Number of pre-norm transformer blocks.
+        num_attention_heads (`int`, *optional*, defaults to 12):
+            Number of attention heads of each block.
+        intermediate_size (`int`, *optional*, defaults to 3072):
+            Width of the feed-forward layers.
+        patch_size (`int`, *optional*, defaults to 16):
+            Height and width of a patch in pixels. Remainder pixels on the right and at the bottom are dropped.
+        tubelet_size (`int`, *optional*, defaults to 2):
+            Number of frames of a patch.
+        drop_path_rate (`float`, *optional*, defaults to 0.2):
+            Stochastic depth rate of the last block; it grows linearly from 0 at the first.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-6):
+            Epsilon of the layer norms.
+        position_grid (`list[int]`, *optional*, defaults to `[14, 14]`):
+            Height and width, in patches, of the sine table of positions. Other frame sizes interpolate it.
+        position_table (`"released"` or `"factorized"`, *optional*, defaults to `"released"`):
+            `"released"`: sine of the one-dimensional index of a token, as in VideoMAE. `"factorized"`: sines of its
+            time, row and column side by side, each in its own quarter, three eighths and three eighths of the width.
+    """
+
+    model_type = "classquery_vit"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    patch_size: int = 16
+    tubelet_size: int = 2
+    drop_path_rate: float | int = 0.2
+    layer_norm_eps: float = 1e-6
+    position_grid: list[int] | tuple[int, ...] = (14, 14)
+    position_table: Literal["released", "factorized"] = "released"
+
+    def validate_architecture(self):
+        """Check the relations between the fields."""
+        _require_multiple("hidden_size", self.hidden_size, 4, "the feature pyramid halves it twice")
+        _require_multiple("hidden_size", self.hidden_size, self.num_attention_heads, "it is split into heads")
+        if self.position_table == "factorized":
+            _require_multiple("hidden_size", self.hidden_size, 8, "the factorized table splits it 2:3:3")
+        if len(self.position_grid) != 2:
+            raise ValueError(f"`position_grid` is (height, width) in patches, got {self.position_grid!r}")
+
+
+@strict
+class ClassQueryConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`ClassQueryForVideoActionDetection`]. The defaults are the published AVA v2.2 model with ViT-B.
+
+    What differs between data sets is a value here, never a branch on a name in the model or the loss.
+
+    Args:
+        backbone_config (`ClassQueryViTConfig` or `dict`, *optional*):
+            Configuration of the backbone.
+        num_frames (`int`, *optional*, defaults to 16):
+            Frames of a clip.
+        frame_stride (`int`, *optional*, defaults to 4):
+            Distance of the frames of a clip, in frames of a 30 Hz video (`frames_per_second` below).
+        frames_per_second (`float`, *optional*, defaults to 30.0):
+            Frame rate that `frame_stride` refers to. Videos with another rate are sampled by time.
+        output_frames (`"keyframe"` or `"all"`, *optional*, defaults to `"keyframe"`):
+            Detect in frame `num_frames // 2` only, or in every frame.
+        problem_type (`str`, *optional*, defaults to `"multi_label_classification"`):
+            With `"single_label_classification"` label smoothing spreads over the classes instead of towards 0.5.
+        score_with_actor (`bool`, *optional*, defaults to `False`):
+            Whether the score of a class, in the loss and in the results, is multiplied by the actor's confidence.
+        num_queries (`int`, *optional*, defaults to 15):
+            Actor candidates per frame.
+        d_model (`int`, *optional*, defaults to 256):
+            Width of encoder and decoder; a multiple of 16 and of both numbers of heads.
+        encoder_layers, decoder_layers (`int`, *optional*, defaults to 6):
+            Number of layers.
+        encoder_attention_heads, decoder_attention_heads (`int`, *optional*, defaults to 8):
+            Number of attention heads.
+        encoder_ffn_dim, decoder_ffn_dim (`int`, *optional*, defaults to 2048):
+            Width of the feed-forward layers.
+        dropout (`float`, *optional*, defaults to 0.1):
+            Dropout of encoder and decoder.
+        classifier_dropout (`float`, *optional*, defaults to 0.5):
+            Dropout of the class features before the class readout.
+        num_feature_levels (`int`, *optional*, defaults to 4):
+            Levels of the feature pyramid, 2 to 4: the last is half the backbone's resolution, the one before it equals
+            it, those before double it each time. The decoder works at the resolution of the last but one.
+        encoder_n_points (`int`, *optional*, defaults to 8):
+            Points sampled per head and level in the deformable encoder.
+        class_cost, bbox_cost, giou_cost (`float`, *optional*, defaults to 12, 5, 2):
+            Weights of the actor confidence, the L1 distance and the generalized IoU in the matching.
+        class_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient, actor_loss_coefficient (`float`,
+            *optional*, defaults to 10, 5, 2, 1): Weights of the loss terms.
+        eos_coefficient (`float`, *optional*, defaults to 0.1):
+            Weight of the background class in the actor loss.
+        positive_weight (`float`, *optional*, defaults to 10):
+            Weight of a matched candidate in the class loss; the others weigh 1.
+        focal_alpha, focal_gamma (`float`, *optional*, defaults to 0.25, 2):
+            Parameters of the focal class loss.
+        label_smoothing (`float`, *optional*, defaults to 0.1):
+            Smoothing of the class targets.
+        class_loss_normalization (`"none"`, `"frames"` or `"actors"`, *optional*, defaults to `"none"`):
+            What the class loss, a sum over candidates, is divided by: nothing (published for AVA), the real frames of
+            the batch (published for UCF101-24 and JHMDB-21) or its annotated actors.
+        auxiliary_loss (`bool`, *optional*, defaults to `True`):
+            Whether every decoder layer is supervised, with the same weights.
+        sampling_offset_order (`"released"` or `"geometric"`, *optional*, defaults to `"released"`):
+            The released encoder divides the (x, y, t) offsets by (frames, width, height); `"geometric"` by (width,
+            height, frames), so that an offset of one is one cell on each axis.
+        sine_frequencies (`"released"` or `"paired"`, *optional*, defaults to `"released"`):
+            In the released position encoding the sine and the cosine of a pair have different frequencies.
+        resampling_grid (`"released"` or `"pixel_centers"`, *optional*, defaults to `"released"`):
+            The released grid that brings all levels to one size halves the outermost cells and zooms slightly (and
+            swaps x and y where the level already has all frames); `"pixel_centers"` keeps a constant map constant.
+        resampled_position (`"released"` or `"nearest"`, *optional*, defaults to `"released"`):
+            Frame f of the decoder gets the position encoding of time slot f modulo the slots (released) or of the slot
+            that f falls into.
+        class_attention_heads (`"released"` or `"interleaved"`, *optional*, defaults to `"released"`):
+            In the released class attention one half of the heads sees only content, the other half only positions;
+            `"interleaved"` shows both to every head.
+        class_convolutions (`"released"` or `"separate"`, *optional*, defaults to `"released"`):
+            The three convolution blocks before the class attention share their weights, or have their own.
+        class_readout (`"released"` or `"per_class"`, *optional*, defaults to `"released"`):
+            A class logit is the channel mean of the class feature, or its product with a learned vector of that class
+            plus a bias that starts at a low prior.
+    """
+
+    model_type = "classquery"
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="classquery_vit")}
+    attribute_map = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    # Clip
+    num_frames: int = 16
+    frame_stride: int = 4
+    frames_per_second: float | int = 30.0
+    # Task
+    output_frames: Literal["keyframe", "all"] = "keyframe"
+    score_with_actor: bool = False
+    num_queries: int = 15
+    # Encoder and decoder
+    d_model: int = 256
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    encoder_attention_heads: int = 8
+    decoder_attention_heads: int = 8
+    encoder_ffn_dim: int = 2048
+    decoder_ffn_dim: int = 2048
+    dropout: float | int = 0.1
+    classifier_dropout: float | int = 0.5
+    num_feature_levels: int = 4
+    encoder_n_points: int = 8
+    # Matcher
+    class_cost: float | int = 12.0
+    bbox_cost: float | int = 5.0
+    giou_cost: float | int = 2.0
+    # Loss
+    class_loss_coefficient: float | int = 10.0
+    bbox_loss_coefficient: float | int = 5.0
+    giou_loss_coefficient: float | int = 2.0
+    actor_loss_coefficient: float | int = 1.0
+    eos_coefficient: float | int = 0.1
+    positive_weight: float | int = 10.0
+    focal_alpha: float | int = 0.25
+    focal_gamma: float | int = 2.0
+    label_smoothing: float | int = 0.1
+    class_loss_normalization: Literal["none", "frames", "actors"] = "none"
+    auxiliary_loss: bool = True
+    # Oddities of the released checkpoints that the other value puts right
+    sampling_offset_order: Literal["released", "geometric"] = "released"
+    sine_frequencies: Literal["released", "paired"] = "released"
+    resampling_grid: Literal["released", "pixel_centers"] = "released"
+    resampled_position: Literal["released", "nearest"] = "released"
+    class_attention_heads: Literal["released", "interleaved"] = "released"
+    class_convolutions: Literal["released", "separate"] = "released"
+    class_readout: Literal["released", "per_class"] = "released"
+
+    def __post_init__(self, **kwargs):
+        if self.problem_type is None:
+            self.problem_type = "multi_label_classification"
+        if self.id2label is None and "num_labels" not in kwargs:
+            kwargs["num_labels"] = 80
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Check the relations between the fields."""
+        _require_multiple("d_model", self.d_model, 16, "position encodings split it 2:3:3 and group norm by 16")
+        for name in ("encoder_attention_heads", "decoder_attention_heads"):
+            _require_multiple("d_model", self.d_model, getattr(self, name), f"it is split into `{name}`")
+        if not 2 <= self.num_feature_levels <= 4:
+            raise ValueError(f"`num_feature_levels` must be 2, 3 or 4, got {self.num_feature_levels}")
+        tubelet_size = getattr(self.backbone_config, "tubelet_size", 1)
+        _require_multiple("num_frames", self.num_frames, tubelet_size, "the backbone joins that many frames")
+        for name in ("num_frames", "frame_stride", "num_queries", "encoder_layers", "decoder_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def keyframe_index(self) -> int:
+        """Index in the clip of the frame that key-frame models detect in."""
+        return self.num_frames // 2
+
+    @property
+    def num_output_frames(self) -> int:
+        """Number of frames of a clip that the model detects in."""
+        return 1 if self.output_frames == "keyframe" else self.num_frames
+
+
+def _require_multiple(name: str, value: int, divisor: int, reason: str) -> None:
+    if value % divisor:
+        raise ValueError(f"`{name}` must be a multiple of {divisor} ({reason}), got {value}")
+
+
+# Nested configurations are resolved by model type, also where this file runs as remote code and nobody else registers.
+AutoConfig.register("classquery_vit", ClassQueryViTConfig, exist_ok=True)
+AutoConfig.register("classquery", ClassQueryConfig, exist_ok=True)
+
+__all__ = ["ClassQueryConfig", "ClassQueryViTConfig"]

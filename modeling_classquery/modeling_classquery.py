@@ -1,0 +1,984 @@
+"""The ClassQuery video action detector: every action class has its own query and so its own attention map.
+
+An independent implementation of "Classification Matters: Improving Video Action Detection with Class-Specific
+Attention" (ECCV 2024, arXiv 2407.19698), in reading order: position encodings, deformable encoder, resampling to one
+level, localizing and classifying decoder layers, heads. Where the released network differs from the paper or from
+geometry, the default follows the release, so that its checkpoints load, and a configuration value gives the other
+behaviour (`ClassQueryConfig`, last group).
+
+Tensors are batch first. Cells are ordered (t, h, w), points and boxes (x, y, ...). In the decoder the frames of all
+clips stand side by side: `num_clip_frames = batch * num_output_frames`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_classquery import ClassQueryConfig
+from .loss_classquery import action_detection_loss, action_scores, inverse_sigmoid
+from .modeling_classquery_vit import ClassQueryFeaturePyramid, ClassQueryViTBackbone
+from .ops_classquery import deformable_attention_3d
+
+
+@dataclass
+class ClassQueryModelOutput(ModelOutput):
+    r"""
+    actor_hidden_states (`torch.FloatTensor` of shape
+        `(decoder_layers, batch, num_output_frames, num_queries, d_model)`):
+        Normalised features of the actor candidates after each decoder layer.
+    class_hidden_states (`torch.FloatTensor` of shape
+        `(decoder_layers, batch, num_output_frames, num_queries, num_labels, d_model)`):
+        Normalised features of each class for each actor candidate.
+    reference_boxes (`torch.FloatTensor` of shape `(decoder_layers, batch, num_output_frames, num_queries, 4)`):
+        Boxes that each decoder layer starts from: (cx, cy, w, h) in [0, 1].
+    encoder_last_hidden_state (`torch.FloatTensor` of shape `(batch, num_cells, d_model)`):
+        Output of the encoder, all levels one after the other.
+    hidden_states (`tuple(torch.FloatTensor)`, *optional*, with `output_hidden_states=True`):
+        Input of the encoder and output of each of its layers, `(batch, num_cells, d_model)` each.
+    class_attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True`):
+        Attention of each class query, one tensor per decoder layer, of shape
+        `(batch, num_output_frames, num_queries, num_labels, heads, h, w)`; sums to 1 over (h, w).
+    """
+
+    actor_hidden_states: torch.FloatTensor | None = None
+    class_hidden_states: torch.FloatTensor | None = None
+    reference_boxes: torch.FloatTensor | None = None
+    encoder_last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    class_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class ClassQueryDetectionOutput(ModelOutput):
+    r"""
+    loss (`torch.FloatTensor` of shape `()`, *optional*, with `labels`):
+        Weighted sum of all loss terms of all decoder layers.
+    loss_dict (`dict[str, torch.FloatTensor]`, *optional*, with `labels`):
+        Unweighted terms `loss_class`, `loss_actor`, `loss_bbox`, `loss_giou`; with suffix `_i` of decoder layer i.
+    logits (`torch.FloatTensor` of shape `(batch, num_output_frames, num_queries, num_labels)`):
+        Action logits of each actor candidate.
+    scores (`torch.FloatTensor` of the shape of `logits`):
+        Probability of each action: sigmoid of the logits, with `score_with_actor` times the actor's confidence.
+    pred_boxes (`torch.FloatTensor` of shape `(batch, num_output_frames, num_queries, 4)`):
+        (cx, cy, w, h) in [0, 1], relative to the frame without padding.
+    actor_logits (`torch.FloatTensor` of shape `(batch, num_output_frames, num_queries, 3)`):
+        Whether a candidate is an actor (1) or background (2); 0 is never a target.
+    auxiliary_outputs (`list[dict]`):
+        `logits`, `pred_boxes` and `actor_logits` of every decoder layer but the last.
+    reference_boxes, encoder_last_hidden_state, hidden_states, class_attentions:
+        As in [`ClassQueryModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_dict: dict[str, torch.FloatTensor] | None = None
+    logits: torch.FloatTensor | None = None
+    scores: torch.FloatTensor | None = None
+    pred_boxes: torch.FloatTensor | None = None
+    actor_logits: torch.FloatTensor | None = None
+    auxiliary_outputs: list[dict[str, torch.FloatTensor]] | None = None
+    reference_boxes: torch.FloatTensor | None = None
+    encoder_last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    class_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+# Position encodings
+
+
+def sine_position_embedding(mask: torch.Tensor, num_slots: int, d_model: int, frequencies: str) -> torch.Tensor:
+    """Encode the position of each cell among the real cells of its row, column and time line.
+
+    Args:
+        mask: Shape (batch, h, w), true on real cells.
+        num_slots: Size of the level in time.
+        d_model: Channels: 2/8 encode time, 3/8 the row and 3/8 the column.
+        frequencies: `ClassQueryConfig.sine_frequencies`.
+
+    Returns:
+        Shape (batch, num_slots, h, w, d_model), float32.
+    """
+    valid = mask[:, None].expand(-1, num_slots, -1, -1).float()
+    embeddings = []
+    for axis, width in ((1, d_model // 4), (2, 3 * d_model // 8), (3, 3 * d_model // 8)):
+        positions = valid.cumsum(axis)
+        last = positions.narrow(axis, positions.shape[axis] - 1, 1)
+        positions = positions / (last + 1e-6) * 2 * math.pi
+        channels = torch.arange(width, device=mask.device)
+        # The release steps the exponent at every channel; usually the sine and the cosine of a pair share it.
+        exponents = channels / width if frequencies == "released" else 2 * (channels // 2) / width
+        embeddings.append(_interleaved_sine(positions, 10000**exponents))
+    return torch.cat(embeddings, dim=-1)
+
+
+def box_position_embedding(boxes: torch.Tensor, d_model: int) -> torch.Tensor:
+    """Encode boxes (..., 4), (cx, cy, w, h) in [0, 1], as (..., 2 * d_model): cy, cx, w, h, each in a quarter."""
+    width = d_model // 2
+    exponents = 2 * (torch.arange(width, device=boxes.device) // 2) / width
+    ordered = boxes[..., [1, 0, 2, 3]].float() * 2 * math.pi
+    return _interleaved_sine(ordered, 10000**exponents).flatten(-2)
+
+
+def _interleaved_sine(positions: torch.Tensor, periods: torch.Tensor) -> torch.Tensor:
+    """Sine at even and cosine at odd channels: (...) -> (..., len(periods))."""
+    angles = positions[..., None] / periods
+    return torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1).flatten(-2)
+
+
+# Building blocks
+
+
+class ClassQueryMLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, *widths: int):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(widths[:-1], widths[1:], strict=True))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers[:-1]:
+            hidden_states = layer(hidden_states).relu()
+        return self.layers[-1](hidden_states)
+
+
+class ClassQueryFeedForward(nn.Module):
+    """Post-norm feed-forward layer with a residual connection."""
+
+    def __init__(self, d_model: int, ffn_dim: int, dropout: float):
+        super().__init__()
+        self.fc1 = nn.Linear(d_model, ffn_dim)
+        self.fc2 = nn.Linear(ffn_dim, d_model)
+        self.layer_norm = nn.LayerNorm(d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        update = self.fc2(self.dropout(self.fc1(hidden_states).relu()))
+        return self.layer_norm(hidden_states + self.dropout(update))
+
+
+class ClassQueryAttention(nn.Module):
+    """Multi-head attention without input projections: queries, keys and values come in as they are attended.
+
+    Queries and keys may be wider than values.
+    """
+
+    def __init__(self, config: ClassQueryConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.decoder_attention_heads
+        self.dropout = config.dropout
+        self.is_causal = False
+        self.out_proj = nn.Linear(config.d_model, config.d_model)
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend.
+
+        Args:
+            query: Shape (rows, num_queries, width).
+            key: Shape (rows, num_keys, width).
+            value: Shape (rows, num_keys, d_model).
+            attention_mask: Added to the logits; broadcasts to (rows, num_heads, num_queries, num_keys).
+            output_attentions: Whether to return the attention; computed without a fused kernel then.
+
+        Returns:
+            The attended values of shape (rows, num_queries, d_model), and the attention of shape
+            (rows, num_heads, num_queries, num_keys) or None.
+        """
+        query, key, value = (self._split_heads(states) for states in (query, key, value))
+        implementation = "eager" if output_attentions else self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        attended, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.dropout if self.training else 0.0,
+            scaling=query.shape[-1] ** -0.5,
+            is_causal=False,
+        )
+        return self.out_proj(attended.flatten(2)), weights
+
+    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """(rows, length, width) -> (rows, heads, length, width / heads)."""
+        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in plain operations: ((rows, length, heads, head_dim), (rows, heads, length, num_keys))."""
+    logits = query @ key.transpose(-2, -1) * scaling
+    if attention_mask is not None:
+        logits = logits + attention_mask
+    weights = logits.softmax(-1, dtype=torch.float32).to(query.dtype)
+    attended = F.dropout(weights, p=dropout, training=module.training) @ value
+    return attended.transpose(1, 2), weights
+
+
+def interleave_heads(content: torch.Tensor, position: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Join two (..., d_model) tensors so that each head sees its share of both: (..., 2 * d_model)."""
+    shares = (states.unflatten(-1, (num_heads, -1)) for states in (content, position))
+    return torch.cat(tuple(shares), dim=-1).flatten(-2)
+
+
+# Encoder
+
+
+class ClassQueryDeformableAttention(nn.Module):
+    """Deformable self-attention over the cells of all levels, in time and space."""
+
+    def __init__(self, config: ClassQueryConfig):
+        super().__init__()
+        self.num_heads = config.encoder_attention_heads
+        self.samples = (config.num_feature_levels, config.encoder_n_points)
+        self.offset_order = config.sampling_offset_order
+        num_samples = self.num_heads * math.prod(self.samples)
+        self.sampling_offsets = nn.Linear(config.d_model, num_samples * 3)
+        self.attention_weights = nn.Linear(config.d_model, num_samples)
+        self.value_proj = nn.Linear(config.d_model, config.d_model)
+        self.output_proj = nn.Linear(config.d_model, config.d_model)
+
+    def reset_parameters(self) -> None:
+        """Point the heads in different directions, one cell further with each point, and weigh all points equally."""
+        init.zeros_(self.sampling_offsets.weight)
+        init.copy_(self.sampling_offsets.bias, self._initial_offsets().flatten())
+        for parameter in self.attention_weights.parameters():
+            init.zeros_(parameter)
+        for projection in (self.value_proj, self.output_proj):
+            init.xavier_uniform_(projection.weight)
+            init.zeros_(projection.bias)
+
+    def _initial_offsets(self) -> torch.Tensor:
+        """Offsets of shape (heads, levels, points, 3): quarter turns around the cell, half of them also in time."""
+        head = torch.arange(self.num_heads)
+        angles = head * math.pi / 2
+        in_time = (head < self.num_heads / 2).float()
+        directions = torch.stack((angles.cos(), angles.sin(), in_time), dim=-1)
+        directions = directions / directions.abs().amax(-1, keepdim=True)
+        steps = torch.arange(1, self.samples[1] + 1)
+        offsets = directions[:, None, None] * steps[:, None]
+        return offsets.expand(-1, self.samples[0], -1, -1)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: torch.Tensor,
+        reference_points: torch.Tensor,
+        spatio_temporal_shapes: list[tuple[int, int, int]],
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Attend from each cell to points around it; shapes as in `ClassQueryEncoder` and the operator."""
+        batch_size, num_cells, _ = hidden_states.shape
+        value = self.value_proj(hidden_states)
+        if mask is not None:
+            value = value * mask[..., None].to(value.dtype)
+        query = hidden_states + position_embeddings
+        samples = (batch_size, num_cells, self.num_heads, *self.samples)
+        attended = deformable_attention_3d(
+            value.unflatten(-1, (self.num_heads, -1)),
+            spatio_temporal_shapes,
+            reference_points,
+            self.sampling_offsets(query).view(*samples, 3),
+            self.attention_weights(query).view(samples),
+            self._offset_scale(spatio_temporal_shapes, query.device),
+        )
+        return self.output_proj(attended)
+
+    def _offset_scale(self, spatio_temporal_shapes: list[tuple[int, int, int]], device: torch.device) -> torch.Tensor:
+        """Length of an offset of one along (x, y, t) as part of each level: (levels, 3)."""
+        # The release divides (x, y, t) by (t, w, h): its checkpoints have learned offsets of that scale.
+        order = (0, 2, 1) if self.offset_order == "released" else (2, 1, 0)
+        return 1 / torch.tensor(spatio_temporal_shapes, dtype=torch.float32, device=device)[:, order]
+
+
+class ClassQueryEncoderLayer(GradientCheckpointingLayer):
+    """Deformable self-attention and a feed-forward layer, post-norm."""
+
+    def __init__(self, config: ClassQueryConfig):
+        super().__init__()
+        self.self_attn = ClassQueryDeformableAttention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.feed_forward = ClassQueryFeedForward(config.d_model, config.encoder_ffn_dim, config.dropout)
+
+    def forward(self, hidden_states: torch.Tensor, *attention_inputs) -> torch.Tensor:
+        update = self.self_attn(hidden_states, *attention_inputs)
+        return self.feed_forward(self.self_attn_layer_norm(hidden_states + self.dropout(update)))
+
+
+class ClassQueryEncoder(nn.Module):
+    """Deformable transformer encoder over all levels of a clip."""
+
+    def __init__(self, config: ClassQueryConfig):
+        super().__init__()
+        self.config = config
+        self.level_embed = nn.Parameter(torch.empty(config.num_feature_levels, config.d_model))
+        self.layers = nn.ModuleList(ClassQueryEncoderLayer(config) for _ in range(config.encoder_layers))
+
+    def reset_parameters(self) -> None:
+        """Initialise for training from scratch."""
+        _reset_matrices(self)
+        init.normal_(self.level_embed)
+        for layer in self.layers:
+            layer.self_attn.reset_parameters()
+
+    def forward(
+        self, features: list[torch.Tensor], level_masks: list[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Encode.
+
+        Args:
+            features: One map (batch, d_model, t, h, w) per level.
+            level_masks: One mask (batch, h, w) per level, true on real cells.
+
+        Returns:
+            Input of the first and output of every layer, (batch, num_cells, d_model) each, and one position encoding
+            (batch, t, h, w, d_model) per level.
+        """
+        shapes = [tuple(level.shape[2:]) for level in features]
+        positions = [
+            sine_position_embedding(mask, t, self.config.d_model, self.config.sine_frequencies).to(level.dtype) + embed
+            for level, mask, (t, _, _), embed in zip(features, level_masks, shapes, self.level_embed, strict=True)
+        ]
+        # (batch, d_model, t, h, w) -> (batch, cells, d_model)
+        hidden_states = torch.cat([level.flatten(2).transpose(1, 2) for level in features], dim=1)
+        position_embeddings = torch.cat([position.flatten(1, 3) for position in positions], dim=1)
+        reference_points = self.reference_points(shapes, level_masks)
+        mask = torch.cat([m[:, None].expand(-1, t, -1, -1).flatten(1) for m, (t, _, _) in zip(level_masks, shapes, strict=True)], 1)
+        all_hidden_states = [hidden_states]
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, position_embeddings, reference_points, shapes, mask)
+            all_hidden_states.append(hidden_states)
+        return all_hidden_states, positions
+
+    @staticmethod
+    def valid_ratios(level_masks: list[torch.Tensor]) -> torch.Tensor:
+        """Real part of each level along (x, y, t), read off its first row and column: (batch, levels, 3)."""
+        ratios = [
+            torch.stack((mask[:, 0].float().mean(-1), mask[:, :, 0].float().mean(-1)), dim=-1) for mask in level_masks
+        ]
+        # Every frame of a batch is real as far as the mask knows.
+        return F.pad(torch.stack(ratios, dim=1), (0, 1), value=1.0)
+
+    def reference_points(self, shapes: list[tuple[int, int, int]], level_masks: list[torch.Tensor]) -> torch.Tensor:
+        """Centre of each cell as (x, y, t) in [0, 1] of every level: (batch, num_cells, levels, 3)."""
+        ratios = self.valid_ratios(level_masks)
+        points = []
+        for level, (t, h, w) in enumerate(shapes):
+            axes = [(torch.arange(size, device=ratios.device) + 0.5) / size for size in (t, h, w)]
+            centers = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).flatten(0, 2)
+            points.append(centers / ratios[:, level, None])
+        return torch.cat(points, dim=1)[:, :, None] * ratios[:, None]
+
+
+# Decoder
+
+
+class ClassQueryLocalizingLayer(nn.Module):
+    """Update the actor features: attention among actors, then to an actor's own mixture of the levels."""
+
+    def __init__(self, config: ClassQueryConfig, is_first: bool):
+        super().__init__()
+        d_model = config.d_model
+        self.num_heads = config.decoder_attention_heads
+        self.self_attn_q_content = nn.Linear(d_model, d_model)
+        self.self_attn_q_position = nn.Linear(d_model, d_model)
+        self.self_attn_k_content = nn.Linear(d_model, d_model)
+        self.self_attn_k_position = nn.Linear(d_model, d_model)
+        self.self_attn_v = nn.Linear(d_model, d_model)
+        self.self_attn = ClassQueryAttention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(d_model)
+
+        self.level_weights = nn.Linear(d_model, config.num_feature_levels)
+        self.memory_layer_norm = nn.LayerNorm(d_model)
+
+        self.cross_attn_q_content = nn.Linear(d_model, d_model)
+        # Only the first layer adds positions to the content, as in Conditional DETR.
+        self.cross_attn_q_position = nn.Linear(d_model, d_model) if is_first else None
+        self.cross_attn_q_sine = nn.Linear(d_model, d_model)
+        self.cross_attn_k_content = nn.Linear(d_model, d_model)
+        self.cross_attn_k_position = nn.Linear(d_model, d_model)
+        self.cross_attn_v = nn.Linear(d_model, d_model)
+        self.cross_attn = ClassQueryAttention(config)
+        self.cross_attn_layer_norm = nn.LayerNorm(d_model)
+
+        self.dropout = nn.Dropout(config.dropout)
+        self.feed_forward = ClassQueryFeedForward(d_model, config.decoder_ffn_dim, config.dropout)
+
+    def forward(
+        self,
+        actors: torch.Tensor,
+        query_position: torch.Tensor,
+        query_sine: torch.Tensor,
+        memory: torch.Tensor,
+        memory_position: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Run the layer.
+
+        Args:
+            actors: Shape (num_clip_frames, num_queries, d_model).
+            query_position: Same shape; encoding of the reference boxes.
+            query_sine: Same shape; modulated sine encoding of the centres.
+            memory: Shape (num_levels, num_clip_frames, num_cells, d_model).
+            memory_position: Shape (num_clip_frames, num_cells, d_model).
+            attention_mask: Added to the attention logits; shape (num_clip_frames, num_cells), or None.
+
+        Returns:
+            The actor features after and before the feed-forward layer, and the memory of each actor, of shape
+            (num_clip_frames, num_queries, num_cells, d_model).
+        """
+        actors = self._attend_to_actors(actors, query_position)
+        actor_memory = self._mix_levels(actors, memory)
+        actors = self._attend_to_memory(
+            actors, query_position, query_sine, actor_memory, memory_position, attention_mask
+        )
+        return self.feed_forward(actors), actors, actor_memory
+
+    def _attend_to_actors(self, actors: torch.Tensor, query_position: torch.Tensor) -> torch.Tensor:
+        query = self.self_attn_q_content(actors) + self.self_attn_q_position(query_position)
+        key = self.self_attn_k_content(actors) + self.self_attn_k_position(query_position)
+        update, _ = self.self_attn(query, key, self.self_attn_v(actors))
+        return self.self_attn_layer_norm(actors + self.dropout(update))
+
+    def _mix_levels(self, actors: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        weights = self.level_weights(actors).softmax(-1)
+        return self.memory_layer_norm(torch.einsum("fnl,lfsc->fnsc", weights, memory))
+
+    def _attend_to_memory(
+        self,
+        actors: torch.Tensor,
+        query_position: torch.Tensor,
+        query_sine: torch.Tensor,
+        actor_memory: torch.Tensor,
+        memory_position: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        num_queries = actors.shape[1]
+        query_content = self.cross_attn_q_content(actors)
+        key_content = self.cross_attn_k_content(actor_memory)
+        key_position = self.cross_attn_k_position(memory_position)[:, None].expand_as(key_content)
+        if self.cross_attn_q_position is not None:
+            query_content = query_content + self.cross_attn_q_position(query_position)
+            key_content = key_content + key_position
+        query = interleave_heads(query_content, self.cross_attn_q_sine(query_sine), self.num_heads)
+        key = interleave_heads(key_content, key_position, self.num_heads)
+        if attention_mask is not None:
+            attention_mask = attention_mask.repeat_interleave(num_queries, dim=0)[:, None, None]
+        # One row per actor: its single query attends to its own memory.
+        update, _ = self.cross_attn(
+            query.flatten(0, 1)[:, None],
+            key.flatten(0, 1),
+            self.cross_attn_v(actor_memory).flatten(0, 1),
+            attention_mask,
+        )
+        return self.cross_attn_layer_norm(actors + self.dropout(update.view_as(actors)))
+
+
+class ClassQueryConvBlock(GradientCheckpointingLayer):
+    """Residual block: 3x3 convolution, layer norm and a pointwise MLP of four times the width."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.conv = nn.Conv2d(d_model, d_model, kernel_size=3, padding=1)
+        self.layer_norm = nn.LayerNorm(d_model, eps=1e-6)
+        self.fc1 = nn.Linear(d_model, 4 * d_model)
+        self.fc2 = nn.Linear(4 * d_model, d_model)
+        self.activation = ACT2FN["gelu"]
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Transform (rows, h, w, d_model)."""
+        update = self.conv(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return features + self.fc2(self.activation(self.fc1(self.layer_norm(update))))
+
+
+class ClassQueryClassifyingLayer(nn.Module):
+    """Update the class features of each actor: every class query attends to the actor's memory by itself."""
+
+    num_conv_blocks = 3
+
+    def __init__(self, config: ClassQueryConfig):
+        super().__init__()
+        d_model = config.d_model
+        self.num_heads = config.decoder_attention_heads
+        self.interleave = config.class_attention_heads == "interleaved"
+        self.actor_feed_forward = ClassQueryFeedForward(d_model, config.decoder_ffn_dim, config.dropout)
+        self.fusion_layer_norm = nn.LayerNorm(d_model)
+        # Shared on purpose: the released network applies one block three times.
+        num_modules = 1 if config.class_convolutions == "released" else self.num_conv_blocks
+        self.conv_blocks = nn.ModuleList(ClassQueryConvBlock(d_model) for _ in range(num_modules))
+
+        self.self_attn = ClassQueryAttention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(d_model)
+        self.cross_attn_q_sine = nn.Linear(d_model, d_model)
+        self.cross_attn_k = nn.Linear(d_model, d_model)
+        self.cross_attn_v = nn.Linear(d_model, d_model)
+        self.cross_attn = ClassQueryAttention(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.feed_forward = ClassQueryFeedForward(d_model, config.decoder_ffn_dim, config.dropout)
+
+    def forward(
+        self,
+        class_queries: torch.Tensor,
+        actors: torch.Tensor,
+        query_sine: torch.Tensor,
+        actor_memory: torch.Tensor,
+        memory_position: torch.Tensor,
+        memory_size: tuple[int, int],
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Run the layer.
+
+        Args:
+            class_queries: Shape (num_clip_frames * num_queries, num_labels, d_model).
+            actors: Shape (num_clip_frames, num_queries, d_model); receives no gradient from here.
+            query_sine: Same shape; modulated sine encoding of the centres.
+            actor_memory: Shape (num_clip_frames, num_queries, num_cells, d_model).
+            memory_position: Shape (num_clip_frames, num_cells, d_model).
+            memory_size: (h, w) with h * w = num_cells.
+            output_attentions: Whether to return the attention.
+
+        Returns:
+            The class features, shaped as `class_queries`, and the attention of shape
+            (num_clip_frames * num_queries, heads, num_labels, num_cells) or None.
+        """
+        update, _ = self.self_attn(class_queries, class_queries, class_queries)
+        class_queries = self.self_attn_layer_norm(class_queries + self.dropout(update))
+
+        context = self._fuse(actors, actor_memory, memory_size)
+        position = memory_position[:, None].expand_as(actor_memory).flatten(0, 1)
+        sine = self.cross_attn_q_sine(query_sine).flatten(0, 1)[:, None].expand_as(class_queries)
+        # Values are the memory before fusion, and there is no residual from the class query: a class speaks only
+        # through where it looks. Padded cells are not masked, as in the release.
+        class_features, attention = self.cross_attn(
+            self._join(class_queries, sine),
+            self._join(self.cross_attn_k(context), position),
+            self.cross_attn_v(actor_memory.flatten(0, 1)),
+            output_attentions=output_attentions,
+        )
+        return self.feed_forward(self.dropout(class_features)), attention
+
+    def _fuse(self, actors: torch.Tensor, actor_memory: torch.Tensor, memory_size: tuple[int, int]) -> torch.Tensor:
+        """Add each actor to its memory and mix in space: (num_clip_frames * num_queries, num_cells, d_model)."""
+        actors = self.actor_feed_forward(actors.detach())
+        context = self.fusion_layer_norm(actor_memory + actors[:, :, None])
+        context = context.flatten(0, 1).unflatten(1, memory_size)
+        for index in range(self.num_conv_blocks):
+            context = self.conv_blocks[index % len(self.conv_blocks)](context)
+        return context.flatten(1, 2)
+
+    def _join(self, content: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        if self.interleave:
+            return interleave_heads(content, position, self.num_heads)
+        # Split into heads afterwards, the first half of them sees only content and the second only positions.
+        return torch.cat((content, position), dim=-1)
+
+
+class ClassQueryDecoder(nn.Module):
+    """Alternate localizing and classifying layers, refining the boxes in between."""
+
+    def __init__(self, config: ClassQueryConfig):
+        super().__init__()
+        self.config = config
+        d_model = config.d_model
+        self.class_queries = nn.Parameter(torch.empty(config.num_labels, d_model))
+        self.localizing_layers = nn.ModuleList(
+            ClassQueryLocalizingLayer(config, is_first=index == 0) for index in range(config.decoder_layers)
+        )
+        self.classifying_layers = nn.ModuleList(
+            ClassQueryClassifyingLayer(config) for _ in range(config.decoder_layers)
+        )
+        self.actor_layer_norm = nn.LayerNorm(d_model)
+        self.class_layer_norm = nn.LayerNorm(d_model)
+        self.query_scale = ClassQueryMLP(d_model, d_model, d_model)
+        self.box_position_head = ClassQueryMLP(2 * d_model, d_model, d_model)
+        self.box_size_head = ClassQueryMLP(d_model, d_model, 2)
+        self.box_head = ClassQueryMLP(d_model, d_model, d_model, 4)
+
+    def reset_parameters(self) -> None:
+        """Initialise for training from scratch."""
+        _reset_matrices(self)
+        for parameter in self.box_head.layers[-1].parameters():
+            init.zeros_(parameter)
+
+    def forward(
+        self,
+        reference_boxes: torch.Tensor,
+        memory: torch.Tensor,
+        memory_position: torch.Tensor,
+        memory_size: tuple[int, int],
+        attention_mask: torch.Tensor | None,
+        output_attentions: bool = False,
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        """Decode.
+
+        Args:
+            reference_boxes: Shape (num_clip_frames, num_queries, 4), (cx, cy, w, h) in [0, 1].
+            memory: Shape (num_levels, num_clip_frames, num_cells, d_model).
+            memory_position: Shape (num_clip_frames, num_cells, d_model).
+            memory_size: (h, w) with h * w = num_cells.
+            attention_mask: Added to the localizing attention; shape (num_clip_frames, num_cells), or None.
+            output_attentions: Whether to return the class attentions.
+
+        Returns:
+            Four lists with one entry per layer: normalised actor features (num_clip_frames, num_queries, d_model) and
+            class features (num_clip_frames * num_queries, num_labels, d_model), the boxes that the layer starts from,
+            and the class attentions.
+        """
+        actors = torch.zeros_like(memory[0, :, :1]).expand(-1, reference_boxes.shape[1], -1)
+        classes = self.class_queries.expand(actors.shape[0] * actors.shape[1], -1, -1)
+        all_actors, all_classes, all_boxes, all_attentions = [], [], [], []
+        for index, (localize, classify) in enumerate(
+            zip(self.localizing_layers, self.classifying_layers, strict=True)
+        ):
+            all_boxes.append(reference_boxes)
+            anchors = reference_boxes.detach()
+            query_position, query_sine = self._encode_boxes(anchors, actors, is_first=index == 0)
+            actors, classified_actors, actor_memory = localize(
+                actors, query_position, query_sine, memory, memory_position, attention_mask
+            )
+            classes, attention = classify(
+                classes, classified_actors, query_sine, actor_memory, memory_position, memory_size, output_attentions
+            )
+            # Refined on the raw features; the detection head reads the normalised ones, as in DAB-DETR.
+            reference_boxes = self.refine_boxes(actors, anchors)
+            all_actors.append(self.actor_layer_norm(actors))
+            all_classes.append(self.class_layer_norm(classes))
+            all_attentions.append(attention)
+        return all_actors, all_classes, all_boxes, all_attentions
+
+    def refine_boxes(self, features: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        """Move boxes (..., 4) by what the box head reads from features (..., d_model)."""
+        return (self.box_head(features).to(boxes.dtype) + inverse_sigmoid(boxes)).sigmoid()
+
+    def _encode_boxes(
+        self, boxes: torch.Tensor, actors: torch.Tensor, is_first: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Position query and modulated sine query of each actor, (num_clip_frames, num_queries, d_model) each."""
+        d_model = self.config.d_model
+        sine = box_position_embedding(boxes, d_model).to(actors.dtype)
+        query_position = self.box_position_head(sine)
+        query_sine = sine[..., :d_model]
+        if not is_first:
+            query_sine = query_sine * self.query_scale(actors)
+        # Widen the attention with the box: the row part by its height, the column part by its width.
+        size = self.box_size_head(actors).sigmoid().to(boxes.dtype)
+        scale = (size / boxes[..., 2:]).flip(-1).repeat_interleave(d_model // 2, dim=-1)
+        return query_position, query_sine * scale.to(actors.dtype)
+
+
+# Models
+
+
+class ClassQueryPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and what transformers needs to know about the architecture."""
+
+    config_class = ClassQueryConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("video",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["ClassQueryViTBlock", "ClassQueryEncoderLayer", "ClassQueryConvBlock"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ClassQueryEncoder | ClassQueryDecoder):
+            module.reset_parameters()
+        elif isinstance(module, ClassQueryViTBackbone):
+            module.reset_position_table()
+        elif isinstance(module, ClassQueryModel):
+            init.normal_(module.reference_boxes)
+        elif isinstance(module, ClassQueryForVideoActionDetection) and module.class_readout is not None:
+            # A prior of 5 %, so that rare positives are not drowned at first.
+            init.constant_(module.class_readout_bias, -math.log(19))
+            init.normal_(module.class_readout, std=0.02)
+
+
+def _reset_matrices(module: nn.Module) -> None:
+    """Xavier-uniform for everything with two or more dimensions."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            init.xavier_uniform_(parameter)
+
+
+class ClassQueryModel(ClassQueryPreTrainedModel):
+    """Backbone, encoder and decoder without the heads."""
+
+    def __init__(self, config: ClassQueryConfig):
+        super().__init__(config)
+        self.backbone = ClassQueryViTBackbone(config.backbone_config, config.num_frames)
+        self.feature_pyramid = ClassQueryFeaturePyramid(
+            config.backbone_config.hidden_size, config.d_model, config.num_feature_levels
+        )
+        self.encoder = ClassQueryEncoder(config)
+        self.decoder = ClassQueryDecoder(config)
+        # Learned start of the boxes, before the sigmoid.
+        self.reference_boxes = nn.Parameter(torch.empty(config.num_output_frames, config.num_queries, 4))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> ClassQueryModelOutput:
+        """Encode clips and decode actor candidates and their classes.
+
+        Args:
+            pixel_values: Shape (batch, num_frames, 3, height, width), normalised as by [`ClassQueryVideoProcessor`].
+            pixel_mask: Shape (batch, height, width), 1 on real pixels and 0 on padding; all real by default.
+            output_attentions: Whether to return the class attentions.
+            output_hidden_states: Whether to return the states of the encoder.
+        """
+        self._validate(pixel_values, pixel_mask)
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        features = self.feature_pyramid(self.backbone(pixel_values))
+        level_masks = self.level_masks(pixel_values, pixel_mask, features)
+        hidden_states, positions = self.encoder(features, level_masks)
+        shapes = [tuple(level.shape[2:]) for level in features]
+        memory = self.resample(hidden_states[-1], shapes)
+        memory_position = self.resample_position(positions[-2])
+        actors, classes, boxes, attentions = self.decoder(
+            self.reference_boxes.sigmoid().repeat(len(pixel_values), 1, 1),
+            memory,
+            memory_position,
+            shapes[-2][1:],
+            None if pixel_mask is None else self.memory_mask(level_masks[-2], memory.dtype),
+            output_attentions,
+        )
+        return ClassQueryModelOutput(
+            actor_hidden_states=self._split_frames(torch.stack(actors)),
+            class_hidden_states=self._split_frames(torch.stack(classes).unflatten(1, (-1, self.config.num_queries))),
+            reference_boxes=self._split_frames(torch.stack(boxes)),
+            encoder_last_hidden_state=hidden_states[-1],
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            class_attentions=self._class_attentions(attentions, shapes[-2][1:]) if output_attentions else None,
+        )
+
+    def _validate(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> None:
+        expected = f"(batch, {self.config.num_frames}, 3, height, width)"
+        if pixel_values.ndim != 5 or pixel_values.shape[2] != 3:
+            raise ValueError(f"`pixel_values` must have shape {expected}, got {tuple(pixel_values.shape)}")
+        if pixel_values.shape[1] != self.config.num_frames:
+            raise ValueError(
+                f"`pixel_values` must hold {self.config.num_frames} frames (`config.num_frames`), "
+                f"got {pixel_values.shape[1]}: sample clips of that many frames"
+            )
+        smallest = 2 * self.config.backbone_config.patch_size
+        if min(pixel_values.shape[-2:]) < smallest:
+            raise ValueError(f"frames must be at least {smallest}x{smallest} pixels, got {pixel_values.shape[-2:]}")
+        size = (pixel_values.shape[0], *pixel_values.shape[-2:])
+        if pixel_mask is not None and tuple(pixel_mask.shape) != size:
+            raise ValueError(f"`pixel_mask` must have shape {size}, got {tuple(pixel_mask.shape)}")
+
+    @staticmethod
+    def level_masks(
+        pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, features: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Reduce the pixel mask to each level by nearest neighbour: (batch, h, w), true on real cells."""
+        if pixel_mask is None:
+            pixel_mask = torch.ones_like(pixel_values[:, 0, 0])
+        pixel_mask = pixel_mask[:, None].float()
+        return [F.interpolate(pixel_mask, size=level.shape[-2:])[:, 0] > 0.5 for level in features]
+
+    @property
+    def output_frame_indices(self) -> range:
+        """Frames of the clip that are decoded."""
+        config = self.config
+        if config.output_frames == "all":
+            return range(config.num_frames)
+        return range(config.keyframe_index, config.keyframe_index + 1)
+
+    def resample(self, hidden_states: torch.Tensor, shapes: list[tuple[int, int, int]]) -> torch.Tensor:
+        """Bring all levels to the size of the last but one and to the decoded frames.
+
+        Args:
+            hidden_states: Encoder output of shape (batch, num_cells, d_model).
+            shapes: Size (t, h, w) of each level.
+
+        Returns:
+            Shape (num_levels, num_clip_frames, h * w, d_model).
+        """
+        grid = self._resampling_grid(shapes[-2], hidden_states.device)
+        padding_mode = "zeros" if self.config.resampling_grid == "released" else "border"
+        levels = []
+        for level, shape in zip(hidden_states.split([math.prod(s) for s in shapes], dim=1), shapes, strict=True):
+            volume = level.transpose(1, 2).unflatten(2, shape).float()
+            grids = grid.expand(len(level), -1, -1, -1, -1)
+            sampled = F.grid_sample(volume, grids, padding_mode=padding_mode, align_corners=False)
+            # (batch, d_model, frames, h, w) -> (batch * frames, h * w, d_model)
+            levels.append(sampled.permute(0, 2, 3, 4, 1).flatten(0, 1).flatten(1, 2).to(level.dtype))
+        return torch.stack(levels)
+
+    def _resampling_grid(self, shape: tuple[int, int, int], device: torch.device) -> torch.Tensor:
+        """Sampling points (1, frames, h, w, 3) as (x, y, t) in [-1, 1]."""
+        t, h, w = shape
+        num_frames = self.config.num_frames
+        frames = torch.tensor(self.output_frame_indices, device=device)
+        if self.config.resampling_grid == "released":
+            # Corners are placed as with align_corners=True but sampled as without: borders are halved.
+            times, rows, columns = (torch.linspace(-1, 1, n, device=device) for n in (num_frames, h, w))
+            times = times[frames]
+            if t == num_frames:
+                # Frame by frame, and transposed: rows sample x and columns sample y.
+                times = _pixel_centers(num_frames, device)[frames]
+                times, columns, rows = torch.meshgrid(times, rows, columns, indexing="ij")
+                return torch.stack((columns, rows, times), dim=-1)[None]
+        else:
+            times, rows, columns = (_pixel_centers(n, device) for n in (num_frames, h, w))
+            times = times[frames]
+        times, rows, columns = torch.meshgrid(times, rows, columns, indexing="ij")
+        return torch.stack((columns, rows, times), dim=-1)[None]
+
+    def resample_position(self, position: torch.Tensor) -> torch.Tensor:
+        """Pick the time slot of each decoded frame: (batch, t, h, w, d_model) -> (num_clip_frames, h * w, d_model)."""
+        num_slots = position.shape[1]
+        # The release tiles the slots in time, so that frame f reads slot f modulo their number.
+        slots = [
+            f % num_slots if self.config.resampled_position == "released" else f * num_slots // self.config.num_frames
+            for f in self.output_frame_indices
+        ]
+        return position[:, slots].flatten(0, 1).flatten(1, 2)
+
+    def memory_mask(self, level_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """What to add to attention logits: (batch, h, w) -> (num_clip_frames, h * w), lowest value on padding."""
+        padding = ~level_mask.flatten(1).repeat_interleave(self.config.num_output_frames, dim=0)
+        return padding.to(dtype) * torch.finfo(dtype).min
+
+    def _split_frames(self, states: torch.Tensor) -> torch.Tensor:
+        """(layers, num_clip_frames, ...) -> (layers, batch, num_output_frames, ...)."""
+        return states.unflatten(1, (-1, self.config.num_output_frames))
+
+    def _class_attentions(self, attentions: list[torch.Tensor], memory_size: tuple[int, int]) -> tuple:
+        """(num_clip_frames * queries, heads, labels, cells) -> (batch, frames, queries, labels, heads, h, w)."""
+        frames_and_queries = (-1, self.config.num_output_frames, self.config.num_queries)
+        return tuple(
+            attention.unflatten(0, frames_and_queries).transpose(3, 4).unflatten(-1, memory_size)
+            for attention in attentions
+        )
+
+
+def _pixel_centers(size: int, device: torch.device) -> torch.Tensor:
+    """Centres of `size` cells in [-1, 1]."""
+    return (2 * torch.arange(size, device=device) + 1) / size - 1
+
+
+class ClassQueryForVideoActionDetection(ClassQueryPreTrainedModel):
+    r"""
+    The detector: boxes of actors and, for each, a score per action class.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection
+
+    >>> config = ClassQueryConfig(
+    ...     num_frames=8, num_labels=3, num_queries=5, d_model=64, encoder_layers=1, decoder_layers=2,
+    ...     backbone_config={"model_type": "classquery_vit", "hidden_size": 48, "num_hidden_layers": 2,
+    ...                      "num_attention_heads": 3, "intermediate_size": 96},
+    ... )
+    >>> model = ClassQueryForVideoActionDetection(config).eval()
+    >>> outputs = model(torch.zeros(2, 8, 3, 64, 96))
+    >>> outputs.logits.shape, outputs.pred_boxes.shape
+    (torch.Size([2, 1, 5, 3]), torch.Size([2, 1, 5, 4]))
+
+    ```
+    """
+
+    def __init__(self, config: ClassQueryConfig):
+        super().__init__(config)
+        self.model = ClassQueryModel(config)
+        self.actor_head = nn.Linear(config.d_model, 3)
+        self.classifier_dropout = nn.Dropout(config.classifier_dropout)
+        per_class = config.class_readout == "per_class"
+        self.class_readout = nn.Parameter(torch.empty(config.num_labels, config.d_model)) if per_class else None
+        self.class_readout_bias = nn.Parameter(torch.empty(config.num_labels)) if per_class else None
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        labels: list[dict[str, torch.Tensor]] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> ClassQueryDetectionOutput:
+        """Detect actions.
+
+        Args:
+            pixel_values: Shape (batch, num_frames, 3, height, width), normalised as by [`ClassQueryVideoProcessor`].
+            pixel_mask: Shape (batch, height, width), 1 on real pixels and 0 on padding; all real by default.
+            labels: For the loss, one dict per clip (see [`action_detection_loss`]).
+            output_attentions: Whether to return the class attentions.
+            output_hidden_states: Whether to return the states of the encoder.
+        """
+        outputs = self.model(pixel_values, pixel_mask, output_attentions, output_hidden_states, return_dict=True)
+        logits = self.classify(outputs.class_hidden_states)
+        actor_logits = self.actor_head(outputs.actor_hidden_states)
+        pred_boxes = self.model.decoder.refine_boxes(outputs.actor_hidden_states, outputs.reference_boxes)
+        predictions = [
+            {"logits": logits[i], "pred_boxes": pred_boxes[i], "actor_logits": actor_logits[i]}
+            for i in range(self.config.decoder_layers)
+        ]
+        loss, loss_dict = None, None
+        if labels is not None:
+            loss, loss_dict = action_detection_loss(predictions, labels, self.config)
+        return ClassQueryDetectionOutput(
+            loss=loss,
+            loss_dict=loss_dict,
+            scores=action_scores(predictions[-1], self.config.score_with_actor),
+            **predictions[-1],
+            auxiliary_outputs=predictions[:-1],
+            reference_boxes=outputs.reference_boxes,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            hidden_states=outputs.hidden_states,
+            class_attentions=outputs.class_attentions,
+        )
+
+    def classify(self, class_hidden_states: torch.Tensor) -> torch.Tensor:
+        """Read logits (..., num_labels) from class features (..., num_labels, d_model)."""
+        features = self.classifier_dropout(class_hidden_states)
+        if self.class_readout is None:
+            return features.mean(-1)
+        return (features * self.class_readout).sum(-1) + self.class_readout_bias
+
+
+__all__ = [
+    "ClassQueryDetectionOutput",
+    "ClassQueryForVideoActionDetection",
+    "ClassQueryModel",
+    "ClassQueryModelOutput",
+    "ClassQueryPreTrainedModel",
+]

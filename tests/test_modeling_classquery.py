@@ -1,0 +1,259 @@
+"""The network against the goldens of the published one, and as a citizen of transformers."""
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from utils import golden_inputs, golden_model, golden_state_dict, load_golden, tiny_batch, tiny_config
+
+from classquery import (
+    ClassQueryConfig,
+    ClassQueryForVideoActionDetection,
+    ClassQueryModel,
+    convert_original_state_dict,
+)
+from classquery.modeling_classquery import sine_position_embedding
+
+
+GOLDENS = ["vit_sf_8f", "vit_ucf_8f", "vit_jhmdb_8f_pad"]
+
+
+@pytest.fixture(scope="module", params=GOLDENS)
+def golden_run(request):
+    """Facts and tensors of a golden, our model with its weights, its inputs and its outputs."""
+    facts, expected = load_golden(request.param)
+    model, inputs = golden_model(facts), golden_inputs(facts)
+    with torch.no_grad():
+        outputs = model(**inputs, output_attentions=True, output_hidden_states=True)
+    return facts, expected, model, inputs, outputs
+
+
+def test_outputs_match_the_published_network(golden_run):
+    facts, expected, model, _, outputs = golden_run
+    if model.config.output_frames == "keyframe":
+        expected = {name: t[:, None] if "pred_" in name else t for name, t in expected.items()}
+    tolerance = {key: facts["suggested"][key] for key in ("rtol", "atol")}
+    layers = {"": outputs, "aux0.": outputs.auxiliary_outputs[0]}
+
+    for prefix, layer in layers.items():
+        for ours, published in (
+            ("logits", "pred_logits"),
+            ("pred_boxes", "pred_boxes"),
+            ("actor_logits", "pred_logits_b"),
+        ):
+            torch.testing.assert_close(layer[ours], expected[prefix + published], **tolerance)
+
+
+def test_intermediate_states_match_the_published_network(golden_run):
+    facts, expected, model, inputs, outputs = golden_run
+    model, mask = model.model, inputs.get("pixel_mask")
+
+    with torch.no_grad():
+        features = model.feature_pyramid(model.backbone(inputs["pixel_values"]))
+        masks = model.level_masks(inputs["pixel_values"], mask, features)
+        hidden_states, positions = model.encoder(features, masks)
+        shapes = [tuple(level.shape[2:]) for level in features]
+        states = model(**inputs)
+        memory_position = model.resample_position(positions[-2])
+        ours = {
+            **{f"src_l{i}": level for i, level in enumerate(features)},
+            "valid_ratios": model.encoder.valid_ratios(masks),
+            "encoder_memory": outputs.encoder_last_hidden_state,
+            # (levels, frames, cells, channels) -> (levels, cells, frames, channels)
+            "decoder_memory": model.resample(hidden_states[-1], shapes).transpose(1, 2),
+            "decoder_pos": memory_position.transpose(0, 1),
+            "decoder_key_padding_mask": (model.memory_mask(masks[-2], torch.float32) < 0).to(torch.uint8),
+            "hs": states.actor_hidden_states.flatten(1, 2),
+            "cls_hs": states.class_hidden_states.flatten(1, 2),
+            "references": outputs.reference_boxes.flatten(1, 2),
+        }
+        for i, (level_mask, (t, _, _)) in enumerate(zip(masks, shapes, strict=True)):
+            ours[f"mask_l{i}"] = (~level_mask)[:, None].expand(-1, t, -1, -1).to(torch.uint8)
+            position = sine_position_embedding(level_mask, t, model.config.d_model, "released")
+            ours[f"pos_l{i}"] = position.movedim(-1, 1)
+
+    checked = 0
+    for stored, reference in expected.items():
+        name, _, index = stored.partition("[")
+        if name not in ours:
+            continue
+        tensor = eval(f"tensor[{index}", {"tensor": ours[name]}) if index else ours[name]
+        noise = facts["tensors"][stored]["fp32_vs_fp64_max_abs"]
+        torch.testing.assert_close(
+            tensor, reference, rtol=0, atol=max(2e-5, 20 * noise), msg=lambda m, n=name: f"{n}: {m}"
+        )
+        checked += 1
+    assert checked == len(ours)
+
+
+def test_class_attentions_sum_to_one_and_leave_the_outputs_alone(golden_run):
+    _, _, model, inputs, outputs = golden_run
+
+    with torch.no_grad():
+        fused = model(**inputs)
+
+    config = model.config
+    height, width = (size // 16 for size in inputs["pixel_values"].shape[-2:])
+    attention = outputs.class_attentions[-1]
+    assert len(outputs.class_attentions) == config.decoder_layers
+    assert attention.shape[1:] == (config.num_output_frames, config.num_queries, config.num_labels, 8, height, width)
+    torch.testing.assert_close(attention.sum((-2, -1)), torch.ones(attention.shape[:-2]))
+    torch.testing.assert_close(fused.logits, outputs.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_released_position_heads_of_the_class_attention_ignore_the_class(golden_run):
+    _, _, _, _, outputs = golden_run
+
+    content, position = outputs.class_attentions[-1].chunk(2, dim=4)
+
+    assert position.std(dim=3).max() < 1e-6
+    assert content.std(dim=3).max() > 1e-3
+
+
+def test_saved_model_loads_to_the_same_outputs(tmp_path, golden_run):
+    _, _, model, inputs, outputs = golden_run
+
+    model.save_pretrained(tmp_path)
+    loaded = ClassQueryForVideoActionDetection.from_pretrained(tmp_path)
+
+    # Tensors mapped from a file are aligned otherwise, which alone makes CPU kernels sum in another order.
+    for parameter in loaded.parameters():
+        parameter.data = parameter.data.clone()
+    with torch.no_grad():
+        again = loaded(**inputs, output_attentions=True)
+    torch.testing.assert_close(again.logits, outputs.logits, rtol=0, atol=0)
+    torch.testing.assert_close(again.pred_boxes, outputs.pred_boxes, rtol=0, atol=0)
+
+
+def test_conversion_drops_prefix_and_reports_all_that_does_not_fit():
+    facts, _ = load_golden("vit_sf_8f")
+    config = golden_model(facts).config
+    state_dict = {f"module.{name}": tensor for name, tensor in golden_state_dict(facts).items()}
+    assert convert_original_state_dict(state_dict, config)
+
+    state_dict["module.extra.weight"] = torch.zeros(2)
+    state_dict["module.class_embed_b.bias"] = torch.zeros(4)
+    del state_dict["module.transformer.level_embed"]
+
+    with pytest.raises(ValueError, match="does not fit") as error:
+        convert_original_state_dict(state_dict, config)
+    assert "missing: model.encoder.level_embed (4, 256)" in str(error.value)
+    assert "unexpected: extra.weight (2,)" in str(error.value)
+    assert "shape of actor_head.bias: got (4,), expected (3,)" in str(error.value)
+
+
+CORRECTED = {
+    "sampling_offset_order": "geometric",
+    "sine_frequencies": "paired",
+    "resampling_grid": "pixel_centers",
+    "resampled_position": "nearest",
+    "class_attention_heads": "interleaved",
+    "class_convolutions": "separate",
+    "class_readout": "per_class",
+}
+
+
+@pytest.mark.parametrize("output_frames", ["keyframe", "all"])
+@pytest.mark.parametrize("overrides", [{}, CORRECTED], ids=["released", "corrected"])
+def test_training_step_gives_every_parameter_a_finite_gradient(overrides, output_frames):
+    model = ClassQueryForVideoActionDetection(tiny_config(output_frames=output_frames, **overrides)).train()
+    torch.manual_seed(0)
+
+    loss = model(**tiny_batch(model.config)).loss
+    loss.backward()
+
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("name", CORRECTED)
+def test_each_corrected_value_changes_the_outputs(name):
+    released = ClassQueryForVideoActionDetection(tiny_config()).eval()
+    corrected = ClassQueryForVideoActionDetection(tiny_config(**{name: CORRECTED[name]})).eval()
+    # A different value may add parameters, but never renames any.
+    missing, unexpected = corrected.load_state_dict(released.state_dict(), strict=False)
+    assert not unexpected
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in [*released.parameters()]:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        corrected.load_state_dict(released.state_dict(), strict=False)
+        inputs = {key: tensor for key, tensor in tiny_batch(released.config).items() if key != "labels"}
+        difference = released(**inputs).logits - corrected(**inputs).logits
+
+    assert difference.abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("num_feature_levels", [2, 3, 4])
+def test_fewer_levels_and_other_widths_work(num_feature_levels):
+    config = tiny_config(num_feature_levels=num_feature_levels, d_model=48, decoder_attention_heads=6)
+
+    outputs = ClassQueryForVideoActionDetection(config).eval()(torch.zeros(1, 4, 3, 40, 64))
+
+    assert outputs.logits.shape == (1, 1, config.num_queries, config.num_labels)
+
+
+def test_untrained_model_starts_from_the_background_prior_with_a_readout_per_class():
+    model = ClassQueryForVideoActionDetection(tiny_config(class_readout="per_class")).eval()
+
+    scores = model(torch.zeros(1, 4, 3, 32, 32)).scores
+
+    assert scores.mean() < 0.1
+
+
+def test_score_with_actor_multiplies_the_confidence():
+    model = ClassQueryForVideoActionDetection(tiny_config(score_with_actor=True)).eval()
+
+    outputs = model(torch.zeros(1, 4, 3, 32, 32))
+
+    expected = outputs.logits.sigmoid() * outputs.actor_logits.softmax(-1)[..., 1:2]
+    torch.testing.assert_close(outputs.scores, expected, rtol=1e-4, atol=2e-5)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    model = ClassQueryForVideoActionDetection(tiny_config(dropout=0.0, classifier_dropout=0.0)).train()
+    model.config.backbone_config.drop_path_rate = 0.0
+    batch = tiny_batch(model.config)
+
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        model(**batch).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+
+    torch.testing.assert_close(*gradients)
+
+
+def test_tuple_output_and_bare_model():
+    model = ClassQueryForVideoActionDetection(tiny_config()).eval()
+    inputs = torch.zeros(1, 4, 3, 32, 32)
+
+    outputs = model(inputs, return_dict=False)
+    states = ClassQueryModel(model.config).eval()(inputs)
+
+    assert isinstance(outputs, tuple)
+    assert states.actor_hidden_states.shape == (2, 1, 1, model.config.num_queries, model.config.d_model)
+
+
+def test_wrong_inputs_raise_with_what_to_do():
+    model = ClassQueryForVideoActionDetection(tiny_config()).eval()
+
+    with pytest.raises(ValueError, match=r"must have shape \(batch, 4, 3, height, width\), got \(1, 3, 4, 32, 32\)"):
+        model(torch.zeros(1, 3, 4, 32, 32))
+    with pytest.raises(ValueError, match="must hold 4 frames .* got 8"):
+        model(torch.zeros(1, 8, 3, 32, 32))
+    with pytest.raises(ValueError, match="at least 16x16 pixels"):
+        model(torch.zeros(1, 4, 3, 8, 32))
+    with pytest.raises(ValueError, match="pixel_mask"):
+        model(torch.zeros(1, 4, 3, 32, 32), pixel_mask=torch.ones(1, 16, 16))
+
+
+def test_configuration_refuses_what_cannot_work():
+    with pytest.raises(StrictDataclassClassValidationError, match="`d_model` must be a multiple of 16"):
+        ClassQueryConfig(d_model=60)
+    with pytest.raises(StrictDataclassClassValidationError, match="`num_frames` must be a multiple of 2"):
+        ClassQueryConfig(num_frames=15)
+    with pytest.raises(StrictDataclassClassValidationError, match="num_feature_levels"):
+        ClassQueryConfig(num_feature_levels=1)

@@ -1,0 +1,127 @@
+"""What several tests share: golden files, the weights they were computed with, and small models."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, convert_original_state_dict
+
+
+GOLDEN_DIR = Path(__file__).parent / "golden"
+
+
+def _load_fill():
+    spec = importlib.util.spec_from_file_location("fill", GOLDEN_DIR / "fill.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fill = _load_fill()
+
+
+def load_golden(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Facts and tensors of a golden of the network."""
+    folder = GOLDEN_DIR / "model"
+    return json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors")
+
+
+def golden_config(facts: dict) -> ClassQueryConfig:
+    """Our configuration of the model behind a golden."""
+    resolved, vit = facts["resolved"], facts["resolved"]["vit"]
+    return ClassQueryConfig(
+        num_frames=resolved["temp_len"],
+        output_frames="keyframe" if resolved["single_frame"] else "all",
+        num_labels=resolved["num_classes"],
+        num_queries=resolved["num_queries"],
+        d_model=resolved["d_model"],
+        encoder_layers=resolved["enc_layers"],
+        decoder_layers=resolved["dec_layers"],
+        encoder_ffn_dim=resolved["dim_feedforward"],
+        decoder_ffn_dim=resolved["dim_feedforward"],
+        backbone_config={
+            "model_type": "classquery_vit",
+            "hidden_size": vit["embed_dim"],
+            "num_hidden_layers": vit["depth"],
+            "num_attention_heads": vit["heads"],
+            "intermediate_size": 4 * vit["embed_dim"],
+            "tubelet_size": vit["tubelet"],
+        },
+    )
+
+
+def golden_state_dict(facts: dict) -> dict[str, torch.Tensor]:
+    """The published names with the weights of the goldens."""
+    return {name: torch.from_numpy(fill.fill(name, shape)) for name, shape in facts["state_dict"].items()}
+
+
+def golden_model(facts: dict) -> ClassQueryForVideoActionDetection:
+    """The model behind a golden, with its weights."""
+    config = golden_config(facts)
+    model = ClassQueryForVideoActionDetection(config)
+    model.load_state_dict(convert_original_state_dict(golden_state_dict(facts), config))
+    return model.eval()
+
+
+def golden_inputs(facts: dict) -> dict[str, torch.Tensor]:
+    """Pixel values (batch, frames, 3, height, width) and, where the golden has padding, the pixel mask."""
+    facts = facts["input"]
+    pixel_values = fill.make_input(facts["make_input_seed"], facts["shape"], facts["valid_hw"])
+    inputs = {"pixel_values": torch.from_numpy(pixel_values).transpose(1, 2)}
+    if facts["valid_hw"]:
+        mask = torch.zeros(facts["shape"][0], *facts["shape"][-2:], dtype=torch.long)
+        for index, (height, width) in enumerate(facts["valid_hw"]):
+            mask[index, :height, :width] = 1
+        inputs["pixel_mask"] = mask
+    return inputs
+
+
+def tiny_config(**overrides) -> ClassQueryConfig:
+    """A network of some ten thousand parameters for 4 frames of 32 pixels or so."""
+    values = {
+        "num_frames": 4,
+        "num_labels": 5,
+        "num_queries": 3,
+        "d_model": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "encoder_n_points": 2,
+        "backbone_config": {
+            "model_type": "classquery_vit",
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "patch_size": 8,
+            "position_grid": [4, 4],
+            "drop_path_rate": 0.0,
+        },
+    }
+    return ClassQueryConfig(**(values | overrides))
+
+
+def tiny_batch(config: ClassQueryConfig) -> dict:
+    """Two clips of different sizes: one with two actors, one with none."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.ones(2, 32, 48, dtype=torch.long)
+    mask[1, 24:] = mask[1, :, 40:] = 0
+    pixel_values = torch.randn(2, config.num_frames, 3, 32, 48, generator=generator) * mask[:, None, None]
+    frames = config.num_output_frames
+    labels = []
+    for num_actors in (2, 0):
+        labels.append(
+            {
+                "boxes": torch.rand(num_actors, frames, 4, generator=generator) * 0.4 + 0.3,
+                "class_labels": (torch.rand(num_actors, frames, config.num_labels, generator=generator) > 0.5).float(),
+                "valid": torch.ones(num_actors, frames, dtype=torch.bool),
+                "frame_mask": torch.ones(frames, dtype=torch.bool),
+            }
+        )
+    return {"pixel_values": pixel_values, "pixel_mask": mask, "labels": labels}
