@@ -9,7 +9,7 @@ from .configuration_classquery import ClassQueryConfig
 from .modeling_classquery import ClassQueryForVideoActionDetection
 
 
-# Published prefix -> ours, then the modules below it; "*" stands for a layer number. Modules not listed keep their name.
+# Published prefix -> ours, then the modules below it. "*" stands for a layer number; others keep their name.
 _SCOPES = {
     "backbone.0.body.": (
         "model.backbone.",

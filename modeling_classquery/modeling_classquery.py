@@ -367,7 +367,9 @@ class ClassQueryEncoder(nn.Module):
         hidden_states = torch.cat([level.flatten(2).transpose(1, 2) for level in features], dim=1)
         position_embeddings = torch.cat([position.flatten(1, 3) for position in positions], dim=1)
         reference_points = self.reference_points(shapes, level_masks)
-        mask = torch.cat([m[:, None].expand(-1, t, -1, -1).flatten(1) for m, (t, _, _) in zip(level_masks, shapes, strict=True)], 1)
+        mask = torch.cat(
+            [m[:, None].expand(-1, t, -1, -1).flatten(1) for m, (t, _, _) in zip(level_masks, shapes, strict=True)], 1
+        )
         all_hidden_states = [hidden_states]
         for layer in self.layers:
             hidden_states = layer(hidden_states, position_embeddings, reference_points, shapes, mask)

@@ -1,6 +1,6 @@
 """Video ViT backbone (VideoMAE's architecture) and the feature pyramid built on its last map.
 
-The blocks are timm's, with their fused attention and stochastic depth. MODEL_SPEC names refer to the published release.
+The blocks are timm's, with their fused attention and stochastic depth.
 """
 
 import numpy as np

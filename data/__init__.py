@@ -1,0 +1,1 @@
+"""Data sets, clips and metrics; knows nothing of the model."""

@@ -1,0 +1,126 @@
+"""The rows that every annotation reader returns, and how a reader reports problems in annotation files."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+
+
+# One row per sample: a keyframe (AVA) or a whole video with its tubes (UCF101-24, JHMDB-21). Readers do not open the
+# videos: whatever only a video can tell is null.
+ACTION_FEATURES = Features(
+    {
+        "clip_id": Value("string"),  # Unique; the key of predictions.
+        "video": Value("string"),  # Path of the video file, or of the folder of its frames.
+        "source": Value("string"),  # "video" or "frames".
+        "fps": Value("float32"),
+        "num_frames": Value("int32"),
+        "height": Value("int32"),
+        "width": Value("int32"),
+        "timestamp": Value("float32"),  # Seconds, on the clock of the annotations; null for tubes.
+        "video_seconds": Value("float32"),  # The same moment in seconds since the start of `video`; null for tubes.
+        "center_frame": Value("int32"),  # 0-based index in `video`.
+        "tubes": List(
+            {
+                "track_id": Value("int32"),
+                "labels": List(Value("int16")),  # 0-based classes, ascending.
+                "frames": List(Value("int32")),  # 0-based index of each box; null for the one box of a keyframe.
+                "boxes": List(List(Value("float32"), length=4)),  # (x1, y1, x2, y2) in [0, 1] of the frame.
+            }
+        ),
+    }
+)
+
+MAX_SHOWN = 20
+BOX_TOLERANCE = 1e-3
+_LOOKS_LIKE_PIXELS = 2.0
+
+
+class AnnotationError(ValueError):
+    """Raised when the annotations say something that cannot be true."""
+
+
+class ProblemCollector:
+    """Collect the problems of an annotation file, to report them all at once.
+
+    Args:
+        source: The file, as named in the report.
+
+    Example:
+        >>> problems = ProblemCollector("boxes.csv")
+        >>> for number, row in enumerate(rows, start=1):
+        ...     with problems.in_row(number):
+        ...         boxes.append(parse_box(row))
+        >>> problems.raise_if_any()
+        AnnotationError: 1 problem in boxes.csv:
+          row 7: x2 must be larger than x1, got (0.5, 0.1, 0.4, 0.9)
+    """
+
+    def __init__(self, source: str | PathLike):
+        self.source = source
+        self.num_problems = 0
+        self._shown: list[str] = []
+
+    @contextmanager
+    def in_row(self, number: int) -> Iterator[None]:
+        """Note an `AnnotationError` of the block as a problem of this row, counted from 1, and go on after it."""
+        try:
+            yield
+        except AnnotationError as problem:
+            self.num_problems += 1
+            if len(self._shown) < MAX_SHOWN:
+                self._shown.append(f"  row {number}: {problem}")
+
+    def raise_if_any(self) -> None:
+        """Raise one `AnnotationError` with the first problems and the number of the others, if there are any."""
+        if not self.num_problems:
+            return
+        noun = "problem" if self.num_problems == 1 else "problems"
+        lines = [f"{self.num_problems} {noun} in {self.source}:", *self._shown]
+        if self.num_problems > len(self._shown):
+            lines.append(f"  ... and {self.num_problems - len(self._shown)} more")
+        raise AnnotationError("\n".join(lines))
+
+
+def shorten(names: Sequence[str]) -> str:
+    """Join the first names with commas and say how many more there are."""
+    more = f", ... and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
+    return ", ".join(names[:MAX_SHOWN]) + more
+
+
+def parse_box(corners: Sequence[str | float]) -> tuple[float, float, float, float]:
+    """Check one box and move corners that rounding put just outside the frame back to its edge.
+
+    Args:
+        corners: x1, y1, x2, y2 as fractions of the width and height of the frame, numbers or text.
+
+    Returns:
+        (x1, y1, x2, y2) in [0, 1].
+
+    Raises:
+        AnnotationError: If a corner is not a finite number or further than `BOX_TOLERANCE` outside [0, 1], or the box
+            is empty.
+    """
+    try:
+        box = tuple(float(corner) for corner in corners)
+    except ValueError:
+        raise AnnotationError(f"a corner of the box is not a number, got {tuple(corners)}") from None
+    if not all(math.isfinite(corner) for corner in box):
+        raise AnnotationError(f"the corners of a box must be finite, got {box}")
+    if min(box) < -BOX_TOLERANCE or max(box) > 1 + BOX_TOLERANCE:
+        hint = "; these look like pixels: divide by width and height" if max(box) > _LOOKS_LIKE_PIXELS else ""
+        raise AnnotationError(f"the corners of a box must lie in [0, 1], got {box}{hint}")
+    x1, y1, x2, y2 = (min(max(corner, 0.0), 1.0) for corner in box)
+    for low, high, axis in ((x1, x2, "x"), (y1, y2, "y")):
+        if not low < high:
+            raise AnnotationError(f"{axis}2 must be larger than {axis}1, got {box}")
+    return x1, y1, x2, y2
+
+
+def to_dataset(rows: Sequence[Mapping[str, Any]]) -> Dataset:
+    """Return the rows as a data set with `ACTION_FEATURES`; columns that a row lacks are null there."""
+    columns = {name: [row.get(name) for row in rows] for name in ACTION_FEATURES}
+    return Dataset.from_dict(columns, features=ACTION_FEATURES)
