@@ -126,7 +126,7 @@ class ClipCollator:
         """Collate.
 
         Returns:
-            `pixel_values` and `pixel_mask` as by the processor; `labels`, a list of dicts as the model takes them, each
+            `pixel_values` and `pixel_mask` as by the processor; `labels`, a list of dicts as the model takes them,
             with `clip_id` and `orig_size` besides.
         """
         inputs = self.processor([clip["frames"] for clip in clips], do_resize=self.do_resize)

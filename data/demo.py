@@ -18,12 +18,10 @@ import argparse
 import csv
 import json
 import math
-import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,9 +51,9 @@ RELATION_PROBABILITY = 0.7
 WALK_SPEED = 45.0  # pixels per second
 JUMP_PERIOD_SECONDS = 0.45
 PERSON_SCALES = (0.90, 0.95, 1.00, 1.05, 1.10, 1.15)
-SYMBOL_SIZES = {"ball": 11, "kite": 12}  # pixels
-SYMBOL_GAPS = (4, 8)  # pixels between a box and the symbol that belongs to it
-ADJACENT_PIXELS = 21  # Nothing but its own symbol comes this near to the left or right of an actor.
+SYMBOL_SIZES = {"ball": 15, "kite": 17}  # pixels
+SYMBOL_GAPS = (2, 5)  # pixels between a box and the symbol that belongs to it
+ADJACENT_PIXELS = 24  # Nothing but its own symbol comes this near to the left or right of an actor.
 PAN_PIXELS = 8  # The background is this much larger than the frame, so that it can move.
 PLACEMENT_ATTEMPTS = 200
 
@@ -213,11 +211,10 @@ class Movie:
 def write_demo(
     output_dir: str | Path,
     *,
-    num_train_movies: int = 80,
+    num_train_movies: int = 160,
     num_validation_movies: int = 10,
     seconds_per_movie: int = 32,
     seed: int = 0,
-    num_processes: int = 1,
 ) -> None:
     """Write the demo data set in the layout of AVA v2.2, unless the same one is already there.
 
@@ -229,8 +226,6 @@ def write_demo(
         num_validation_movies: Movies of the validation split.
         seconds_per_movie: Length of a movie; it has one keyframe per whole second but the first.
         seed: Any non-negative number; other seeds give other movies.
-        num_processes: Processes that encode movies, about five a second each; the files do not depend on it. With
-            more than 1, they take seconds to start, and a script must call this under `if __name__ == "__main__":`.
 
     Raises:
         FileExistsError: If `output_dir` holds anything else than the same demo data set.
@@ -243,17 +238,24 @@ def write_demo(
         "seconds_per_movie": seconds_per_movie,
         "seed": seed,
     }
-    _validate(arguments, num_processes)
+    _validate(arguments)
     output_dir = Path(output_dir)
     if _is_finished(output_dir, arguments):
         return
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as workspace:
         finished = Path(workspace) / "demo"
-        _write_files(finished, arguments, num_processes)
+        _write_files(finished, arguments)
         if output_dir.exists():  # It is empty, and Windows renames to a new name only.
             output_dir.rmdir()
         finished.rename(output_dir)
+
+
+def write_demo_movie(folder: str | Path, split: str, index: int, **arguments: int) -> Path:
+    """Write one movie of the demo data set by itself and return its path; arguments as for `make_movie`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return _write_video(folder, make_movie(split, index, **arguments))
 
 
 def make_movie(split: str, index: int, *, seconds_per_movie: int = 32, seed: int = 0) -> Movie:
@@ -320,13 +322,11 @@ def _ground_truth(data_dir: str | Path, split: str) -> dict[str, np.ndarray]:
 # Files
 
 
-def _validate(arguments: dict[str, int], num_processes: int) -> None:
+def _validate(arguments: dict[str, int]) -> None:
     minima = {"num_train_movies": 0, "num_validation_movies": 0, "seconds_per_movie": 2, "seed": 0}
     for name, minimum in minima.items():
         if arguments[name] < minimum:
             raise ValueError(f"{name} must be at least {minimum}, got {arguments[name]}.")
-    if num_processes < 1:
-        raise ValueError(f"num_processes must be at least 1, got {num_processes}.")
 
 
 def _is_finished(output_dir: Path, arguments: dict[str, int]) -> bool:
@@ -345,14 +345,18 @@ def _is_finished(output_dir: Path, arguments: dict[str, int]) -> bool:
     return True
 
 
-def _write_files(folder: Path, arguments: dict[str, int], num_processes: int) -> None:
-    draw = partial(make_movie, seconds_per_movie=arguments["seconds_per_movie"], seed=arguments["seed"])
-    movies = {split: [draw(split, i) for i in range(arguments[f"num_{split}_movies"])] for split in SPLITS}
+def _write_files(folder: Path, arguments: dict[str, int]) -> None:
+    drawing = {"seconds_per_movie": arguments["seconds_per_movie"], "seed": arguments["seed"]}
+    movies = {
+        split: [make_movie(split, index, **drawing) for index in range(arguments[f"num_{split}_movies"])]
+        for split in SPLITS
+    }
     (folder / "annotations").mkdir(parents=True)
     (folder / "videos").mkdir()
     _write_annotations(folder / "annotations", movies)
     all_movies = [movie for of_split in movies.values() for movie in of_split]
-    _write_videos(folder / "videos", all_movies, num_processes)
+    for movie in tqdm(all_movies, desc="Writing demo movies", unit="movie"):
+        _write_video(folder / "videos", movie)
     (folder / "demo.json").write_text(json.dumps(arguments, indent=2) + "\n")
 
 
@@ -384,27 +388,17 @@ def _write_csv(path: Path, rows: Iterable[tuple]) -> None:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def _write_videos(folder: Path, movies: list[Movie], num_processes: int) -> None:
-    write = partial(_write_video, folder)
-    if num_processes == 1:
-        for movie in tqdm(movies, desc="Writing demo movies", unit="movie"):
-            write(movie)
-        return
-    context = multiprocessing.get_context("spawn")  # A forked copy of a process with torch threads may hang.
-    with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
-        for _ in tqdm(pool.map(write, movies), total=len(movies), desc="Writing demo movies", unit="movie"):
-            pass
-
-
-def _write_video(folder: Path, movie: Movie) -> None:
+def _write_video(folder: Path, movie: Movie) -> Path:
+    path = folder / f"{movie.video_id}.mp4"
     # One thread makes the bytes reproducible, and without B-frames every reader starts at timestamp 0.
     options = {"crf": "20", "preset": "veryfast", "g": str(GOP_SIZE), "bf": "0", "threads": "1"}
-    with av.open(str(folder / f"{movie.video_id}.mp4"), "w") as container:
+    with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
         stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
         for frame in render_movie(movie):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
+    return path
 
 
 # Scenes
@@ -621,11 +615,10 @@ def main() -> None:
     """Write the demo data set, count its labels and print what a detector that sees only actor crops can reach."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("output_dir", type=Path)
-    parser.add_argument("--num_train_movies", type=int, default=80)
+    parser.add_argument("--num_train_movies", type=int, default=160)
     parser.add_argument("--num_validation_movies", type=int, default=10)
     parser.add_argument("--seconds_per_movie", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_processes", type=int, default=1)
     arguments = vars(parser.parse_args())
     write_demo(**arguments)
     for split in SPLITS:

@@ -1,1 +1,1 @@
-"""Placeholder docstring, replaced below."""
+"""What puts model and data to work: training, evaluation, detection in whole videos, drawing."""

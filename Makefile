@@ -1,0 +1,17 @@
+.PHONY: style check test test-slow
+
+PYTHON ?= python
+
+style:  ## format the code and fix what can be fixed
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+check:  ## what CI checks besides the tests
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+
+test:  ## the default suite, minutes on two cores
+	$(PYTHON) -m pytest
+
+test-slow:  ## everything
+	$(PYTHON) -m pytest -m ""

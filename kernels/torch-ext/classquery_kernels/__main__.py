@@ -1,0 +1,7 @@
+"""Print which implementations are available: `python -m classquery.kernels`."""
+
+from classquery.kernels import implementations
+
+
+for name, description in implementations().items():
+    print(f"{name:8} {description}")

@@ -1,0 +1,48 @@
+"""Detection in a video file with everything around it: progress, the JSON file and the annotated video."""
+
+from collections import Counter
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from classquery.data.clip_reader import ClipReader
+from classquery.engine.detection import detect_video, write_detections
+from classquery.engine.drawing import write_annotated_video
+from classquery.modeling_classquery import ClassQueryForVideoActionDetection
+from classquery.video_processing_classquery import ClassQueryVideoProcessor
+
+
+def predict_video(
+    path: str | Path,
+    folder: str | Path,
+    model: ClassQueryForVideoActionDetection,
+    processor: ClassQueryVideoProcessor,
+    *,
+    attention_label: str | None = None,
+    **detection_options,
+) -> Counter[str]:
+    """Detect actions in a video and write `detections.json` and `annotated.mp4`.
+
+    Args:
+        path: The video file.
+        folder: Where to write; made if it is missing. Files there are replaced only by finished ones.
+        model: The detector.
+        processor: The processor that belongs to it.
+        attention_label: Name of a class whose attention is laid over the annotated video.
+        **detection_options: Thresholds and rates of `detect_video`.
+
+    Returns:
+        How often each action was detected, over all keyframes and actors.
+
+    Raises:
+        ValueError: If the class is unknown or an option out of range.
+        VideoReadError: If the video cannot be read; nothing is written then.
+    """
+    info = ClipReader().info(path)
+    detections = detect_video(path, model, processor, attention_label=attention_label, **detection_options)
+    keyframes = list(tqdm(detections, desc=f"Detecting in {Path(path).name}", unit="keyframe"))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_detections(folder / "detections.json", info, keyframes)
+    write_annotated_video(path, folder / "annotated.mp4", keyframes, attention_label=attention_label)
+    return Counter(label for keyframe in keyframes for actor in keyframe.actors for label, _ in actor.actions)

@@ -1,0 +1,139 @@
+"""Training and evaluation on transformers' Trainer, with an evaluation that counts every clip exactly once."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from torchvision.ops import box_convert
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from classquery.data.metrics import frame_map
+
+
+class ActionDetectionTrainer(Trainer):
+    """Trainer for detection labels, which are lists of dicts of different lengths.
+
+    `processing_class` must be the video processor. Logs every loss term beside the total. Evaluation gathers one
+    record per clip over all processes; clips that a sampler repeated to fill a batch are dropped by their id.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._loss_terms = defaultdict(list)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Run the model on a batch of `ClipCollator` and note its loss terms for the log."""
+        outputs = model(**inputs)
+        for name, term in outputs.loss_dict.items():
+            if model.training and not name[-1].isdigit():
+                self._loss_terms[name].append(term.detach())
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the means of the loss terms of the last decoder layer since the last training log."""
+        if "loss" in logs:
+            logs |= {name: torch.stack(terms).mean().item() for name, terms in self._loss_terms.items()}
+            self._loss_terms.clear()
+        super().log(logs, start_time)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Detect in every clip and score the detections.
+
+        Returns:
+            `predictions`: one record per clip in the order of the data set (see `clip_records`), the same on every
+            process; `metrics`: mean loss, `frame_map_50` and the AP of each label.
+
+        Raises:
+            RuntimeError: If a clip was not predicted, or one was that is not in the data set.
+        """
+        model = self._wrap_model(self.model, training=False)
+        model.eval()
+        records, losses = [], []
+        for batch in dataloader:
+            batch = self._prepare_inputs(batch)
+            with torch.inference_mode(), self.compute_loss_context_manager():
+                outputs = model(**batch)
+            records += clip_records(self.processing_class, outputs, batch["labels"])
+            losses += [outputs.loss.item()] * len(batch["labels"])
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        records = once_per_clip(gather_object(records), dataloader.dataset.rows["clip_id"])
+        metrics = {"loss": float(np.mean(gather_object(losses))), **score_records(records, self.model.config.id2label)}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions=records, label_ids=None, metrics=metrics, num_samples=len(records))
+
+
+def clip_records(processor, outputs, labels: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Pair the detections in the keyframes of a batch with their ground truth.
+
+    Args:
+        processor: A `ClassQueryVideoProcessor`.
+        outputs: Output of the detector.
+        labels: Labels of the batch, as `ClipCollator` makes them.
+
+    Returns:
+        One dict per clip: `clip_id`; `boxes` (num_queries, 4), (x_min, y_min, x_max, y_max) in [0, 1]; `scores`
+        (num_queries, num_labels); `actor_scores` (num_queries,); `true_boxes` (num_actors, 4) and `true_labels`
+        (num_actors, num_labels). NumPy, float32.
+    """
+    records = []
+    for label, (detections,) in zip(labels, processor.post_process_action_detection(outputs), strict=True):
+        true_boxes = box_convert(label["boxes"][:, 0], "cxcywh", "xyxy")
+        tensors = {**detections, "true_boxes": true_boxes, "true_labels": label["class_labels"][:, 0]}
+        records.append({"clip_id": label["clip_id"]} | {k: t.float().cpu().numpy() for k, t in tensors.items()})
+    return records
+
+
+def once_per_clip(records: Iterable[dict[str, Any]], clip_ids: list[str]) -> list[dict[str, Any]]:
+    """Order records as the clips, without repetitions, and make sure that none is missing or foreign."""
+    by_id = {record["clip_id"]: record for record in records}
+    if by_id.keys() != set(clip_ids):
+        missing, foreign = set(clip_ids) - by_id.keys(), by_id.keys() - set(clip_ids)
+        raise RuntimeError(
+            f"evaluation must see each of the {len(clip_ids)} clips: {len(missing)} were not predicted "
+            f"({sorted(missing)[:5]}) and {len(foreign)} are unknown ({sorted(foreign)[:5]}); is "
+            "`dataloader_drop_last` set, which drops clips?"
+        )
+    return [by_id[clip_id] for clip_id in clip_ids]
+
+
+def score_records(records: list[dict[str, Any]], id2label: dict[int, str]) -> dict[str, float]:
+    """Frame mAP at IoU 0.5 and, for each label with ground truth, its AP."""
+    frames = [record["clip_id"] for record in records]
+    detections = {
+        "frame": np.repeat(frames, [len(record["boxes"]) for record in records]),
+        "boxes": np.concatenate([record["boxes"] for record in records]),
+        "scores": np.concatenate([record["scores"] for record in records]),
+    }
+    ground_truth = {
+        "frame": np.repeat(frames, [len(record["true_boxes"]) for record in records]),
+        "boxes": np.concatenate([record["true_boxes"] for record in records]),
+        "labels": np.concatenate([record["true_labels"] for record in records]),
+    }
+    result = frame_map(detections, ground_truth)
+    per_label = {f"frame_ap_50/{id2label[i]}": float(ap) for i, ap in enumerate(result["ap_per_label"]) if ap == ap}
+    return {"frame_map_50": result["frame_map_50"], **per_label}
+
+
+def save_records(records: list[dict[str, Any]], path: Path) -> None:
+    """Write records as Parquet, one row per clip, whole or not at all."""
+    rows = [
+        {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in r.items()}
+        for r in records
+    ]
+    unfinished = path.with_suffix(".unfinished")
+    Dataset.from_list(rows).to_parquet(unfinished)
+    unfinished.replace(path)

@@ -1,0 +1,238 @@
+"""Train, evaluate and run a ClassQuery video action detector.
+
+    accelerate launch run_action_detection.py --recipe demo --output_dir out --do_train --do_eval --do_predict
+    python run_action_detection.py --model_name_or_path demo --do_predict --videos video.mp4 --output_dir out
+
+Values come from the recipe, and from the command line where given there. Every flag of transformers' TrainingArguments
+works.
+"""
+
+import argparse
+import importlib.util
+import logging
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, HfArgumentParser, TrainingArguments, set_seed
+
+
+try:
+    import classquery
+except ModuleNotFoundError as error:
+    if error.name != "classquery":
+        raise
+    sys.exit('classquery is not installed. In this folder, run: pip install -c constraints.txt -e ".[demo]"')
+
+from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
+from classquery.configuration import DataArguments, Recipe, RecipeError, load_recipe
+from classquery.data.ava import load_ava, load_ava_labels
+from classquery.data.clip_reader import ClipReader, VideoReadError
+from classquery.data.clips import ClipCollator, KeyframeClips
+from classquery.data.demo import actor_crop_baseline, write_demo, write_demo_movie
+from classquery.data.schema import AnnotationError
+from classquery.data.transforms import ClipTransform
+from classquery.engine.detection import label_id_of
+from classquery.engine.drawing import draw_training_curve
+from classquery.engine.prediction import predict_video
+from classquery.engine.trainer import ActionDetectionTrainer, save_records
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and what to run it on."""
+
+    recipe: str = field(default="demo", metadata={"help": "Name of a recipe, or a JSON file."})
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub name of a trained model, or `demo` for the one in the package."},
+    )
+    videos: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Videos to detect actions in with --do_predict; by default a held-out demo movie."},
+    )
+    attention: str | None = field(
+        default=None, metadata={"help": "Name of an action whose attention is laid over the annotated videos."}
+    )
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    model_args, data_args, training_args, recipe = parse_arguments()
+    logging.basicConfig(format="%(message)s", level=logging.INFO if training_args.process_index == 0 else logging.WARN)
+    set_seed(training_args.seed)
+    adapt_to_cpu(training_args)
+    check_videos(model_args)
+    if training_args.do_train or training_args.do_eval:
+        data_dir = prepare_data(data_args, training_args)
+        id2label = load_ava_labels(data_dir)
+        model, processor = load_model(model_args, recipe, id2label)
+        check_attention(model_args, model)
+        train_and_evaluate(model, processor, data_dir, data_args, training_args)
+    else:
+        model, processor = load_model(model_args, recipe)
+        check_attention(model_args, model)
+    if training_args.do_predict and training_args.process_index == 0:
+        predict(model, processor, model_args, data_args, Path(training_args.output_dir))
+
+
+def parse_arguments() -> tuple[ModelArguments, DataArguments, TrainingArguments, Recipe]:
+    """Read the recipe, then the command line over it."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--recipe", default=ModelArguments.recipe)
+    recipe = load_recipe(finder.parse_known_args()[0].recipe)
+    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments), description=__doc__)
+    # Labels are lists of dicts, which no model signature names.
+    parser.set_defaults(remove_unused_columns=False, **recipe.data, **recipe.training)
+    model_args, data_args, training_args = parser.parse_args_into_dataclasses()
+    if not (training_args.do_train or training_args.do_eval or training_args.do_predict):
+        parser.error("nothing to do: give one or more of --do_train, --do_eval and --do_predict")
+    if training_args.do_predict and not training_args.do_train and not model_args.model_name_or_path:
+        parser.error("--do_predict without --do_train needs --model_name_or_path (`demo` is the model in the package)")
+    return model_args, data_args, training_args, recipe
+
+
+def adapt_to_cpu(training_args: TrainingArguments) -> None:
+    """Leave a core to each data worker: threads that have to wait for one make a step several times slower."""
+    if training_args.device.type == "cpu":
+        training_args.dataloader_pin_memory = False
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, os.cpu_count() - training_args.dataloader_num_workers))
+
+
+def check_videos(model_args: ModelArguments) -> None:
+    """Find out before any training that a video cannot be read."""
+    for video in model_args.videos:
+        ClipReader().info(video)
+
+
+def check_attention(model_args: ModelArguments, model: ClassQueryForVideoActionDetection) -> None:
+    """Find out before any training that the model does not know the action to show the attention of."""
+    if model_args.attention is not None:
+        label_id_of(model_args.attention, model.config)
+
+
+def prepare_data(data_args: DataArguments, training_args: TrainingArguments) -> Path:
+    """Folder of the data set; the demo set is written there first."""
+    if data_args.dataset == "ava":
+        if data_args.data_dir is None:
+            raise RecipeError("--data_dir is needed: the folder with `annotations/` and `videos/`")
+        return Path(data_args.data_dir)
+    if data_args.dataset != "demo":
+        raise RecipeError(f"--dataset must be `ava` or `demo`, got {data_args.dataset!r}")
+    data_dir = Path(data_args.data_dir or Path(training_args.output_dir) / "demo_data")
+    with training_args.main_process_first(desc="writing the demo data set"):
+        write_demo(data_dir)
+    return data_dir
+
+
+def load_model(
+    model_args: ModelArguments, recipe: Recipe, id2label: dict[int, str] | None = None
+) -> tuple[ClassQueryForVideoActionDetection, ClassQueryVideoProcessor]:
+    """Load the trained model and its processor, or make those of the recipe.
+
+    Raises:
+        RecipeError: If the trained model is none of ours or knows other classes than the data.
+    """
+    path = model_args.model_name_or_path
+    if path is None:
+        config = ClassQueryConfig(**recipe.model, id2label=id2label)
+        return ClassQueryForVideoActionDetection(config), ClassQueryVideoProcessor(**recipe.processor)
+    if path == "demo":
+        path = classquery.demo_checkpoint()
+    config = AutoConfig.from_pretrained(path)
+    if config.model_type != ClassQueryConfig.model_type:
+        raise RecipeError(f"{path} holds a model of type {config.model_type!r}, not {ClassQueryConfig.model_type!r}")
+    if id2label is not None and config.id2label != id2label:
+        raise RecipeError(
+            f"the classes of {path} are not those of the data: {list(config.id2label.values())[:5]}... and "
+            f"{list(id2label.values())[:5]}...; train a model for this data, or give the data of this model"
+        )
+    model = ClassQueryForVideoActionDetection.from_pretrained(path)
+    return model, ClassQueryVideoProcessor.from_pretrained(path)
+
+
+def train_and_evaluate(
+    model: ClassQueryForVideoActionDetection,
+    processor: ClassQueryVideoProcessor,
+    data_dir: Path,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+) -> None:
+    """Train on the training split and score the validation split, as asked for."""
+    config = model.config
+    clip_args = {
+        "num_labels": config.num_labels,
+        "num_frames": config.num_frames,
+        "frame_stride": config.frame_stride,
+        "frames_per_second": config.frames_per_second,
+    }
+
+    def load_split(split: str, transform: ClipTransform | None = None) -> KeyframeClips:
+        rows = load_ava(data_dir, split, movie_start_seconds=data_args.movie_start_seconds)
+        return KeyframeClips(rows, transform=transform, seed=training_args.seed, **clip_args)
+
+    transform = ClipTransform(data_args.resize_shortest_edge, data_args.crop_shortest_edge, data_args.flip_probability)
+    trainer = ActionDetectionTrainer(
+        model,
+        training_args,
+        train_dataset=load_split("train", transform) if training_args.do_train else None,
+        eval_dataset=load_split("validation"),
+        data_collator=ClipCollator(processor),
+        processing_class=processor,
+    )
+    output_dir = Path(training_args.output_dir)
+    if training_args.do_train:
+        metrics = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint).metrics
+        trainer.save_model()
+        trainer.log_metrics("train", metrics)
+        trainer.save_metrics("train", metrics)
+        trainer.save_state()
+        if trainer.is_world_process_zero() and importlib.util.find_spec("matplotlib"):
+            draw_training_curve(trainer.state.log_history, output_dir / "training_curve.png")
+    if training_args.do_eval:
+        records, _, metrics = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
+        if data_args.dataset == "demo":
+            metrics["eval_actor_crop_frame_map_50"] = actor_crop_baseline(data_dir, "validation")["frame_map_50"]
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+        if trainer.is_world_process_zero():
+            save_records(records, output_dir / "eval_predictions.parquet")
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+
+
+def predict(
+    model: ClassQueryForVideoActionDetection,
+    processor: ClassQueryVideoProcessor,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    output_dir: Path,
+) -> None:
+    """Detect actions in the videos, and write and draw them into a folder per video."""
+    for video in model_args.videos or [write_demo_movie(output_dir, "validation", 0)]:
+        folder = output_dir / "predictions" / Path(video).stem
+        counts = predict_video(
+            video,
+            folder,
+            model,
+            processor,
+            keyframes_per_second=data_args.keyframes_per_second,
+            threshold=data_args.score_threshold,
+            actor_threshold=data_args.actor_threshold,
+            attention_label=model_args.attention,
+        )
+        found = ", ".join(f"{label} {count}" for label, count in counts.most_common()) or "nothing"
+        logger.info(f"{video}: {found} (detections over all keyframes); see {folder}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (AnnotationError, FileNotFoundError, FileExistsError, RecipeError, VideoReadError) as error:
+        sys.exit(f"error: {error}")

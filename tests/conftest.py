@@ -1,0 +1,13 @@
+"""A small demo data set, written once for all tests that read one."""
+
+import pytest
+
+from classquery.data.demo import write_demo
+
+
+@pytest.fixture(scope="session")
+def demo_dir(tmp_path_factory):
+    """Three training movies and one validation movie of six seconds, in AVA's layout."""
+    path = tmp_path_factory.mktemp("demo") / "data"
+    write_demo(path, num_train_movies=3, num_validation_movies=1, seconds_per_movie=6)
+    return path

@@ -1,0 +1,80 @@
+"""The layout: what must not exist, what must not be imported, and what the flat package may import."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_python(code: str) -> str:
+    """Run code in a fresh process in the root of the checkout, as the run script does."""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_kernels_folder_is_no_package():
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_importing_transformers_loads_nothing_of_ours():
+    loaded = run_python(
+        "import sys, transformers.integrations.hub_kernels, transformers.modeling_utils\n"
+        f"print([n for n, m in sys.modules.items() if (getattr(m, '__file__', None) or '').startswith({str(ROOT)!r})])"
+    )
+
+    assert loaded == "[]"
+
+
+def test_importing_classquery_needs_neither_decord_nor_data_nor_engine():
+    heavy = run_python(
+        "import sys, classquery\n"
+        "print([n for n in ('decord', 'av', 'datasets', 'matplotlib', 'classquery.data', 'classquery.engine')"
+        " if n in sys.modules])"
+    )
+
+    assert heavy == "[]"
+
+
+def test_kernels_print_what_is_available():
+    assert run_python("import runpy; runpy.run_module('classquery.kernels', run_name='__main__')").startswith("torch")
+
+
+# The package's __init__ stays behind when the model code is copied.
+FLAT_MODULES = sorted((ROOT / "modeling_classquery").glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize("path", FLAT_MODULES, ids=lambda path: path.name)
+def test_flat_modules_import_their_neighbours_so_that_the_hub_can_copy_them(path):
+    source = path.read_text()
+
+    # The copier reads the text, docstrings included, and follows names in the same folder only.
+    for module in re.findall(r"^\s*from\s+(\.\S*)\s+import", source, flags=re.MULTILINE):
+        assert re.fullmatch(r"\.\w+", module), module
+        assert (path.parent / f"{module[1:]}.py").exists(), module
+    assert not re.search(r"^\s*(from|import)\s+classquery", source.partition("Example:")[0], flags=re.MULTILINE)
+
+
+def test_run_script_without_installation_says_what_to_do(tmp_path):
+    script = tmp_path / "run_action_detection.py"
+    script.write_text((ROOT / "run_action_detection.py").read_text())
+    code = (
+        "import importlib.abc, runpy, sys\n"
+        "class Hide(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'classquery':\n"
+        "            raise ModuleNotFoundError('hidden', name='classquery')\n"
+        "sys.meta_path.insert(0, Hide())\n"
+        f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
+    )
+
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert result.returncode == 1
+    assert "pip install -c constraints.txt -e" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,168 @@
+"""The run script from start to end, in processes of its own, with a network of some ten thousand parameters."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from utils import tiny_config
+
+from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
+from classquery.data.demo import write_demo_movie
+
+
+SCRIPT = Path(__file__).parent.parent / "run_action_detection.py"
+
+
+def run_script(*arguments: str | Path, expect_success: bool = True) -> str:
+    """Run the script and return what it printed; errors must not show a traceback."""
+    command = [sys.executable, SCRIPT, *arguments, "--disable_tqdm", "True"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (result.returncode == 0) == expect_success, result.stderr[-3000:]
+    if not expect_success:
+        assert "Traceback" not in result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A recipe file for a tiny network on a given data set in AVA's layout."""
+    config = tiny_config()
+    model = {
+        name: getattr(config, name)
+        for name in (
+            "num_frames",
+            "num_queries",
+            "d_model",
+            "encoder_layers",
+            "decoder_layers",
+            "encoder_attention_heads",
+            "decoder_attention_heads",
+            "encoder_ffn_dim",
+            "decoder_ffn_dim",
+            "encoder_n_points",
+        )
+    }
+    backbone = config.backbone_config
+    model["backbone_config"] = {
+        name: getattr(backbone, name)
+        for name in (
+            "model_type",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "patch_size",
+            "position_grid",
+        )
+    }
+    path = tmp_path_factory.mktemp("recipe") / "tiny.json"
+    path.write_text(
+        json.dumps(
+            {
+                "model": model,
+                "processor": {"size": {"shortest_edge": 32}},
+                "data": {"dataset": "ava", "resize_shortest_edge": 36, "crop_shortest_edge": 32},
+                "training": {"max_steps": 2, "per_device_train_batch_size": 2, "report_to": "none", "use_cpu": True},
+            }
+        )
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(demo_dir, recipe, tmp_path_factory):
+    """The output folder of a run that trains, evaluates and detects in a video."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    video = write_demo_movie(output.parent, "validation", 0, seconds_per_movie=2)
+    run_script(
+        *("--recipe", recipe, "--data_dir", demo_dir, "--output_dir", output, "--videos", video),
+        *("--do_train", "--do_eval", "--do_predict", "--actor_threshold", "0", "--score_threshold", "0"),
+        *("--attention", "watch a jump", "--logging_steps", "1"),
+    )
+    return output
+
+
+def test_run_leaves_the_files_of_a_hugging_face_script(trained):
+    results = json.loads((trained / "all_results.json").read_text())
+
+    assert 0 <= results["eval_frame_map_50"] <= 1
+    assert results["train_loss"] > 0
+    for name in ("trainer_state.json", "config.json", "model.safetensors", "eval_predictions.parquet"):
+        assert (trained / name).stat().st_size > 0, name
+    assert (trained / "training_curve.png").stat().st_size > 0
+
+
+def test_saved_model_and_processor_load_to_a_working_detector(trained):
+    from transformers import AutoModel, AutoVideoProcessor
+
+    model, processor = AutoModel.from_pretrained(trained), AutoVideoProcessor.from_pretrained(trained)
+
+    outputs = model(**processor(torch.zeros(4, 3, 96, 128, dtype=torch.uint8)))
+
+    assert isinstance(model, ClassQueryForVideoActionDetection)
+    assert isinstance(processor, ClassQueryVideoProcessor)
+    assert outputs.logits.shape == (1, 1, 3, 8)
+    assert model.config.id2label[7] == "watch a jump"
+
+
+def test_prediction_is_written_as_json_and_as_a_video(trained):
+    (folder,) = (trained / "predictions").iterdir()
+    detections = json.loads((folder / "detections.json").read_text())
+
+    assert len(detections["keyframes"]) == 2
+    assert len(detections["keyframes"][0]["actors"]) == 3
+    with av.open(str(folder / "annotated.mp4")) as container:
+        assert container.streams.video[0].codec.name == "h264"
+        assert sum(1 for _ in container.decode(video=0)) == 30
+
+
+def test_trained_model_is_evaluated_to_the_same_metrics(trained, demo_dir, recipe, tmp_path):
+    run_script(
+        *("--recipe", recipe, "--data_dir", demo_dir, "--output_dir", tmp_path),
+        *("--model_name_or_path", trained, "--do_eval"),
+    )
+
+    again = json.loads((tmp_path / "all_results.json").read_text())
+    first = json.loads((trained / "all_results.json").read_text())
+    assert again["eval_frame_map_50"] == pytest.approx(first["eval_frame_map_50"], abs=1e-6)
+    assert again["eval_loss"] == pytest.approx(first["eval_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "dmeo", "--do_train"], "did you mean 'demo'"),
+        ([], "nothing to do"),
+        (["--do_predict"], "needs --model_name_or_path"),
+        (["--do_predict", "--model_name_or_path", "demo", "--videos", "missing.mp4"], "missing.mp4"),
+        (["--dataset", "ava", "--do_eval"], "--data_dir is needed"),
+        (["--dataset", "ava", "--data_dir", "nowhere", "--do_eval"], "nowhere"),
+        (["--do_predict", "--model_name_or_path", "nowhere"], "nowhere"),
+        (["--do_predict", "--model_name_or_path", "demo", "--attention", "wlak"], "walk"),
+    ],
+)
+def test_wrong_arguments_end_with_one_clear_message(arguments, message, tmp_path):
+    output = run_script(*arguments, "--output_dir", tmp_path / "out", expect_success=False)
+
+    assert message in output
+    assert not (tmp_path / "out").exists()
+
+
+def test_model_that_knows_other_classes_is_refused(demo_dir, recipe, tmp_path):
+    model = tmp_path / "model"
+    ClassQueryForVideoActionDetection(tiny_config()).save_pretrained(model)
+    ClassQueryVideoProcessor().save_pretrained(model)
+
+    output = run_script(
+        *("--recipe", recipe, "--data_dir", demo_dir, "--output_dir", tmp_path / "out"),
+        *("--model_name_or_path", model, "--do_eval"),
+        expect_success=False,
+    )
+
+    assert "are not those of the data" in output

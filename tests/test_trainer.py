@@ -1,0 +1,123 @@
+"""Evaluation counts every clip once, and the trainer logs what it should."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainingArguments
+from utils import tiny_config
+
+from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
+from classquery.data.ava import load_ava, load_ava_labels
+from classquery.data.clips import ClipCollator, KeyframeClips
+from classquery.engine.trainer import ActionDetectionTrainer, once_per_clip, save_records, score_records
+
+
+@pytest.fixture
+def trainer(demo_dir, tmp_path):
+    torch.manual_seed(0)
+    config = tiny_config(num_labels=8, id2label=load_ava_labels(demo_dir))
+    clips = [
+        KeyframeClips(load_ava(demo_dir, split), num_labels=8, num_frames=config.num_frames, frame_stride=2)
+        for split in ("train", "validation")
+    ]
+    processor = ClassQueryVideoProcessor(size={"shortest_edge": 32})
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "out"),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        per_device_eval_batch_size=3,
+        logging_steps=1,
+        report_to="none",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    return ActionDetectionTrainer(
+        ClassQueryForVideoActionDetection(config),
+        arguments,
+        train_dataset=clips[0],
+        eval_dataset=clips[1],
+        data_collator=ClipCollator(processor),
+        processing_class=processor,
+    )
+
+
+def test_training_changes_the_weights_and_logs_every_loss_term(trainer):
+    before = trainer.model.actor_head.weight.clone()
+
+    trainer.train()
+
+    assert not torch.equal(trainer.model.actor_head.weight, before)
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 2
+    for entry in logs:
+        assert {"loss_class", "loss_actor", "loss_bbox", "loss_giou"} < entry.keys()
+        assert np.isfinite(list(entry.values())).all()
+
+
+def test_evaluation_gives_one_record_per_clip_in_order(trainer):
+    records, _, metrics = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
+
+    assert [record["clip_id"] for record in records] == trainer.eval_dataset.rows["clip_id"][:]
+    assert 0 <= metrics["eval_frame_map_50"] <= 1
+    assert metrics["eval_loss"] > 0
+    config = trainer.model.config
+    assert records[0]["scores"].shape == (config.num_queries, config.num_labels)
+
+
+def test_batch_size_of_the_evaluation_does_not_matter(trainer):
+    first = trainer.evaluate()
+    trainer.args.per_device_eval_batch_size = 1
+    second = trainer.evaluate()
+
+    assert first["eval_frame_map_50"] == pytest.approx(second["eval_frame_map_50"], abs=1e-6)
+    assert first["eval_frame_ap_50/stand"] == pytest.approx(second["eval_frame_ap_50/stand"], abs=1e-6)
+
+
+def record(clip_id: str, box=(0.1, 0.1, 0.5, 0.5)) -> dict:
+    return {
+        "clip_id": clip_id,
+        "boxes": np.array([box, (0.6, 0.6, 0.9, 0.9)], np.float32),
+        "scores": np.array([[0.9, 0.1], [0.2, 0.8]], np.float32),
+        "actor_scores": np.array([0.9, 0.9], np.float32),
+        "true_boxes": np.array([box], np.float32),
+        "true_labels": np.array([[1.0, 0.0]], np.float32),
+    }
+
+
+def test_clips_repeated_by_a_sampler_count_once():
+    records = once_per_clip([record("b"), record("a"), record("b")], ["a", "b"])
+
+    assert [r["clip_id"] for r in records] == ["a", "b"]
+
+
+def test_missing_and_foreign_clips_raise():
+    with pytest.raises(RuntimeError, match=r"1 were not predicted \(\['c'\]\) and 1 are unknown \(\['b'\]\)"):
+        once_per_clip([record("a"), record("b")], ["a", "c"])
+
+
+def test_perfect_detections_score_one_and_labels_without_ground_truth_are_left_out():
+    metrics = score_records([record("a"), record("b")], {0: "stand", 1: "walk"})
+
+    assert metrics == {"frame_map_50": 1.0, "frame_ap_50/stand": 1.0}
+
+
+def test_clip_without_detections_or_actors_is_scored(tmp_path):
+    empty = record("b")
+    for name in ("boxes", "scores", "actor_scores", "true_boxes", "true_labels"):
+        empty[name] = empty[name][:0]
+
+    assert score_records([record("a"), empty], {0: "stand", 1: "walk"})["frame_map_50"] == 1.0
+
+
+def test_records_are_written_whole(tmp_path):
+    from datasets import Dataset
+
+    path = tmp_path / "predictions.parquet"
+
+    save_records([record("a"), record("b")], path)
+
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    rows = Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache"))
+    assert rows["clip_id"][:] == ["a", "b"]
+    np.testing.assert_allclose(rows[0]["scores"], record("a")["scores"], rtol=1e-6)

@@ -1,0 +1,125 @@
+"""The video processor: sizes, padding, and boxes back in the original frames."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor, AutoVideoProcessor
+
+from classquery import ClassQueryVideoProcessor
+from classquery.modeling_classquery import ClassQueryDetectionOutput
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "shortest", "expected"),
+    [
+        (360, 640, 256, (256, 455)),
+        (240, 320, 224, (224, 298)),
+        (240, 320, 256, (256, 341)),
+        (272, 640, 256, (256, 602)),
+        (640, 360, 256, (455, 256)),
+        (96, 128, 48, (48, 64)),
+    ],
+)
+def test_long_side_is_truncated(height, width, shortest, expected):
+    inputs = ClassQueryVideoProcessor(size={"shortest_edge": shortest})(noise(2, height, width, 3))
+
+    assert tuple(inputs["pixel_values"].shape) == (1, 2, 3, *expected)
+
+
+def test_resizing_is_that_of_pil():
+    frames = noise(2, 120, 160, 3)
+
+    inputs = ClassQueryVideoProcessor(size={"shortest_edge": 60}, do_normalize=False)(frames)
+
+    reference = np.stack([np.asarray(Image.fromarray(frame).resize((80, 60), Image.BICUBIC)) for frame in frames])
+    difference = inputs["pixel_values"][0].permute(0, 2, 3, 1) * 255 - torch.from_numpy(reference.copy())
+    # The two round 8-bit intermediate results differently.
+    assert difference.abs().mean() < 0.05
+    assert difference.abs().max() <= 2
+
+
+def test_batch_is_padded_at_the_bottom_and_right_with_zeros_after_normalisation():
+    clips = [noise(3, 40, 60, 3), noise(3, 40, 50, 3), noise(3, 60, 40, 3)]
+
+    inputs = ClassQueryVideoProcessor(size={"shortest_edge": 40})(clips)
+
+    assert inputs["pixel_values"].shape == (3, 3, 3, 60, 60)
+    assert inputs["pixel_mask"].sum((1, 2)).tolist() == [40 * 60, 40 * 50, 60 * 40]
+    padding = inputs["pixel_mask"][:, None, None].expand_as(inputs["pixel_values"]) == 0
+    assert (inputs["pixel_values"][padding] == 0).all()
+
+
+def test_normalisation_is_that_of_imagenet():
+    inputs = ClassQueryVideoProcessor(do_resize=False)(np.full((1, 32, 32, 3), 255, np.uint8))
+
+    expected = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(inputs["pixel_values"][0, 0, :, 0, 0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_pil_frames_and_tensors_give_the_same_inputs():
+    frames = noise(2, 32, 48, 3)
+    processor = ClassQueryVideoProcessor(size={"shortest_edge": 32})
+
+    from_array = processor(frames)["pixel_values"]
+    from_images = processor([[Image.fromarray(frame) for frame in frames]])["pixel_values"]
+    from_tensor = processor(torch.from_numpy(frames).permute(0, 3, 1, 2))["pixel_values"]
+
+    torch.testing.assert_close(from_images, from_array)
+    torch.testing.assert_close(from_tensor, from_array)
+
+
+def test_clips_of_different_lengths_raise():
+    with pytest.raises(ValueError, match=r"same number of frames, got \[2, 3\]"):
+        ClassQueryVideoProcessor(size={"shortest_edge": 32})([noise(2, 32, 32, 3), noise(3, 32, 32, 3)])
+
+
+def random_outputs(batch_size: int, num_frames: int) -> ClassQueryDetectionOutput:
+    generator = torch.Generator().manual_seed(0)
+    shape = batch_size, num_frames, 5
+    return ClassQueryDetectionOutput(
+        logits=torch.randn(*shape, 4, generator=generator),
+        pred_boxes=torch.rand(*shape, 4, generator=generator),
+        actor_logits=torch.randn(*shape, 3, generator=generator),
+    )
+
+
+def test_boxes_come_back_in_pixels_of_each_original_frame():
+    outputs = random_outputs(2, 3)
+
+    results = ClassQueryVideoProcessor().post_process_action_detection(outputs, target_sizes=[(100, 200), (50, 40)])
+
+    assert [len(clip) for clip in results] == [3, 3]
+    center_x, center_y, width, height = outputs.pred_boxes[1, 2, 4]
+    corners = [(center_x - width / 2) * 40, (center_y - height / 2) * 50]
+    corners += [(center_x + width / 2) * 40, (center_y + height / 2) * 50]
+    torch.testing.assert_close(results[1][2]["boxes"][4], torch.stack(corners))
+    torch.testing.assert_close(results[1][2]["scores"], outputs.logits[1, 2].sigmoid())
+    torch.testing.assert_close(results[1][2]["actor_scores"], outputs.actor_logits[1, 2].softmax(-1)[:, 1])
+
+
+def test_threshold_leaves_out_candidates_whose_best_score_is_lower():
+    outputs = random_outputs(1, 1)
+
+    ((kept,),) = ClassQueryVideoProcessor().post_process_action_detection(outputs, threshold=0.7)
+
+    assert 0 < len(kept["scores"]) < 5
+    assert (kept["scores"].amax(-1) >= 0.7).all()
+
+
+def test_wrong_number_of_target_sizes_raises():
+    with pytest.raises(ValueError, match="got 1 for 2"):
+        ClassQueryVideoProcessor().post_process_action_detection(random_outputs(2, 1), target_sizes=[(10, 10)])
+
+
+def test_saved_processor_is_found_by_the_auto_classes(tmp_path):
+    ClassQueryVideoProcessor(size={"shortest_edge": 48}).save_pretrained(tmp_path)
+
+    for auto in (AutoVideoProcessor, AutoProcessor):
+        loaded = auto.from_pretrained(tmp_path)
+        assert isinstance(loaded, ClassQueryVideoProcessor)
+        assert loaded.size["shortest_edge"] == 48
