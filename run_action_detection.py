@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, HfArgumentParser, TrainingArguments, set_seed
+from transformers.hf_argparser import string_to_bool
 
 
 try:
@@ -41,6 +42,9 @@ from classquery.engine.trainer import ActionDetectionTrainer, save_records
 
 
 logger = logging.getLogger(__name__)
+
+# What a user can put right; shown as one message. OSError is what transformers raises for a model it does not find.
+USER_ERRORS = (AnnotationError, OSError, RecipeError, ValueError, VideoReadError)
 
 
 @dataclass
@@ -85,10 +89,15 @@ def parse_arguments() -> tuple[ModelArguments, DataArguments, TrainingArguments,
     """Read the recipe, then the command line over it."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--recipe", default=ModelArguments.recipe)
-    recipe = load_recipe(finder.parse_known_args()[0].recipe)
+    finder.add_argument("--do_train", nargs="?", const=True, default=False, type=string_to_bool)
+    known, _ = finder.parse_known_args()
+    recipe = load_recipe(known.recipe)
     parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments), description=__doc__)
     # Labels are lists of dicts, which no model signature names.
     parser.set_defaults(remove_unused_columns=False, **recipe.data, **recipe.training)
+    if not known.do_train:
+        # Otherwise TrainingArguments takes evaluation during training for --do_eval.
+        parser.set_defaults(eval_strategy="no")
     model_args, data_args, training_args = parser.parse_args_into_dataclasses()
     if not (training_args.do_train or training_args.do_eval or training_args.do_predict):
         parser.error("nothing to do: give one or more of --do_train, --do_eval and --do_predict")
@@ -234,5 +243,5 @@ def predict(
 if __name__ == "__main__":
     try:
         main()
-    except (AnnotationError, FileNotFoundError, FileExistsError, RecipeError, VideoReadError) as error:
+    except USER_ERRORS as error:
         sys.exit(f"error: {error}")

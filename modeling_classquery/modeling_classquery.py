@@ -718,7 +718,7 @@ class ClassQueryPreTrainedModel(PreTrainedModel):
         elif isinstance(module, ClassQueryForVideoActionDetection) and module.class_readout is not None:
             # A prior of 5 %, so that rare positives are not drowned at first.
             init.constant_(module.class_readout_bias, -math.log(19))
-            init.normal_(module.class_readout, std=0.02)
+            init.normal_(module.class_readout, std=module.config.d_model**-0.5)
 
 
 def _reset_matrices(module: nn.Module) -> None:

@@ -11,7 +11,7 @@ from classquery.data.ava import load_ava, load_ava_labels
 
 
 SMALL = {"num_train_movies": 2, "num_validation_movies": 1, "seconds_per_movie": 6}
-SHOTS = [shot for index in range(20) for shot in demo.make_movie("train", index).shots]
+SHOTS = [shot for index in range(100) for shot in demo.make_movie("train", index).shots]
 
 
 @pytest.fixture(scope="module")

@@ -228,7 +228,7 @@ def test_failure_keeps_the_video_that_was_there(tmp_path):
     source = write_video(tmp_path / "source.mp4", CONSTANT_RATE)
     output = tmp_path / "drawn.mp4"
     output.write_text("good")
-    broken = KeyframeDetections(40, 2.0, [ActorDetection((0, 0, 9, 9), 0.9, None)])
+    broken = KeyframeDetections(40, 2.0, [ActorDetection(None, 0.9, ACTIONS)])
 
     with pytest.raises(VideoReadError):
         write_annotated_video(tmp_path / "missing.mp4", output, [])

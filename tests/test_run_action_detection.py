@@ -1,5 +1,6 @@
 """The run script from start to end, in processes of its own, with a network of some ten thousand parameters."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -134,24 +135,47 @@ def test_trained_model_is_evaluated_to_the_same_metrics(trained, demo_dir, recip
     assert again["eval_loss"] == pytest.approx(first["eval_loss"], rel=1e-4)
 
 
+@pytest.fixture(scope="module")
+def script():
+    """The script as a module, to look at its errors without starting a process for each."""
+    spec = importlib.util.spec_from_file_location("run_action_detection", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--recipe", "dmeo", "--do_train"], "did you mean 'demo'"),
-        ([], "nothing to do"),
-        (["--do_predict"], "needs --model_name_or_path"),
-        (["--do_predict", "--model_name_or_path", "demo", "--videos", "missing.mp4"], "missing.mp4"),
         (["--dataset", "ava", "--do_eval"], "--data_dir is needed"),
+        (["--dataset", "avo", "--do_eval"], "must be `ava` or `demo`, got 'avo'"),
         (["--dataset", "ava", "--data_dir", "nowhere", "--do_eval"], "nowhere"),
+        (["--do_predict", "--model_name_or_path", "demo", "--videos", "missing.mp4"], "missing.mp4"),
         (["--do_predict", "--model_name_or_path", "nowhere"], "nowhere"),
         (["--do_predict", "--model_name_or_path", "demo", "--attention", "wlak"], "walk"),
+        (["--do_predict", "--model_name_or_path", "demo", "--keyframes_per_second", "0"], "keyframes_per_second"),
     ],
 )
-def test_wrong_arguments_end_with_one_clear_message(arguments, message, tmp_path):
-    output = run_script(*arguments, "--output_dir", tmp_path / "out", expect_success=False)
+def test_wrong_arguments_raise_what_the_script_shows(script, monkeypatch, arguments, message, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["run_action_detection.py", *arguments, "--output_dir", str(tmp_path / "out")])
 
-    assert message in output
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(script.USER_ERRORS, match=message):
+        script.main()
+    assert not (tmp_path / "out" / "predictions").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [([], "nothing to do"), (["--do_predict"], "needs --model_name_or_path")],
+)
+def test_incomplete_command_lines_end_with_usage(script, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["run_action_detection.py", *arguments])
+
+    with pytest.raises(SystemExit):
+        script.main()
+    assert message in capsys.readouterr().err
 
 
 def test_model_that_knows_other_classes_is_refused(demo_dir, recipe, tmp_path):
@@ -165,4 +189,5 @@ def test_model_that_knows_other_classes_is_refused(demo_dir, recipe, tmp_path):
         expect_success=False,
     )
 
-    assert "are not those of the data" in output
+    assert "error: the classes of" in output
+    assert not (tmp_path / "out").exists()

@@ -105,7 +105,7 @@ def detect_video(
         VideoReadError: At the call, if the video cannot be read at all.
     """
     if not 0 < keyframes_per_second < math.inf or batch_size < 1:
-        raise ValueError(f"both must be positive, got {keyframes_per_second = } and {batch_size = }")
+        raise ValueError(f"both must be positive and finite, got {keyframes_per_second = } and {batch_size = }")
     label_id = None if attention_label is None else label_id_of(attention_label, model.config)
     info, clip_indices = _plan_clips(path, model.config, keyframes_per_second)
     detector = _ClipDetector(model.eval(), processor, (info.height, info.width), threshold, actor_threshold, label_id)
