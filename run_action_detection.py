@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, HfArgumentParser, TrainingArguments, set_seed
+from transformers import HfArgumentParser, TrainingArguments, set_seed
 from transformers.hf_argparser import string_to_bool
 
 
 try:
-    import classquery
+    import classquery  # noqa: F401
 except ModuleNotFoundError as error:
     if error.name != "classquery":
         raise
@@ -35,6 +35,7 @@ from classquery.data.clips import ClipCollator, KeyframeClips
 from classquery.data.demo import actor_crop_baseline, write_demo, write_demo_movie
 from classquery.data.schema import AnnotationError
 from classquery.data.transforms import ClipTransform
+from classquery.engine.checkpoint import CheckpointError, load_detector
 from classquery.engine.detection import label_id_of
 from classquery.engine.drawing import draw_training_curve
 from classquery.engine.prediction import predict_video
@@ -146,24 +147,18 @@ def load_model(
     """Load the trained model and its processor, or make those of the recipe.
 
     Raises:
-        RecipeError: If the trained model is none of ours or knows other classes than the data.
+        CheckpointError: If the trained model cannot be loaded or knows other classes than the data.
     """
-    path = model_args.model_name_or_path
-    if path is None:
+    if model_args.model_name_or_path is None:
         config = ClassQueryConfig(**recipe.model, id2label=id2label)
         return ClassQueryForVideoActionDetection(config), ClassQueryVideoProcessor(**recipe.processor)
-    if path == "demo":
-        path = classquery.demo_checkpoint()
-    config = AutoConfig.from_pretrained(path)
-    if config.model_type != ClassQueryConfig.model_type:
-        raise RecipeError(f"{path} holds a model of type {config.model_type!r}, not {ClassQueryConfig.model_type!r}")
-    if id2label is not None and config.id2label != id2label:
-        raise RecipeError(
-            f"the classes of {path} are not those of the data: {list(config.id2label.values())[:5]}... and "
+    model, processor = load_detector(model_args.model_name_or_path)
+    if id2label is not None and model.config.id2label != id2label:
+        raise CheckpointError(
+            f"the classes of the model are not those of the data: {list(model.config.id2label.values())[:5]}... and "
             f"{list(id2label.values())[:5]}...; train a model for this data, or give the data of this model"
         )
-    model = ClassQueryForVideoActionDetection.from_pretrained(path)
-    return model, ClassQueryVideoProcessor.from_pretrained(path)
+    return model, processor
 
 
 def train_and_evaluate(

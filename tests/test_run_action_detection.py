@@ -189,5 +189,5 @@ def test_model_that_knows_other_classes_is_refused(demo_dir, recipe, tmp_path):
         expect_success=False,
     )
 
-    assert "error: the classes of" in output
+    assert "error: the classes of the model are not those of the data" in output
     assert not (tmp_path / "out").exists()
