@@ -15,10 +15,6 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from transformers import HfArgumentParser, TrainingArguments, set_seed
-from transformers.hf_argparser import string_to_bool
-
 
 try:
     import classquery  # noqa: F401
@@ -26,6 +22,11 @@ except ModuleNotFoundError as error:
     if error.name != "classquery":
         raise
     sys.exit('classquery is not installed. In this folder, run: pip install -c constraints.txt -e ".[demo]"')
+
+import torch
+from accelerate import PartialState
+from transformers import HfArgumentParser, TrainingArguments, set_seed
+from transformers.hf_argparser import string_to_bool
 
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
 from classquery.configuration import DataArguments, Recipe, RecipeError, load_recipe
@@ -69,7 +70,8 @@ class ModelArguments:
 def main() -> None:
     """Run what the command line asks for."""
     model_args, data_args, training_args, recipe = parse_arguments()
-    logging.basicConfig(format="%(message)s", level=logging.INFO if training_args.process_index == 0 else logging.WARN)
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO if training_args.process_index == 0 else logging.WARNING)
     set_seed(training_args.seed)
     adapt_to_cpu(training_args)
     check_videos(model_args)
@@ -84,6 +86,8 @@ def main() -> None:
         check_attention(model_args, model)
     if training_args.do_predict and training_args.process_index == 0:
         predict(model, processor, model_args, data_args, Path(training_args.output_dir))
+    # Left to the interpreter's exit, the group of a multi-process run may abort.
+    PartialState().destroy_process_group()
 
 
 def parse_arguments() -> tuple[ModelArguments, DataArguments, TrainingArguments, Recipe]:

@@ -116,6 +116,7 @@ def test_prediction_is_written_as_json_and_as_a_video(trained):
     (folder,) = (trained / "predictions").iterdir()
     detections = json.loads((folder / "detections.json").read_text())
 
+    assert (folder / "preview.png").stat().st_size > 0
     assert len(detections["keyframes"]) == 2
     assert len(detections["keyframes"][0]["actors"]) == 3
     with av.open(str(folder / "annotated.mp4")) as container:

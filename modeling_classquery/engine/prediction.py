@@ -3,11 +3,12 @@
 from collections import Counter
 from pathlib import Path
 
+from PIL import Image
 from tqdm.auto import tqdm
 
 from classquery.data.clip_reader import ClipReader
 from classquery.engine.detection import detect_video, write_detections
-from classquery.engine.drawing import write_annotated_video
+from classquery.engine.drawing import draw_keyframe, write_annotated_video
 from classquery.modeling_classquery import ClassQueryForVideoActionDetection
 from classquery.video_processing_classquery import ClassQueryVideoProcessor
 
@@ -21,7 +22,7 @@ def predict_video(
     attention_label: str | None = None,
     **detection_options,
 ) -> Counter[str]:
-    """Detect actions in a video and write `detections.json` and `annotated.mp4`.
+    """Detect actions in a video and write `detections.json`, `annotated.mp4` and a still from it, `preview.png`.
 
     Args:
         path: The video file.
@@ -45,4 +46,7 @@ def predict_video(
     folder.mkdir(parents=True, exist_ok=True)
     write_detections(folder / "detections.json", info, keyframes)
     write_annotated_video(path, folder / "annotated.mp4", keyframes, attention_label=attention_label)
+    richest = max(keyframes, key=lambda keyframe: sum(len(actor.actions) for actor in keyframe.actors))
+    image = Image.fromarray(ClipReader().read(path, [richest.frame_index])[0])
+    draw_keyframe(image, richest, attention_label=attention_label).save(folder / "preview.png")
     return Counter(label for keyframe in keyframes for actor in keyframe.actors for label, _ in actor.actions)
