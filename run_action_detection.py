@@ -223,6 +223,8 @@ def predict(
     output_dir: Path,
 ) -> None:
     """Detect actions in the videos, and write and draw them into a folder per video."""
+    if model_args.model_name_or_path == "demo" and model_args.videos:
+        logger.warning("The demo model knows nothing but the people, balls and kites of the demo movies.")
     for video in model_args.videos or [write_demo_movie(output_dir, "validation", 0)]:
         folder = output_dir / "predictions" / Path(video).stem
         counts = predict_video(

@@ -7,7 +7,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from classquery.data.clip_reader import ClipReader
-from classquery.engine.detection import detect_video, write_detections
+from classquery.engine.detection import KeyframeDetections, detect_video, write_detections
 from classquery.engine.drawing import draw_keyframe, write_annotated_video
 from classquery.modeling_classquery import ClassQueryForVideoActionDetection
 from classquery.video_processing_classquery import ClassQueryVideoProcessor
@@ -46,7 +46,12 @@ def predict_video(
     folder.mkdir(parents=True, exist_ok=True)
     write_detections(folder / "detections.json", info, keyframes)
     write_annotated_video(path, folder / "annotated.mp4", keyframes, attention_label=attention_label)
-    richest = max(keyframes, key=lambda keyframe: sum(len(actor.actions) for actor in keyframe.actors))
-    image = Image.fromarray(ClipReader().read(path, [richest.frame_index])[0])
-    draw_keyframe(image, richest, attention_label=attention_label).save(folder / "preview.png")
+    clearest = max(keyframes, key=_clarity)
+    image = Image.fromarray(ClipReader().read(path, [clearest.frame_index])[0])
+    draw_keyframe(image, clearest, attention_label=attention_label).save(folder / "preview.png")
     return Counter(label for keyframe in keyframes for actor in keyframe.actors for label, _ in actor.actions)
+
+
+def _clarity(keyframe: KeyframeDetections) -> float:
+    """Much certainty about much; squares, because many uncertain actions are the sign of a cut."""
+    return sum(score**2 for actor in keyframe.actors for _, score in actor.actions)
