@@ -3,6 +3,7 @@
 Importing the package registers its classes with transformers' Auto classes.
 """
 
+import importlib
 from pathlib import Path
 
 from transformers import AutoModel, AutoModelForObjectDetection, AutoVideoProcessor
@@ -23,13 +24,14 @@ def demo_checkpoint() -> str:
     return str(Path(__file__).parent / "demo")
 
 
-def __getattr__(name: str):
-    # Detection needs decord and more, which `import classquery` should not wait for.
-    if name == "detect_video":
-        from classquery.engine.detection import detect_video
+# Detection needs decord and more, which `import classquery` should not wait for.
+_LAZY = {"detect_video": "classquery.engine.detection", "load_detector": "classquery.engine.checkpoint"}
 
-        return detect_video
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
 
 
 __all__ = [
@@ -41,4 +43,5 @@ __all__ = [
     "convert_original_state_dict",
     "demo_checkpoint",
     "detect_video",
+    "load_detector",
 ]

@@ -154,7 +154,7 @@ def script():
         (["--dataset", "avo", "--do_eval"], "must be `ava` or `demo`, got 'avo'"),
         (["--dataset", "ava", "--data_dir", "nowhere", "--do_eval"], "nowhere"),
         (["--do_predict", "--model_name_or_path", "demo", "--videos", "missing.mp4"], "missing.mp4"),
-        (["--do_predict", "--model_name_or_path", "nowhere"], "nowhere"),
+        (["--do_predict", "--model_name_or_path", "/nowhere/model"], "no model '/nowhere/model'"),
         (["--do_predict", "--model_name_or_path", "demo", "--attention", "wlak"], "walk"),
         (["--do_predict", "--model_name_or_path", "demo", "--keyframes_per_second", "0"], "keyframes_per_second"),
     ],

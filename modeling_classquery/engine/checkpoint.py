@@ -20,12 +20,18 @@ def load_detector(name_or_path: str) -> tuple[ClassQueryForVideoActionDetection,
         name_or_path: A folder, a name on the Hub, or `demo` for the small model in the package.
 
     Raises:
-        CheckpointError: If the model is none of ours, the file is damaged or weights are missing, left over or of
-            another shape.
-        OSError: If there is no such folder or name, or files are missing.
+        CheckpointError: If there is no such model, it is none of ours, the file is damaged or weights are missing,
+            left over or of another shape.
+        OSError: If the weights or the configuration of the processor are missing.
     """
     path = demo_checkpoint() if name_or_path == "demo" else name_or_path
-    config = AutoConfig.from_pretrained(path)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except OSError as error:
+        message = (
+            f"no model {name_or_path!r}: it is no folder with a config.json and was not found on the Hub: {error}"
+        )
+        raise CheckpointError(message) from error
     if config.model_type != ClassQueryConfig.model_type:
         raise CheckpointError(
             f"{path} holds a model of type {config.model_type!r}, not {ClassQueryConfig.model_type!r}"
