@@ -1,4 +1,4 @@
-.PHONY: style check test test-slow
+.PHONY: style check test
 
 PYTHON ?= python
 
@@ -12,6 +12,3 @@ check:  ## what CI checks besides the tests
 
 test:  ## the default suite, minutes on two cores
 	$(PYTHON) -m pytest
-
-test-slow:  ## everything
-	$(PYTHON) -m pytest -m ""

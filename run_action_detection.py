@@ -25,6 +25,7 @@ except ModuleNotFoundError as error:
 
 import torch
 from accelerate import PartialState
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 from transformers.hf_argparser import string_to_bool
 
@@ -34,7 +35,7 @@ from classquery.data.ava import load_ava, load_ava_labels
 from classquery.data.clip_reader import ClipReader, VideoReadError
 from classquery.data.clips import ClipCollator, KeyframeClips
 from classquery.data.demo import actor_crop_baseline, write_demo, write_demo_movie
-from classquery.data.schema import AnnotationError
+from classquery.data.metrics import ava_label_ids
 from classquery.data.transforms import ClipTransform
 from classquery.engine.checkpoint import CheckpointError, load_detector
 from classquery.engine.detection import label_id_of
@@ -45,8 +46,8 @@ from classquery.engine.trainer import ActionDetectionTrainer, save_records
 
 logger = logging.getLogger(__name__)
 
-# What a user can put right; shown as one message. OSError is what transformers raises for a model it does not find.
-USER_ERRORS = (AnnotationError, OSError, RecipeError, ValueError, VideoReadError)
+# What a user can put right; shown as one message. Errors in recipes, annotations and checkpoints are ValueErrors.
+USER_ERRORS = (OSError, StrictDataclassError, ValueError, VideoReadError)
 
 
 @dataclass
@@ -97,7 +98,9 @@ def parse_arguments() -> tuple[ModelArguments, DataArguments, TrainingArguments,
     finder.add_argument("--do_train", nargs="?", const=True, default=False, type=string_to_bool)
     known, _ = finder.parse_known_args()
     recipe = load_recipe(known.recipe)
-    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments), description=__doc__)
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, TrainingArguments), description=__doc__, allow_abbrev=False
+    )
     # Labels are lists of dicts, which no model signature names.
     parser.set_defaults(remove_unused_columns=False, **recipe.data, **recipe.training)
     if not known.do_train:
@@ -114,6 +117,8 @@ def parse_arguments() -> tuple[ModelArguments, DataArguments, TrainingArguments,
 def adapt_to_cpu(training_args: TrainingArguments) -> None:
     """Leave a core to each data worker: threads that have to wait for one make a step several times slower."""
     if training_args.device.type == "cpu":
+        if training_args.bf16 or training_args.fp16:
+            raise ValueError("--bf16 and --fp16 need a GPU: on CPU, gradients of 3-D convolutions overflow in them")
         training_args.dataloader_pin_memory = False
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, os.cpu_count() - training_args.dataloader_num_workers))
@@ -123,6 +128,9 @@ def check_videos(model_args: ModelArguments) -> None:
     """Find out before any training that a video cannot be read."""
     for video in model_args.videos:
         ClipReader().info(video)
+    stems = [Path(video).stem for video in model_args.videos]
+    if len(set(stems)) < len(stems):
+        raise ValueError(f"videos of one name would overwrite each other's results: {sorted(stems)}; run them apart")
 
 
 def check_attention(model_args: ModelArguments, model: ClassQueryForVideoActionDetection) -> None:
@@ -154,7 +162,7 @@ def load_model(
         CheckpointError: If the trained model cannot be loaded or knows other classes than the data.
     """
     if model_args.model_name_or_path is None:
-        config = ClassQueryConfig(**recipe.model, id2label=id2label)
+        config = ClassQueryConfig(**recipe.model | {"id2label": id2label})
         return ClassQueryForVideoActionDetection(config), ClassQueryVideoProcessor(**recipe.processor)
     model, processor = load_detector(model_args.model_name_or_path)
     if id2label is not None and model.config.id2label != id2label:
@@ -185,7 +193,8 @@ def train_and_evaluate(
         rows = load_ava(data_dir, split, movie_start_seconds=data_args.movie_start_seconds)
         return KeyframeClips(rows, transform=transform, seed=training_args.seed, **clip_args)
 
-    transform = ClipTransform(data_args.resize_shortest_edge, data_args.crop_shortest_edge, data_args.flip_probability)
+    size = processor.size["shortest_edge"]
+    transform = ClipTransform(data_args.resize_shortest_edge, size, data_args.flip_probability)
     trainer = ActionDetectionTrainer(
         model,
         training_args,
@@ -193,6 +202,8 @@ def train_and_evaluate(
         eval_dataset=load_split("validation"),
         data_collator=ClipCollator(processor),
         processing_class=processor,
+        # As the published evaluation does: all labels, but of the 80 of AVA only those that are frequent enough.
+        label_ids=ava_label_ids() if config.num_labels == 80 else None,
     )
     output_dir = Path(training_args.output_dir)
     if training_args.do_train:
@@ -200,19 +211,22 @@ def train_and_evaluate(
         trainer.save_model()
         trainer.log_metrics("train", metrics)
         trainer.save_metrics("train", metrics)
-        trainer.save_state()
         if trainer.is_world_process_zero() and importlib.util.find_spec("matplotlib"):
             draw_training_curve(trainer.state.log_history, output_dir / "training_curve.png")
     if training_args.do_eval:
         records, _, metrics = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
         if data_args.dataset == "demo":
             metrics["eval_actor_crop_frame_map_50"] = actor_crop_baseline(data_dir, "validation")["frame_map_50"]
+        trainer.log(metrics)
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
         if trainer.is_world_process_zero():
             save_records(records, output_dir / "eval_predictions.parquet")
+    trainer.save_state()
     if training_args.push_to_hub:
         trainer.push_to_hub()
+    elif training_args.do_train:
+        trainer.create_model_card()
 
 
 def predict(

@@ -1,8 +1,8 @@
 """Recipes: what a published experiment, or the demo, is made of, as data.
 
 A recipe is a JSON file with the sections `model` (arguments of `ClassQueryConfig`), `processor` (of
-`ClassQueryVideoProcessor`), `data` (of `DataArguments` in `run_action_detection.py`) and `training` (of transformers'
-`TrainingArguments`). Unknown keys are refused.
+`ClassQueryVideoProcessor`), `data` (of `DataArguments` below) and `training` (of transformers' `TrainingArguments`).
+Unknown keys are refused.
 """
 
 import dataclasses
@@ -45,10 +45,8 @@ class DataArguments:
         metadata={"help": "What the annotations call the start of the video files; 0 for movies that are not cut."},
     )
     resize_shortest_edge: int = dataclasses.field(
-        default=288, metadata={"help": "Short side in pixels of training clips before the random crop."}
-    )
-    crop_shortest_edge: int = dataclasses.field(
-        default=256, metadata={"help": "Short side in pixels of the random crop of training clips."}
+        default=288,
+        metadata={"help": "Short side in pixels of training clips before the random crop to the processor's size."},
     )
     flip_probability: float = dataclasses.field(
         default=0.5,
@@ -114,6 +112,8 @@ def _checked(path: Path, sections: Any) -> Recipe:
     model = sections.get("model", {})
     _refuse_unknown(f"{path}, section model", model, _field_names(ClassQueryConfig))
     backbone = model.get("backbone_config", {})
+    if not isinstance(backbone, dict):
+        raise RecipeError(f"{path}: backbone_config must be an object, got {backbone!r}")
     if backbone:
         _refuse_unknown(f"{path}, backbone_config: model_type", [backbone.get("model_type")], BACKBONES)
         known = _field_names(BACKBONES[backbone["model_type"]])
@@ -125,8 +125,7 @@ def _checked(path: Path, sections: Any) -> Recipe:
 
 
 def _field_names(dataclass_type: type) -> list[str]:
-    # `num_labels` is a property of every model configuration, not a field.
-    return [field.name for field in dataclasses.fields(dataclass_type)] + ["num_labels", "id2label"]
+    return [field.name for field in dataclasses.fields(dataclass_type)]
 
 
 def _refuse_unknown(where: str, keys: Iterable[str], known: Iterable[str]) -> None:

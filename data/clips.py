@@ -64,7 +64,8 @@ class KeyframeClips(torch.utils.data.Dataset):
         }
         self.transform = transform
         self.seed = seed
-        self.epoch = 0
+        # Shared, so that it reaches workers that live longer than an epoch.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.reader = reader or ClipReader()
 
     def __len__(self) -> int:
@@ -72,7 +73,7 @@ class KeyframeClips(torch.utils.data.Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Give the transforms other draws; called by Accelerate's data loader at the start of each epoch."""
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Decode one clip.
@@ -94,7 +95,7 @@ class KeyframeClips(torch.utils.data.Dataset):
             class_labels[actor, tube["labels"]] = 1
         orig_size = tuple(frames.shape[-2:])
         if self.transform is not None:
-            generator = torch.Generator().manual_seed(_sample_seed(self.seed, self.epoch, index))
+            generator = torch.Generator().manual_seed(_sample_seed(self.seed, int(self._epoch), index))
             frames, boxes, kept = self.transform(frames, boxes, generator)
             boxes, class_labels = boxes[kept], class_labels[kept]
         return {
@@ -115,12 +116,10 @@ class ClipCollator:
 
     Args:
         processor: A `ClassQueryVideoProcessor`.
-        do_resize: Whether the processor resizes the clips; false where the transform has done so.
     """
 
-    def __init__(self, processor: Callable, *, do_resize: bool = True):
+    def __init__(self, processor: Callable):
         self.processor = processor
-        self.do_resize = do_resize
 
     def __call__(self, clips: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate.
@@ -129,7 +128,7 @@ class ClipCollator:
             `pixel_values` and `pixel_mask` as by the processor; `labels`, a list of dicts as the model takes them,
             with `clip_id` and `orig_size` besides.
         """
-        inputs = self.processor([clip["frames"] for clip in clips], do_resize=self.do_resize)
+        inputs = self.processor([clip["frames"] for clip in clips])
         return {
             "pixel_values": inputs["pixel_values"],
             "pixel_mask": inputs["pixel_mask"],

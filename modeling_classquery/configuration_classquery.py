@@ -194,10 +194,12 @@ class ClassQueryConfig(PreTrainedConfig):
         if self.id2label is None and "num_labels" not in kwargs:
             kwargs["num_labels"] = 80
         super().__post_init__(**kwargs)
+        if self.label2id is None:
+            self.label2id = {label: index for index, label in self.id2label.items()}
 
     def validate_architecture(self):
         """Check the relations between the fields."""
-        _require_multiple("d_model", self.d_model, 16, "position encodings split it 2:3:3 and group norm by 16")
+        _require_multiple("d_model", self.d_model, 16, "position encodings split it 2:3:3")
         for name in ("encoder_attention_heads", "decoder_attention_heads"):
             _require_multiple("d_model", self.d_model, getattr(self, name), f"it is split into `{name}`")
         if not 2 <= self.num_feature_levels <= 4:

@@ -89,6 +89,8 @@ def match_actors(
     """
     with torch.no_grad():
         cost = _matching_cost(predictions, targets["boxes"], config).cpu()
+    if not cost.isfinite().all():
+        raise ValueError("boxes or actor logits are not finite: training has diverged, try a lower learning rate")
     matches = []
     for frame, valid in enumerate(targets["valid"].cpu()):
         actors = valid.nonzero().flatten()
@@ -210,9 +212,10 @@ def _stack_targets(labels: list[dict[str, torch.Tensor]], logits: torch.Tensor) 
             padding = tensor.new_zeros(most_actors - num_actors, *expected[1:])
             # (actors, frames, ...) -> (frames, actors, ...)
             stacked[name].append(torch.cat((tensor, padding)).transpose(0, 1))
+        if tuple(label["frame_mask"].shape) != (num_frames,):
+            found = tuple(label["frame_mask"].shape)
+            raise ValueError(f"`labels[{index}]['frame_mask']` must have shape ({num_frames},), got {found}")
     frame_mask = torch.cat([label["frame_mask"] for label in labels]).to(logits.device, torch.bool)
-    if len(frame_mask) != batch_size * num_frames:
-        raise ValueError(f"each `frame_mask` must have shape ({num_frames},), got {len(frame_mask)} frames in all")
     targets = {name: torch.cat(tensors).to(logits.device) for name, tensors in stacked.items()}
     return {
         "boxes": targets["boxes"].float(),

@@ -926,6 +926,8 @@ class ClassQueryForVideoActionDetection(ClassQueryPreTrainedModel):
         per_class = config.class_readout == "per_class"
         self.class_readout = nn.Parameter(torch.empty(config.num_labels, config.d_model)) if per_class else None
         self.class_readout_bias = nn.Parameter(torch.empty(config.num_labels)) if per_class else None
+        # Otherwise transformers takes the loss of language models.
+        self.loss_function = action_detection_loss
         self.post_init()
 
     @can_return_tuple
@@ -956,7 +958,7 @@ class ClassQueryForVideoActionDetection(ClassQueryPreTrainedModel):
         ]
         loss, loss_dict = None, None
         if labels is not None:
-            loss, loss_dict = action_detection_loss(predictions, labels, self.config)
+            loss, loss_dict = self.loss_function(predictions, labels, self.config)
         return ClassQueryDetectionOutput(
             loss=loss,
             loss_dict=loss_dict,

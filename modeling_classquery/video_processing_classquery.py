@@ -94,13 +94,13 @@ class ClassQueryVideoProcessor(BaseVideoProcessor):
         Raises:
             ValueError: If the number of target sizes is not the number of clips.
         """
-        boxes = center_to_corners_format(outputs["pred_boxes"])
+        boxes = center_to_corners_format(outputs["pred_boxes"].float())
         if target_sizes is not None:
             if len(target_sizes) != len(boxes):
                 raise ValueError(
                     f"`target_sizes` must hold one (height, width) per clip: got {len(target_sizes)} for {len(boxes)}"
                 )
-            height, width = torch.as_tensor(target_sizes, device=boxes.device).to(boxes.dtype).unbind(-1)
+            height, width = torch.as_tensor(target_sizes, device=boxes.device).float().unbind(-1)
             # (batch,) -> (batch, 1, 1, 4)
             boxes = boxes * torch.stack((width, height, width, height), dim=-1)[:, None, None]
         scores = outputs["scores"] if "scores" in outputs else action_scores(outputs, score_with_actor=False)

@@ -71,10 +71,23 @@ def test_draws_depend_on_seed_epoch_and_index_alone(rows):
     assert not torch.equal(draw(0, 0), draw(1, 0))
 
 
+def test_epoch_reaches_workers_that_live_longer(rows):
+    clips = KeyframeClips(rows, transform=ClipTransform(96, 60), **SAMPLING)
+    loader = torch.utils.data.DataLoader(clips, batch_size=None, num_workers=1, persistent_workers=True)
+
+    drawn = []
+    for epoch in (0, 0, 1):
+        clips.set_epoch(epoch)
+        drawn.append(next(iter(loader))["frames"])
+
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_batches_are_the_same_with_any_number_of_workers(rows, num_workers):
     clips = KeyframeClips(rows, transform=ClipTransform(96, 60), **SAMPLING)
-    collator = ClipCollator(ClassQueryVideoProcessor(size={"shortest_edge": 48}), do_resize=True)
+    collator = ClipCollator(ClassQueryVideoProcessor(size={"shortest_edge": 48}))
 
     loader = torch.utils.data.DataLoader(clips, batch_size=4, collate_fn=collator, num_workers=num_workers)
     batch = next(iter(loader))

@@ -209,6 +209,55 @@ def test_matching_is_the_cheapest_of_all_assignments():
     assert dict(zip(actors.tolist(), candidates.tolist(), strict=True)) == dict(enumerate(cheapest))
 
 
+@pytest.mark.parametrize("auxiliary_loss", [True, False])
+def test_total_weighs_all_terms_of_all_supervised_layers(auxiliary_loss):
+    config = ClassQueryConfig(num_labels=5, num_queries=4, auxiliary_loss=auxiliary_loss)
+    predictions, labels = random_case(7, [2])
+
+    loss, terms = action_detection_loss(predictions, labels, config)
+
+    weights = {"class": 10, "actor": 1, "bbox": 5, "giou": 2}
+    assert len(terms) == (8 if auxiliary_loss else 4)
+    torch.testing.assert_close(loss, sum(weights[name.split("_")[1]] * term for name, term in terms.items()))
+
+
+def test_score_with_actor_supervises_the_product_of_both_probabilities():
+    predictions, labels = random_case(8, [2])
+    product = [
+        {**layer, "logits": (layer["logits"].sigmoid() * layer["actor_logits"].softmax(-1)[..., 1:2]).logit()}
+        for layer in predictions
+    ]
+
+    joint, _ = action_detection_loss(predictions, labels, ClassQueryConfig(num_labels=5, score_with_actor=True))
+    plain, _ = action_detection_loss(product, labels, ClassQueryConfig(num_labels=5))
+
+    torch.testing.assert_close(joint, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_class_loss_is_divided_by_real_frames_or_annotated_actors():
+    predictions, labels = random_case(9, [2, 1])
+    valid = sum(int((label["valid"] & label["frame_mask"]).sum()) for label in labels)
+    frames = sum(int(label["frame_mask"].sum()) for label in labels)
+
+    losses = {
+        value: action_detection_loss(
+            predictions, labels, ClassQueryConfig(num_labels=5, class_loss_normalization=value)
+        )[1]["loss_class"]
+        for value in ("none", "frames", "actors")
+    }
+
+    torch.testing.assert_close(losses["frames"] * frames, losses["none"])
+    torch.testing.assert_close(losses["actors"] * valid, losses["none"])
+
+
+def test_predictions_that_are_not_finite_raise():
+    predictions, labels = random_case(10, [1])
+    predictions[0]["pred_boxes"][0, 0, 0] = float("nan")
+
+    with pytest.raises(ValueError, match="training has diverged"):
+        action_detection_loss(predictions, labels, ClassQueryConfig(num_labels=5))
+
+
 def test_generalized_box_iou_matches_torchvision():
     from torchvision.ops import box_convert
     from torchvision.ops import generalized_box_iou as reference
@@ -248,6 +297,8 @@ def test_wrong_label_shapes_raise():
 
     with pytest.raises(ValueError, match="one dict per clip: got 2 for 1"):
         action_detection_loss(predictions, labels * 2, config)
+    with pytest.raises(ValueError, match=r"'frame_mask'\]` must have shape \(3,\), got \(2,\)"):
+        action_detection_loss(predictions, [labels[0] | {"frame_mask": torch.ones(2)}], config)
     labels[0]["boxes"] = labels[0]["boxes"][:, 0]
     with pytest.raises(ValueError, match=r"labels\[0\]\['boxes'\].*must have shape \(2, 3, 4\), got \(2, 4\)"):
         action_detection_loss(predictions, labels, config)

@@ -1,5 +1,8 @@
 """The network against the goldens of the published one, and as a citizen of transformers."""
 
+import math
+from collections import Counter
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
@@ -11,10 +14,11 @@ from classquery import (
     ClassQueryModel,
     convert_original_state_dict,
 )
-from classquery.modeling_classquery import sine_position_embedding
+from classquery.loss_classquery import action_detection_loss
+from classquery.modeling_classquery import interleave_heads, sine_position_embedding
 
 
-GOLDENS = ["vit_sf_8f", "vit_ucf_8f", "vit_jhmdb_8f_pad"]
+GOLDENS = ["vit_sf_8f", "vit_sf_16f_pad", "vit_ucf_8f", "vit_jhmdb_8f_pad", "vit_sf_224"]
 
 
 @pytest.fixture(scope="module", params=GOLDENS)
@@ -184,6 +188,78 @@ def test_each_corrected_value_changes_the_outputs(name):
     assert difference.abs().max() > 1e-5
 
 
+def test_geometric_offsets_of_one_are_one_cell():
+    attention = ClassQueryModel(tiny_config(sampling_offset_order="geometric")).encoder.layers[0].self_attn
+
+    scale = attention._offset_scale([(2, 3, 4)], torch.device("cpu"))
+
+    torch.testing.assert_close(scale, torch.tensor([[1 / 4, 1 / 3, 1 / 2]]))
+
+
+def test_pixel_centers_keep_constant_maps_constant_and_maps_of_the_same_size_as_they_are():
+    model = ClassQueryModel(tiny_config(resampling_grid="pixel_centers", output_frames="all"))
+    shapes = [(2, 6, 8), (4, 3, 4), (2, 2, 2)]
+    num_cells = [math.prod(shape) for shape in shapes]
+    states = torch.randn(1, sum(num_cells), 32)
+    states[:, : num_cells[0]] = 3.0
+
+    memory = model.resample(states, shapes)
+
+    torch.testing.assert_close(memory[0], torch.full_like(memory[0], 3.0))
+    same_size = states[:, num_cells[0] : num_cells[0] + num_cells[1]]
+    torch.testing.assert_close(memory[1].flatten(0, 1), same_size[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("value", "slots"), [("released", [0, 1, 0, 1]), ("nearest", [0, 0, 1, 1])])
+def test_each_frame_gets_the_position_of_its_time_slot(value, slots):
+    model = ClassQueryModel(tiny_config(resampled_position=value, output_frames="all"))
+    position = torch.arange(2.0).view(1, 2, 1, 1, 1)
+
+    assert model.resample_position(position).flatten().tolist() == slots
+
+
+def test_paired_sines_and_cosines_share_their_frequency():
+    mask = torch.ones(1, 5, 7, dtype=torch.bool)
+
+    embedding = sine_position_embedding(mask, 3, 32, "paired")
+
+    # Channels 8 to 19 encode the row: 12 channels, here of the third of five rows.
+    angle = 3 / (5 + 1e-6) * 2 * math.pi
+    expected = [f(angle / 10000 ** (2 * i / 12)) for i in range(6) for f in (math.sin, math.cos)]
+    torch.testing.assert_close(embedding[0, 1, 2, 4, 8:20], torch.tensor(expected))
+
+
+def test_interleaved_heads_see_their_share_of_content_and_position():
+    content, position = torch.arange(6.0), -torch.arange(6.0)
+
+    assert interleave_heads(content, position, 2).tolist() == [0, 1, 2, 0, -1, -2, 3, 4, 5, -3, -4, -5]
+
+
+def test_factorized_table_of_another_size_is_interpolated_even_if_it_has_as_many_cells():
+    config = tiny_config(num_frames=4)
+    config.backbone_config.position_table = "factorized"
+    backbone = ClassQueryModel(config).backbone
+
+    rows = backbone._positions((2, 2, 8)).view(2, 2, 8, 32)[..., 8:20]
+
+    torch.testing.assert_close(rows[:, :, :1].expand_as(rows), rows, rtol=0, atol=1e-5)
+
+
+def test_half_precision_model_takes_single_precision_frames():
+    model = ClassQueryForVideoActionDetection(tiny_config()).eval()
+    inputs = {key: value for key, value in tiny_batch(model.config).items() if key != "labels"}
+    with torch.no_grad():
+        expected = model(**inputs).pred_boxes
+        outputs = model.to(torch.bfloat16)(**inputs)
+
+    assert outputs.logits.dtype == torch.bfloat16
+    torch.testing.assert_close(outputs.pred_boxes.float(), expected, rtol=0, atol=0.05)
+
+
+def test_loss_function_is_the_one_of_detection():
+    assert ClassQueryForVideoActionDetection(tiny_config()).loss_function is action_detection_loss
+
+
 @pytest.mark.parametrize("num_feature_levels", [2, 3, 4])
 def test_fewer_levels_and_other_widths_work(num_feature_levels):
     config = tiny_config(num_feature_levels=num_feature_levels, d_model=48, decoder_attention_heads=6)
@@ -198,7 +274,8 @@ def test_untrained_model_starts_from_the_background_prior_with_a_readout_per_cla
 
     scores = model(torch.zeros(1, 4, 3, 32, 32)).scores
 
-    assert scores.mean() < 0.1
+    # 5 %, spread by random readout vectors of unit scale.
+    assert scores.mean() < 0.2
 
 
 def test_score_with_actor_multiplies_the_confidence():
@@ -210,20 +287,30 @@ def test_score_with_actor_multiplies_the_confidence():
     torch.testing.assert_close(outputs.scores, expected, rtol=1e-4, atol=2e-5)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients():
+def test_gradient_checkpointing_runs_layers_again_and_gives_the_same_gradients():
     model = ClassQueryForVideoActionDetection(tiny_config(dropout=0.0, classifier_dropout=0.0)).train()
-    model.config.backbone_config.drop_path_rate = 0.0
     batch = tiny_batch(model.config)
+    runs = Counter()
+    checkpointed = {
+        "block": model.model.backbone.layers[0].attn,
+        "encoder layer": model.model.encoder.layers[0].self_attn,
+        "convolution block": model.model.decoder.classifying_layers[0].conv_blocks[0].conv,
+    }
+    for name, module in checkpointed.items():
+        module.register_forward_hook(lambda *_, name=name: runs.update([name]))
 
-    gradients = []
+    gradients, counts = [], []
     for checkpointing in (False, True):
         if checkpointing:
             model.gradient_checkpointing_enable()
         model.zero_grad()
+        runs.clear()
         model(**batch).loss.backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+        counts.append(dict(runs))
 
     torch.testing.assert_close(*gradients)
+    assert counts[1] == {name: 2 * count for name, count in counts[0].items()}
 
 
 def test_tuple_output_and_bare_model():

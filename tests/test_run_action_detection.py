@@ -68,7 +68,7 @@ def recipe(tmp_path_factory):
             {
                 "model": model,
                 "processor": {"size": {"shortest_edge": 32}},
-                "data": {"dataset": "ava", "resize_shortest_edge": 36, "crop_shortest_edge": 32},
+                "data": {"dataset": "ava", "resize_shortest_edge": 36},
                 "training": {"max_steps": 2, "per_device_train_batch_size": 2, "report_to": "none", "use_cpu": True},
             }
         )
@@ -156,6 +156,8 @@ def script():
         (["--do_predict", "--model_name_or_path", "demo", "--videos", "missing.mp4"], "missing.mp4"),
         (["--do_predict", "--model_name_or_path", "/nowhere/model"], "no model '/nowhere/model'"),
         (["--do_predict", "--model_name_or_path", "demo", "--attention", "wlak"], "walk"),
+        (["--dataset", "ava", "--data_dir", ".", "--do_eval", "--bf16"], "need a GPU"),
+        (["--do_predict", "--model_name_or_path", "demo", "--vid", "x.mp4"], "--vid"),
         (["--do_predict", "--model_name_or_path", "demo", "--keyframes_per_second", "0"], "keyframes_per_second"),
     ],
 )

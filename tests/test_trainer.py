@@ -65,13 +65,25 @@ def test_evaluation_gives_one_record_per_clip_in_order(trainer):
     assert records[0]["scores"].shape == (config.num_queries, config.num_labels)
 
 
-def test_batch_size_of_the_evaluation_does_not_matter(trainer):
-    first = trainer.evaluate()
+def test_batch_size_of_the_evaluation_and_dropping_of_last_batches_do_not_matter(trainer):
+    trainer.args.dataloader_drop_last = True
+    first, _, _ = trainer.predict(trainer.eval_dataset)
     trainer.args.per_device_eval_batch_size = 1
-    second = trainer.evaluate()
+    second, _, _ = trainer.predict(trainer.eval_dataset)
 
-    assert first["eval_frame_map_50"] == pytest.approx(second["eval_frame_map_50"], abs=1e-6)
-    assert first["eval_frame_ap_50/stand"] == pytest.approx(second["eval_frame_ap_50/stand"], abs=1e-6)
+    assert len(first) == len(trainer.eval_dataset)
+    for one, other in zip(first, second, strict=True):
+        assert one["clip_id"] == other["clip_id"]
+        for name in ("boxes", "scores", "actor_scores", "true_boxes", "true_labels"):
+            np.testing.assert_allclose(one[name], other[name], rtol=0, atol=1e-5)
+
+
+def test_only_the_given_labels_are_scored(trainer):
+    trainer.label_ids = [1, 3]
+
+    metrics = trainer.evaluate()
+
+    assert {name for name in metrics if "/" in name} <= {"eval_frame_ap_50/stand", "eval_frame_ap_50/jump"}
 
 
 def record(clip_id: str, box=(0.1, 0.1, 0.5, 0.5)) -> dict:

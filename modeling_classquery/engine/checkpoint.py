@@ -1,5 +1,6 @@
 """Loading a trained detector with its processor, or saying why it cannot be loaded."""
 
+import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
@@ -11,7 +12,7 @@ class CheckpointError(ValueError):
 
 
 def load_detector(name_or_path: str) -> tuple[ClassQueryForVideoActionDetection, ClassQueryVideoProcessor]:
-    """Load a detector and the processor saved with it.
+    """Load a detector, in single precision, and the processor saved with it.
 
     Unlike `from_pretrained` alone, which fills what is missing with random weights, this refuses a checkpoint that
     does not hold exactly the weights of the model.
@@ -38,7 +39,7 @@ def load_detector(name_or_path: str) -> tuple[ClassQueryForVideoActionDetection,
         )
     try:
         model, report = ClassQueryForVideoActionDetection.from_pretrained(
-            path, output_loading_info=True, ignore_mismatched_sizes=True
+            path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except SafetensorError as error:
         raise CheckpointError(f"the weights in {path} are damaged or not complete: {error}") from error

@@ -1,7 +1,7 @@
 """Training and evaluation on transformers' Trainer, with an evaluation that counts every clip exactly once."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +20,43 @@ from classquery.data.metrics import frame_map
 class ActionDetectionTrainer(Trainer):
     """Trainer for detection labels, which are lists of dicts of different lengths.
 
-    `processing_class` must be the video processor. Logs every loss term beside the total. Evaluation gathers one
+    `processing_class` must be the video processor; `label_ids` are the 1-based ids that count in the frame mAP, by
+    default all. Logs every loss term beside the total. Evaluation gathers one
     record per clip over all processes; clips that a sampler repeated to fill a batch are dropped by their id.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, label_ids: Sequence[int] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self._loss_terms = defaultdict(list)
+        self.label_ids = label_ids
+        self._loss_terms = defaultdict(float)
+        self._num_losses = 0
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Run the model on a batch of `ClipCollator` and note its loss terms for the log."""
         outputs = model(**inputs)
-        for name, term in outputs.loss_dict.items():
-            if model.training and not name[-1].isdigit():
-                self._loss_terms[name].append(term.detach())
+        if model.training:
+            self._num_losses += 1
+            for name, term in outputs.loss_dict.items():
+                self._loss_terms[name] += term.detach()
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the means of the loss terms of the last decoder layer since the last training log."""
         if "loss" in logs:
-            logs |= {name: torch.stack(terms).mean().item() for name, terms in self._loss_terms.items()}
+            terms = {name: term for name, term in self._loss_terms.items() if not name[-1].isdigit()}
+            logs |= {name: float(term) / self._num_losses for name, term in terms.items()}
             self._loss_terms.clear()
+            self._num_losses = 0
         super().log(logs, start_time)
+
+    def _get_dataloader(self, *args, is_training: bool = False, **kwargs) -> DataLoader:
+        # `dataloader_drop_last` is meant for training; Trainer would also drop clips to be evaluated.
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def evaluation_loop(
         self,
@@ -55,13 +70,14 @@ class ActionDetectionTrainer(Trainer):
 
         Returns:
             `predictions`: one record per clip in the order of the data set (see `clip_records`), the same on every
-            process; `metrics`: mean loss, `frame_map_50` and the AP of each label.
+            process; `metrics`: `frame_map_50`, the AP of each label, and the mean over batches of the loss, which
+            depends on the batch size like the loss itself.
 
         Raises:
             RuntimeError: If a clip was not predicted, or one was that is not in the data set.
         """
-        model = self._wrap_model(self.model, training=False)
-        model.eval()
+        model = self._prepared_for_evaluation()
+        self.callback_handler.eval_dataloader = dataloader
         records, losses = [], []
         for batch in dataloader:
             batch = self._prepare_inputs(batch)
@@ -71,9 +87,21 @@ class ActionDetectionTrainer(Trainer):
             losses += [outputs.loss.item()] * len(batch["labels"])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         records = once_per_clip(gather_object(records), dataloader.dataset.rows["clip_id"])
-        metrics = {"loss": float(np.mean(gather_object(losses))), **score_records(records, self.model.config.id2label)}
+        metrics = {"loss": float(np.mean(gather_object(losses))), **self._score(records)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=records, label_ids=None, metrics=metrics, num_samples=len(records))
+
+    def _prepared_for_evaluation(self) -> torch.nn.Module:
+        """Wrap and cast the model as Trainer does, outside of training for `*_full_eval` and autocast, too."""
+        model = self._wrap_model(self.model, training=False)
+        if not self.accelerator._models:
+            model = self.accelerator.prepare_model(model, evaluation_mode=True)
+        if not self.is_in_train and (self.args.fp16_full_eval or self.args.bf16_full_eval):
+            model = model.to(torch.float16 if self.args.fp16_full_eval else torch.bfloat16)
+        return model.eval()
+
+    def _score(self, records: list[dict[str, Any]]) -> dict[str, float]:
+        return score_records(records, self.accelerator.unwrap_model(self.model).config.id2label, self.label_ids)
 
 
 def clip_records(processor, outputs, labels: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -104,14 +132,15 @@ def once_per_clip(records: Iterable[dict[str, Any]], clip_ids: list[str]) -> lis
         missing, foreign = set(clip_ids) - by_id.keys(), by_id.keys() - set(clip_ids)
         raise RuntimeError(
             f"evaluation must see each of the {len(clip_ids)} clips: {len(missing)} were not predicted "
-            f"({sorted(missing)[:5]}) and {len(foreign)} are unknown ({sorted(foreign)[:5]}); is "
-            "`dataloader_drop_last` set, which drops clips?"
+            f"({sorted(missing)[:5]}) and {len(foreign)} are unknown ({sorted(foreign)[:5]})"
         )
     return [by_id[clip_id] for clip_id in clip_ids]
 
 
-def score_records(records: list[dict[str, Any]], id2label: dict[int, str]) -> dict[str, float]:
-    """Frame mAP at IoU 0.5 and, for each label with ground truth, its AP."""
+def score_records(
+    records: list[dict[str, Any]], id2label: dict[int, str], label_ids: Sequence[int] | None = None
+) -> dict[str, float]:
+    """Frame mAP at IoU 0.5 over the labels with the given 1-based ids, and the AP of each that has ground truth."""
     frames = [record["clip_id"] for record in records]
     detections = {
         "frame": np.repeat(frames, [len(record["boxes"]) for record in records]),
@@ -123,7 +152,7 @@ def score_records(records: list[dict[str, Any]], id2label: dict[int, str]) -> di
         "boxes": np.concatenate([record["true_boxes"] for record in records]),
         "labels": np.concatenate([record["true_labels"] for record in records]),
     }
-    result = frame_map(detections, ground_truth)
+    result = frame_map(detections, ground_truth, label_ids=label_ids)
     per_label = {f"frame_ap_50/{id2label[i]}": float(ap) for i, ap in enumerate(result["ap_per_label"]) if ap == ap}
     return {"frame_map_50": result["frame_map_50"], **per_label}
 
