@@ -156,7 +156,7 @@ def script():
         (["--do_predict", "--model_name_or_path", "demo", "--videos", "missing.mp4"], "missing.mp4"),
         (["--do_predict", "--model_name_or_path", "/nowhere/model"], "no model '/nowhere/model'"),
         (["--do_predict", "--model_name_or_path", "demo", "--attention", "wlak"], "walk"),
-        (["--dataset", "ava", "--data_dir", ".", "--do_eval", "--bf16"], "need a GPU"),
+        (["--dataset", "ava", "--data_dir", ".", "--do_eval", "--use_cpu", "--bf16"], "need a GPU"),
         (["--do_predict", "--model_name_or_path", "demo", "--vid", "x.mp4"], "--vid"),
         (["--do_predict", "--model_name_or_path", "demo", "--keyframes_per_second", "0"], "keyframes_per_second"),
     ],
