@@ -16,11 +16,11 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.processing_utils import VideosKwargs
 
-from classquery.configuration_classquery import ClassQueryConfig, ClassQueryViTConfig
+from classquery.configuration_classquery import ClassQueryConfig, ClassQueryCSNConfig, ClassQueryViTConfig
 
 
 RECIPE_DIR = Path(__file__).parent
-BACKBONES = {config.model_type: config for config in (ClassQueryViTConfig,)}
+BACKBONES = {config.model_type: config for config in (ClassQueryCSNConfig, ClassQueryViTConfig)}
 
 
 class RecipeError(ValueError):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import AutoModel, AutoModelForObjectDetection, AutoVideoProcessor
 
-from .configuration_classquery import ClassQueryConfig, ClassQueryViTConfig
+from .configuration_classquery import ClassQueryConfig, ClassQueryCSNConfig, ClassQueryViTConfig
 from .convert_classquery_checkpoint import convert_original_state_dict
 from .modeling_classquery import ClassQueryForVideoActionDetection, ClassQueryModel
 from .video_processing_classquery import ClassQueryVideoProcessor
@@ -35,6 +35,7 @@ def __getattr__(name: str):
 
 
 __all__ = [
+    "ClassQueryCSNConfig",
     "ClassQueryConfig",
     "ClassQueryForVideoActionDetection",
     "ClassQueryModel",

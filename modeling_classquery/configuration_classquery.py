@@ -1,4 +1,4 @@
-"""Configuration of the ClassQuery video action detector and of its ViT backbone."""
+"""Configuration of the ClassQuery video action detector and of its backbones."""
 
 from typing import Literal
 
@@ -60,6 +60,38 @@ class ClassQueryViTConfig(PreTrainedConfig):
 
 
 @strict
+class ClassQueryCSNConfig(PreTrainedConfig):
+    r"""
+    Configuration of the ir-CSN backbone. The defaults are the published CSN-152; CSN-50 has depths (3, 4, 6, 3).
+
+    Args:
+        depths (`list[int]`, *optional*, defaults to `[3, 8, 36, 3]`):
+            Number of blocks of each of the four stages.
+        last_stride (`bool`, *optional*, defaults to `False`):
+            Whether the last stage halves height and width once more.
+        freeze_stages (`int`, *optional*, defaults to 0):
+            How many parts are not trained and keep their batch norms in evaluation mode, counted from the input: the
+            stem, then the stages.
+        freeze_batch_norm (`bool`, *optional*, defaults to `False`):
+            Whether all batch norms stay in evaluation mode.
+    """
+
+    model_type = "classquery_csn"
+
+    depths: list[int] | tuple[int, ...] = (3, 8, 36, 3)
+    last_stride: bool = False
+    freeze_stages: int = 0
+    freeze_batch_norm: bool = False
+
+    def validate_architecture(self):
+        """Check the relations between the fields."""
+        if len(self.depths) != 4 or min(self.depths) < 1:
+            raise ValueError(f"`depths` must hold four positive numbers of blocks, got {self.depths!r}")
+        if not 0 <= self.freeze_stages <= 5:
+            raise ValueError(f"`freeze_stages` must be between 0 and 5, got {self.freeze_stages}")
+
+
+@strict
 class ClassQueryConfig(PreTrainedConfig):
     r"""
     Configuration of [`ClassQueryForVideoActionDetection`]. The defaults are the published AVA v2.2 model with ViT-B.
@@ -67,7 +99,7 @@ class ClassQueryConfig(PreTrainedConfig):
     What differs between data sets is a value here, never a branch on a name in the model or the loss.
 
     Args:
-        backbone_config (`ClassQueryViTConfig` or `dict`, *optional*):
+        backbone_config (`ClassQueryViTConfig`, `ClassQueryCSNConfig` or `dict`, *optional*):
             Configuration of the backbone.
         num_frames (`int`, *optional*, defaults to 16):
             Frames of a clip.
@@ -228,6 +260,7 @@ def _require_multiple(name: str, value: int, divisor: int, reason: str) -> None:
 
 # Nested configurations are resolved by model type, also where this file runs as remote code and nobody else registers.
 AutoConfig.register("classquery_vit", ClassQueryViTConfig, exist_ok=True)
+AutoConfig.register("classquery_csn", ClassQueryCSNConfig, exist_ok=True)
 AutoConfig.register("classquery", ClassQueryConfig, exist_ok=True)
 
-__all__ = ["ClassQueryConfig", "ClassQueryViTConfig"]
+__all__ = ["ClassQueryCSNConfig", "ClassQueryConfig", "ClassQueryViTConfig"]

@@ -16,6 +16,7 @@ _SCOPES = {
         {"patch_embed.proj": "patch_embedding", "blocks": "layers", "norm": "layernorm"},
     ),
     "backbone.0.lateral_convs.": ("model.feature_pyramid.scales.", {}),
+    "input_proj.": ("model.feature_pyramid.projections.", {}),
     "transformer.encoder.layers.*.": (
         "model.encoder.layers.*.",
         {
@@ -116,7 +117,7 @@ def convert_original_state_dict(
     """
     original = {name.removeprefix("module."): tensor for name, tensor in original.items()}
     renamed = {_rename(name): tensor for name, tensor in original.items() if not _DROPPED.fullmatch(name)}
-    converted = _split_qkv_bias(renamed)
+    converted = _count_batches_anew(_split_qkv_bias(renamed))
     converted = {name: _reshape(name, tensor, config) for name, tensor in converted.items()}
     _check(converted, config)
     return converted
@@ -144,6 +145,12 @@ def _split_qkv_bias(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tens
         elif not name.endswith(".v_bias"):
             joined[name] = tensor
     return joined
+
+
+def _count_batches_anew(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give each batch norm the counter that torch expects; with a fixed momentum, nothing reads it."""
+    norms = [name.removesuffix("running_mean") for name in state_dict if name.endswith(".running_mean")]
+    return state_dict | {f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms}
 
 
 def _reshape(name: str, tensor: torch.Tensor, config: ClassQueryConfig) -> torch.Tensor:

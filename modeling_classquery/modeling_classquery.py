@@ -25,6 +25,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_classquery import ClassQueryConfig
 from .loss_classquery import action_detection_loss, action_scores, inverse_sigmoid
+from .modeling_classquery_csn import ClassQueryCSNBackbone, ClassQueryInputProjection
 from .modeling_classquery_vit import ClassQueryFeaturePyramid, ClassQueryViTBackbone
 from .ops_classquery import deformable_attention_3d
 
@@ -704,7 +705,12 @@ class ClassQueryPreTrainedModel(PreTrainedModel):
     input_modalities = ("video",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["ClassQueryViTBlock", "ClassQueryEncoderLayer", "ClassQueryConvBlock"]
+    _no_split_modules = [
+        "ClassQueryViTBlock",
+        "ClassQueryCSNBlock",
+        "ClassQueryEncoderLayer",
+        "ClassQueryConvBlock",
+    ]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -733,10 +739,7 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
 
     def __init__(self, config: ClassQueryConfig):
         super().__init__(config)
-        self.backbone = ClassQueryViTBackbone(config.backbone_config, config.num_frames)
-        self.feature_pyramid = ClassQueryFeaturePyramid(
-            config.backbone_config.hidden_size, config.d_model, config.num_feature_levels
-        )
+        self.backbone, self.feature_pyramid = _make_backbone(config)
         self.encoder = ClassQueryEncoder(config)
         self.decoder = ClassQueryDecoder(config)
         # Learned start of the boxes, before the sigmoid.
@@ -796,7 +799,7 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
                 f"`pixel_values` must hold {self.config.num_frames} frames (`config.num_frames`), "
                 f"got {pixel_values.shape[1]}: sample clips of that many frames"
             )
-        smallest = 2 * self.config.backbone_config.patch_size
+        smallest = 2 * getattr(self.config.backbone_config, "patch_size", 16)
         if min(pixel_values.shape[-2:]) < smallest:
             raise ValueError(f"frames must be at least {smallest}x{smallest} pixels, got {pixel_values.shape[-2:]}")
         size = (pixel_values.shape[0], *pixel_values.shape[-2:])
@@ -888,6 +891,16 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
             attention.unflatten(0, frames_and_queries).transpose(3, 4).unflatten(-1, memory_size)
             for attention in attentions
         )
+
+
+def _make_backbone(config: ClassQueryConfig) -> tuple[nn.Module, nn.Module]:
+    """The backbone and what turns its output into feature levels."""
+    backbone_config = config.backbone_config
+    if backbone_config.model_type == "classquery_csn":
+        backbone = ClassQueryCSNBackbone(backbone_config)
+        return backbone, ClassQueryInputProjection(backbone.out_channels[1:], config.d_model)
+    backbone = ClassQueryViTBackbone(backbone_config, config.num_frames)
+    return backbone, ClassQueryFeaturePyramid(backbone_config.hidden_size, config.d_model, config.num_feature_levels)
 
 
 def _pixel_centers(size: int, device: torch.device) -> torch.Tensor:

@@ -10,6 +10,7 @@ from utils import golden_inputs, golden_model, golden_state_dict, load_golden, t
 
 from classquery import (
     ClassQueryConfig,
+    ClassQueryCSNConfig,
     ClassQueryForVideoActionDetection,
     ClassQueryModel,
     convert_original_state_dict,
@@ -18,7 +19,15 @@ from classquery.loss_classquery import action_detection_loss
 from classquery.modeling_classquery import interleave_heads, sine_position_embedding
 
 
-GOLDENS = ["vit_sf_8f", "vit_sf_16f_pad", "vit_ucf_8f", "vit_jhmdb_8f_pad", "vit_sf_224"]
+GOLDENS = [
+    "vit_sf_8f",
+    "vit_sf_16f_pad",
+    "vit_ucf_8f",
+    "vit_jhmdb_8f_pad",
+    "vit_sf_224",
+    "csn50_sf_16f",
+    "csn152_sf_8f",
+]
 
 
 @pytest.fixture(scope="module", params=GOLDENS)
@@ -186,6 +195,40 @@ def test_each_corrected_value_changes_the_outputs(name):
         difference = released(**inputs).logits - corrected(**inputs).logits
 
     assert difference.abs().max() > 1e-5
+
+
+CSN = {"model_type": "classquery_csn", "depths": [1, 1, 1, 1]}
+
+
+def test_frozen_csn_stages_are_not_trained_and_keep_their_statistics():
+    model = ClassQueryForVideoActionDetection(tiny_config(backbone_config=CSN | {"freeze_stages": 3})).train()
+    backbone = model.model.backbone
+    before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+
+    model(**tiny_batch(model.config)).loss.backward()
+
+    frozen = ("conv1", "bn1", "layer1", "layer2")
+    for name, parameter in backbone.named_parameters():
+        assert (parameter.grad is None) == name.startswith(frozen), name
+    for name, buffer in backbone.named_buffers():
+        assert torch.equal(buffer, before[name]) == name.startswith(frozen), name
+
+
+def test_frozen_batch_norms_keep_their_statistics_but_are_trained():
+    model = ClassQueryForVideoActionDetection(tiny_config(backbone_config=CSN | {"freeze_batch_norm": True})).train()
+    before = [buffer.clone() for buffer in model.model.backbone.buffers()]
+
+    model(**tiny_batch(model.config)).loss.backward()
+
+    torch.testing.assert_close(list(model.model.backbone.buffers()), before, rtol=0, atol=0)
+    assert model.model.backbone.bn1.weight.grad.abs().sum() > 0
+
+
+def test_csn_configuration_refuses_what_cannot_work():
+    with pytest.raises(StrictDataclassClassValidationError, match="four positive numbers of blocks"):
+        ClassQueryCSNConfig(depths=[3, 4, 6])
+    with pytest.raises(StrictDataclassClassValidationError, match="between 0 and 5"):
+        ClassQueryCSNConfig(freeze_stages=6)
 
 
 def test_geometric_offsets_of_one_are_one_cell():

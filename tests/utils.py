@@ -31,7 +31,7 @@ def load_golden(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
 
 def golden_config(facts: dict) -> ClassQueryConfig:
     """Our configuration of the model behind a golden."""
-    resolved, vit = facts["resolved"], facts["resolved"]["vit"]
+    resolved = facts["resolved"]
     return ClassQueryConfig(
         num_frames=resolved["temp_len"],
         output_frames="keyframe" if resolved["single_frame"] else "all",
@@ -42,15 +42,23 @@ def golden_config(facts: dict) -> ClassQueryConfig:
         decoder_layers=resolved["dec_layers"],
         encoder_ffn_dim=resolved["dim_feedforward"],
         decoder_ffn_dim=resolved["dim_feedforward"],
-        backbone_config={
-            "model_type": "classquery_vit",
-            "hidden_size": vit["embed_dim"],
-            "num_hidden_layers": vit["depth"],
-            "num_attention_heads": vit["heads"],
-            "intermediate_size": 4 * vit["embed_dim"],
-            "tubelet_size": vit["tubelet"],
-        },
+        backbone_config=_golden_backbone(resolved),
     )
+
+
+def _golden_backbone(resolved: dict) -> dict:
+    if resolved["vit"] is None:
+        depths = {"CSN-50": [3, 4, 6, 3], "CSN-152": [3, 8, 36, 3]}[resolved["backbone"]]
+        return {"model_type": "classquery_csn", "depths": depths, "last_stride": resolved["last_stride"]}
+    vit = resolved["vit"]
+    return {
+        "model_type": "classquery_vit",
+        "hidden_size": vit["embed_dim"],
+        "num_hidden_layers": vit["depth"],
+        "num_attention_heads": vit["heads"],
+        "intermediate_size": 4 * vit["embed_dim"],
+        "tubelet_size": vit["tubelet"],
+    }
 
 
 def golden_state_dict(facts: dict) -> dict[str, torch.Tensor]:
