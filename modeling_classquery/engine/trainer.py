@@ -21,8 +21,8 @@ class ActionDetectionTrainer(Trainer):
     """Trainer for detection labels, which are lists of dicts of different lengths.
 
     `processing_class` must be the video processor; `label_ids` are the 1-based ids that count in the frame mAP, by
-    default all. Logs every loss term beside the total. Evaluation gathers one
-    record per clip over all processes; clips that a sampler repeated to fill a batch are dropped by their id.
+    default all. Logs every loss term beside the total. Evaluation gathers one record per clip over all processes;
+    clips that a sampler repeated to fill a batch are dropped by their id.
     """
 
     def __init__(self, *args, label_ids: Sequence[int] | None = None, **kwargs):
