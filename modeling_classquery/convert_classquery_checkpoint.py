@@ -158,8 +158,12 @@ def _reshape(name: str, tensor: torch.Tensor, config: ClassQueryConfig) -> torch
         # 1x1 convolutions become linear layers.
         return tensor.flatten(1)
     if name == "model.reference_boxes" and tensor.ndim == 2:
-        # Published as (queries * frames, 4), frames fastest.
-        return tensor.unflatten(0, (config.num_queries, -1)).transpose(0, 1).contiguous()
+        # Published as (queries * frames, 4), frames fastest. A model of all frames serves as one of its keyframe:
+        # the decoder never looks from one frame to another.
+        anchors = tensor.unflatten(0, (config.num_queries, -1)).transpose(0, 1)
+        if config.output_frames == "keyframe" and len(anchors) == config.num_frames:
+            anchors = anchors[config.keyframe_index :][:1]
+        return anchors.contiguous()
     return tensor
 
 

@@ -25,6 +25,7 @@ GOLDENS = [
     "vit_ucf_8f",
     "vit_jhmdb_8f_pad",
     "vit_sf_224",
+    "vit_tubelet1",
     "csn50_sf_16f",
     "csn152_sf_8f",
 ]
@@ -96,6 +97,18 @@ def test_intermediate_states_match_the_published_network(golden_run):
         )
         checked += 1
     assert checked == len(ours)
+
+
+def test_published_model_of_all_frames_serves_as_one_of_its_keyframe():
+    facts, expected = load_golden("vit_ava_allframe")
+    tolerance = {key: facts["suggested"][key] for key in ("rtol", "atol")}
+
+    with torch.no_grad():
+        outputs = golden_model(facts)(**golden_inputs(facts))
+
+    torch.testing.assert_close(outputs.logits[:, 0], expected["pred_logits"], **tolerance)
+    torch.testing.assert_close(outputs.pred_boxes[:, 0], expected["pred_boxes"], **tolerance)
+    torch.testing.assert_close(outputs.actor_logits[:, 0], expected["pred_logits_b"], **tolerance)
 
 
 def test_class_attentions_sum_to_one_and_leave_the_outputs_alone(golden_run):
