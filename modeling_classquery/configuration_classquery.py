@@ -7,6 +7,20 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 
+# The values that put the oddities of the released network right.
+CORRECTED = {
+    "sampling_offset_order": "geometric",
+    "sine_frequencies": "paired",
+    "resampling_grid": "pixel_centers",
+    "resampled_position": "nearest",
+    "class_attention_heads": "interleaved",
+    "class_convolutions": "separate",
+    "class_readout": "per_class",
+    "padding": "masked",
+    "box_modulation": "clamped",
+}
+
+
 @strict
 class ClassQueryViTConfig(PreTrainedConfig):
     r"""
@@ -32,8 +46,9 @@ class ClassQueryViTConfig(PreTrainedConfig):
         position_grid (`list[int]`, *optional*, defaults to `[14, 14]`):
             Height and width, in patches, of the sine table of positions. Other frame sizes interpolate it.
         position_table (`"released"` or `"factorized"`, *optional*, defaults to `"released"`):
-            `"released"`: sine of the one-dimensional index of a token, as in VideoMAE. `"factorized"`: sines of its
-            time, row and column side by side, each in its own quarter, three eighths and three eighths of the width.
+            `"released"`: sine of the one-dimensional index of a token, as in VideoMAE; it serves clips of `num_frames`
+            frames only. `"factorized"`: sines of its time, row and column side by side, in a quarter, three eighths
+            and three eighths of the width; other numbers of frames interpolate it, too.
     """
 
     model_type = "classquery_vit"
@@ -168,6 +183,13 @@ class ClassQueryConfig(PreTrainedConfig):
         class_readout (`"released"` or `"per_class"`, *optional*, defaults to `"released"`):
             A class logit is the channel mean of the class feature, or its product with a learned vector of that class
             plus a bias that starts at a low prior.
+        padding (`"released"` or `"masked"`, *optional*, defaults to `"released"`):
+            The release computes features of the padding of a batch, and they leak into those of the frame.
+            `"masked"` computes each clip as if it were alone, one size after the other (under FSDP or with
+            synchronised batch norm, use batches of one size), and hides the padding from encoder and decoder.
+        box_modulation (`"released"` or `"clamped"`, *optional*, defaults to `"released"`):
+            Attention is widened by the inverse of a candidate's width and height: as it is, which overflows as they
+            vanish, or of at least one percent of the frame.
     """
 
     model_type = "classquery"
@@ -219,6 +241,21 @@ class ClassQueryConfig(PreTrainedConfig):
     class_attention_heads: Literal["released", "interleaved"] = "released"
     class_convolutions: Literal["released", "separate"] = "released"
     class_readout: Literal["released", "per_class"] = "released"
+    padding: Literal["released", "masked"] = "released"
+    box_modulation: Literal["released", "clamped"] = "released"
+
+    @classmethod
+    def corrected(cls, **overrides) -> "ClassQueryConfig":
+        """Make a configuration for training from scratch: the other value for every oddity of the release.
+
+        Args:
+            overrides: Values of this class, which go first. In a `backbone_config` given as a dict, the position
+                table is put right unless it is named there; a configuration object stays as it is.
+        """
+        backbone = overrides.pop("backbone_config", None) or {"model_type": "classquery_vit"}
+        if isinstance(backbone, dict) and backbone.get("model_type", "classquery_vit") == "classquery_vit":
+            backbone = {"model_type": "classquery_vit", "position_table": "factorized"} | backbone
+        return cls(**CORRECTED | overrides, backbone_config=backbone)
 
     def __post_init__(self, **kwargs):
         if self.problem_type is None:
@@ -250,7 +287,11 @@ class ClassQueryConfig(PreTrainedConfig):
     @property
     def num_output_frames(self) -> int:
         """Number of frames of a clip that the model detects in."""
-        return 1 if self.output_frames == "keyframe" else self.num_frames
+        return len(self.output_frame_indices(self.num_frames))
+
+    def output_frame_indices(self, num_frames: int) -> list[int]:
+        """Frames that the model detects in, of a clip of so many frames."""
+        return [num_frames // 2] if self.output_frames == "keyframe" else list(range(num_frames))
 
 
 def _require_multiple(name: str, value: int, divisor: int, reason: str) -> None:

@@ -11,6 +11,8 @@ clips stand side by side: `num_clip_frames = batch * num_output_frames`.
 """
 
 import math
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -512,9 +514,10 @@ class ClassQueryConvBlock(GradientCheckpointingLayer):
         self.fc2 = nn.Linear(4 * d_model, d_model)
         self.activation = ACT2FN["gelu"]
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Transform (rows, h, w, d_model)."""
-        update = self.conv(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    def forward(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Transform (rows, h, w, d_model); the convolution sees zeros where the mask (rows, h, w) is false."""
+        visible = features if mask is None else features * mask[..., None]
+        update = self.conv(visible.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return features + self.fc2(self.activation(self.fc1(self.layer_norm(update))))
 
 
@@ -528,6 +531,7 @@ class ClassQueryClassifyingLayer(nn.Module):
         d_model = config.d_model
         self.num_heads = config.decoder_attention_heads
         self.interleave = config.class_attention_heads == "interleaved"
+        self.mask_padding = config.padding == "masked"
         self.actor_feed_forward = ClassQueryFeedForward(d_model, config.decoder_ffn_dim, config.dropout)
         self.fusion_layer_norm = nn.LayerNorm(d_model)
         # Shared on purpose: the released network applies one block three times.
@@ -551,6 +555,7 @@ class ClassQueryClassifyingLayer(nn.Module):
         actor_memory: torch.Tensor,
         memory_position: torch.Tensor,
         memory_size: tuple[int, int],
+        attention_mask: torch.Tensor | None,
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Run the layer.
@@ -562,6 +567,7 @@ class ClassQueryClassifyingLayer(nn.Module):
             actor_memory: Shape (num_clip_frames, num_queries, num_cells, d_model).
             memory_position: Shape (num_clip_frames, num_cells, d_model).
             memory_size: (h, w) with h * w = num_cells.
+            attention_mask: Lowest value on padding, 0 elsewhere; shape (num_clip_frames, num_cells), or None.
             output_attentions: Whether to return the attention.
 
         Returns:
@@ -571,26 +577,39 @@ class ClassQueryClassifyingLayer(nn.Module):
         update, _ = self.self_attn(class_queries, class_queries, class_queries)
         class_queries = self.self_attn_layer_norm(class_queries + self.dropout(update))
 
-        context = self._fuse(actors, actor_memory, memory_size)
+        if not self.mask_padding:
+            # The release lets classes look at padding.
+            attention_mask = None
+        elif attention_mask is not None:
+            attention_mask = attention_mask.repeat_interleave(actors.shape[1], dim=0)
+        context = self._fuse(actors, actor_memory, memory_size, attention_mask)
         position = memory_position[:, None].expand_as(actor_memory).flatten(0, 1)
         sine = self.cross_attn_q_sine(query_sine).flatten(0, 1)[:, None].expand_as(class_queries)
         # Values are the memory before fusion, and there is no residual from the class query: a class speaks only
-        # through where it looks. Padded cells are not masked, as in the release.
+        # through where it looks.
         class_features, attention = self.cross_attn(
             self._join(class_queries, sine),
             self._join(self.cross_attn_k(context), position),
             self.cross_attn_v(actor_memory.flatten(0, 1)),
-            output_attentions=output_attentions,
+            None if attention_mask is None else attention_mask[:, None, None],
+            output_attentions,
         )
         return self.feed_forward(self.dropout(class_features)), attention
 
-    def _fuse(self, actors: torch.Tensor, actor_memory: torch.Tensor, memory_size: tuple[int, int]) -> torch.Tensor:
+    def _fuse(
+        self,
+        actors: torch.Tensor,
+        actor_memory: torch.Tensor,
+        memory_size: tuple[int, int],
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
         """Add each actor to its memory and mix in space: (num_clip_frames * num_queries, num_cells, d_model)."""
         actors = self.actor_feed_forward(actors.detach())
         context = self.fusion_layer_norm(actor_memory + actors[:, :, None])
         context = context.flatten(0, 1).unflatten(1, memory_size)
+        mask = None if attention_mask is None else (attention_mask == 0).unflatten(1, memory_size)
         for index in range(self.num_conv_blocks):
-            context = self.conv_blocks[index % len(self.conv_blocks)](context)
+            context = self.conv_blocks[index % len(self.conv_blocks)](context, mask)
         return context.flatten(1, 2)
 
     def _join(self, content: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
@@ -602,6 +621,8 @@ class ClassQueryClassifyingLayer(nn.Module):
 
 class ClassQueryDecoder(nn.Module):
     """Alternate localizing and classifying layers, refining the boxes in between."""
+
+    smallest_box_size = 0.01
 
     def __init__(self, config: ClassQueryConfig):
         super().__init__()
@@ -643,7 +664,7 @@ class ClassQueryDecoder(nn.Module):
             memory: Shape (num_levels, num_clip_frames, num_cells, d_model).
             memory_position: Shape (num_clip_frames, num_cells, d_model).
             memory_size: (h, w) with h * w = num_cells.
-            attention_mask: Added to the localizing attention; shape (num_clip_frames, num_cells), or None.
+            attention_mask: Lowest value on padding, 0 elsewhere; shape (num_clip_frames, num_cells), or None.
             output_attentions: Whether to return the class attentions.
 
         Returns:
@@ -664,7 +685,14 @@ class ClassQueryDecoder(nn.Module):
                 actors, query_position, query_sine, memory, memory_position, attention_mask
             )
             classes, attention = classify(
-                classes, classified_actors, query_sine, actor_memory, memory_position, memory_size, output_attentions
+                classes,
+                classified_actors,
+                query_sine,
+                actor_memory,
+                memory_position,
+                memory_size,
+                attention_mask,
+                output_attentions,
             )
             # Refined on the raw features; the detection head reads the normalised ones, as in DAB-DETR.
             reference_boxes = self.refine_boxes(actors, anchors)
@@ -689,11 +717,18 @@ class ClassQueryDecoder(nn.Module):
             query_sine = query_sine * self.query_scale(actors)
         # Widen the attention with the box: the row part by its height, the column part by its width.
         size = self.box_size_head(actors).sigmoid().to(boxes.dtype)
-        scale = (size / boxes[..., 2:]).flip(-1).repeat_interleave(d_model // 2, dim=-1)
+        box_size = boxes[..., 2:]
+        if self.config.box_modulation == "clamped":
+            box_size = box_size.clamp(min=self.smallest_box_size)
+        scale = (size / box_size).flip(-1).repeat_interleave(d_model // 2, dim=-1)
         return query_position, query_sine * scale.to(actors.dtype)
 
 
 # Models
+
+
+# Bytes; where PyTorch's allocator on CPU places tensors.
+_ALIGNMENT = 64
 
 
 class ClassQueryPreTrainedModel(PreTrainedModel):
@@ -711,6 +746,20 @@ class ClassQueryPreTrainedModel(PreTrainedModel):
         "ClassQueryEncoderLayer",
         "ClassQueryConvBlock",
     ]
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """Load as transformers does, to a model that computes bit for bit what the saved one did.
+
+        Tensors that are mapped from a file begin at any multiple of eight bytes, and on CPU that alone makes kernels
+        sum in another order; here they are moved to where PyTorch would have put them.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
+                tensor.data = tensor.data.clone()
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -767,38 +816,33 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        features = self.feature_pyramid(self.backbone(pixel_values))
-        level_masks = self.level_masks(pixel_values, pixel_mask, features)
-        hidden_states, positions = self.encoder(features, level_masks)
+        batch_size, num_frames = pixel_values.shape[:2]
+        features, level_masks = self.encode_frames(pixel_values, pixel_mask)
         shapes = [tuple(level.shape[2:]) for level in features]
-        memory = self.resample(hidden_states[-1], shapes)
-        memory_position = self.resample_position(positions[-2])
+        hidden_states, positions = self.encoder(features, level_masks)
         actors, classes, boxes, attentions = self.decoder(
-            self.reference_boxes.sigmoid().repeat(len(pixel_values), 1, 1),
-            memory,
-            memory_position,
+            self._anchors(num_frames).sigmoid().repeat(batch_size, 1, 1),
+            self.resample(hidden_states[-1], shapes, level_masks, num_frames),
+            self.resample_position(positions[-2], num_frames),
             shapes[-2][1:],
-            None if pixel_mask is None else self.memory_mask(level_masks[-2], memory.dtype),
+            None if pixel_mask is None else self.memory_mask(level_masks[-2], num_frames, hidden_states[-1].dtype),
             output_attentions,
         )
+        clips_and_frames = (batch_size, -1)
         return ClassQueryModelOutput(
-            actor_hidden_states=self._split_frames(torch.stack(actors)),
-            class_hidden_states=self._split_frames(torch.stack(classes).unflatten(1, (-1, self.config.num_queries))),
-            reference_boxes=self._split_frames(torch.stack(boxes)),
+            actor_hidden_states=torch.stack(actors).unflatten(1, clips_and_frames),
+            class_hidden_states=torch.stack(classes).unflatten(1, (*clips_and_frames, self.config.num_queries)),
+            reference_boxes=torch.stack(boxes).unflatten(1, clips_and_frames),
             encoder_last_hidden_state=hidden_states[-1],
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            class_attentions=self._class_attentions(attentions, shapes[-2][1:]) if output_attentions else None,
+            class_attentions=self._class_attentions(attentions, batch_size, shapes[-2]) if output_attentions else None,
         )
 
     def _validate(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> None:
         expected = f"(batch, {self.config.num_frames}, 3, height, width)"
         if pixel_values.ndim != 5 or pixel_values.shape[2] != 3:
             raise ValueError(f"`pixel_values` must have shape {expected}, got {tuple(pixel_values.shape)}")
-        if pixel_values.shape[1] != self.config.num_frames:
-            raise ValueError(
-                f"`pixel_values` must hold {self.config.num_frames} frames (`config.num_frames`), "
-                f"got {pixel_values.shape[1]}: sample clips of that many frames"
-            )
+        self._validate_num_frames(pixel_values.shape[1])
         smallest = 2 * getattr(self.config.backbone_config, "patch_size", 16)
         if min(pixel_values.shape[-2:]) < smallest:
             raise ValueError(f"frames must be at least {smallest}x{smallest} pixels, got {pixel_values.shape[-2:]}")
@@ -806,89 +850,135 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
         if pixel_mask is not None and tuple(pixel_mask.shape) != size:
             raise ValueError(f"`pixel_mask` must have shape {size}, got {tuple(pixel_mask.shape)}")
 
-    @staticmethod
-    def level_masks(
-        pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, features: list[torch.Tensor]
-    ) -> list[torch.Tensor]:
-        """Reduce the pixel mask to each level by nearest neighbour: (batch, h, w), true on real cells."""
+    def _validate_num_frames(self, num_frames: int) -> None:
+        backbone_config = self.config.backbone_config
+        only_its_own = getattr(backbone_config, "position_table", None) == "released"
+        if only_its_own and num_frames != self.config.num_frames:
+            raise ValueError(
+                f"`pixel_values` must hold {self.config.num_frames} frames (`config.num_frames`), got {num_frames}: "
+                "sample clips of that many frames, or train with `position_table='factorized'`, which takes others"
+            )
+        tubelet_size = getattr(backbone_config, "tubelet_size", 1)
+        if num_frames % tubelet_size:
+            raise ValueError(f"the number of frames must be a multiple of {tubelet_size}, got {num_frames}")
+
+    def encode_frames(
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Run the backbone and the feature pyramid.
+
+        Args:
+            pixel_values, pixel_mask: As in `forward`.
+
+        Returns:
+            Per level, from fine to coarse, a map (batch, d_model, t, h, w) and a mask (batch, h, w) that is true on
+            real cells.
+        """
+        if self.config.padding == "masked" and pixel_mask is not None:
+            return self._encode_size_by_size(pixel_values, pixel_mask)
+        features = self.feature_pyramid(self.backbone(pixel_values))
         if pixel_mask is None:
             pixel_mask = torch.ones_like(pixel_values[:, 0, 0])
         pixel_mask = pixel_mask[:, None].float()
-        return [F.interpolate(pixel_mask, size=level.shape[-2:])[:, 0] > 0.5 for level in features]
+        return features, [F.interpolate(pixel_mask, size=level.shape[-2:])[:, 0] > 0.5 for level in features]
 
-    @property
-    def output_frame_indices(self) -> range:
-        """Frames of the clip that are decoded."""
-        config = self.config
-        if config.output_frames == "all":
-            return range(config.num_frames)
-        return range(config.keyframe_index, config.keyframe_index + 1)
+    def _encode_size_by_size(
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Encode clips of each size without their padding, then pad their levels."""
+        clips_of_size = defaultdict(list)
+        for clip, size in enumerate(_real_sizes(pixel_mask)):
+            clips_of_size[size].append(clip)
+        levels_of_clip = {}
+        for (height, width), clips in clips_of_size.items():
+            levels = self.feature_pyramid(self.backbone(pixel_values[clips, ..., :height, :width]))
+            levels_of_clip |= {clip: maps for clip, *maps in zip(clips, *levels, strict=True)}
+        levels = zip(*(levels_of_clip[clip] for clip in range(len(pixel_values))), strict=True)
+        features, masks = zip(*(_pad_level(maps) for maps in levels), strict=True)
+        return list(features), list(masks)
 
-    def resample(self, hidden_states: torch.Tensor, shapes: list[tuple[int, int, int]]) -> torch.Tensor:
+    def _anchors(self, num_frames: int) -> torch.Tensor:
+        """Boxes to start from in each decoded frame, before the sigmoid: (num_output_frames, num_queries, 4)."""
+        if self.config.output_frames == "keyframe" or num_frames == self.config.num_frames:
+            return self.reference_boxes
+        return self.reference_boxes[[f * self.config.num_frames // num_frames for f in range(num_frames)]]
+
+    def resample(
+        self,
+        hidden_states: torch.Tensor,
+        shapes: list[tuple[int, int, int]],
+        level_masks: list[torch.Tensor],
+        num_frames: int,
+    ) -> torch.Tensor:
         """Bring all levels to the size of the last but one and to the decoded frames.
 
         Args:
             hidden_states: Encoder output of shape (batch, num_cells, d_model).
             shapes: Size (t, h, w) of each level.
+            level_masks: One mask (batch, h, w) per level, true on real cells.
+            num_frames: Frames of a clip.
 
         Returns:
             Shape (num_levels, num_clip_frames, h * w, d_model).
         """
-        grid = self._resampling_grid(shapes[-2], hidden_states.device)
         padding_mode = "zeros" if self.config.resampling_grid == "released" else "border"
         levels = []
-        for level, shape in zip(hidden_states.split([math.prod(s) for s in shapes], dim=1), shapes, strict=True):
-            volume = level.transpose(1, 2).unflatten(2, shape).float()
-            grids = grid.expand(len(level), -1, -1, -1, -1)
-            sampled = F.grid_sample(volume, grids, padding_mode=padding_mode, align_corners=False)
+        states_per_level = hidden_states.split([math.prod(shape) for shape in shapes], dim=1)
+        for states, shape, mask in zip(states_per_level, shapes, level_masks, strict=True):
+            # (batch, t * h * w, d_model) -> (batch, d_model, t, h, w)
+            volume = states.transpose(1, 2).unflatten(2, shape).float()
+            grid = self._resampling_grid(shapes[-2], level_masks[-2], mask, num_frames)
+            if self.config.padding == "masked":
+                volume = volume * mask[:, None, None]
+            sampled = F.grid_sample(volume, grid, padding_mode=padding_mode, align_corners=False)
             # (batch, d_model, frames, h, w) -> (batch * frames, h * w, d_model)
-            levels.append(sampled.permute(0, 2, 3, 4, 1).flatten(0, 1).flatten(1, 2).to(level.dtype))
+            levels.append(sampled.permute(0, 2, 3, 4, 1).flatten(0, 1).flatten(1, 2).to(states.dtype))
         return torch.stack(levels)
 
-    def _resampling_grid(self, shape: tuple[int, int, int], device: torch.device) -> torch.Tensor:
-        """Sampling points (1, frames, h, w, 3) as (x, y, t) in [-1, 1]."""
-        t, h, w = shape
-        num_frames = self.config.num_frames
-        frames = torch.tensor(self.output_frame_indices, device=device)
-        if self.config.resampling_grid == "released":
-            # Corners are placed as with align_corners=True but sampled as without: borders are halved.
-            times, rows, columns = (torch.linspace(-1, 1, n, device=device) for n in (num_frames, h, w))
-            times = times[frames]
-            if t == num_frames:
-                # Frame by frame, and transposed: rows sample x and columns sample y.
-                times = _pixel_centers(num_frames, device)[frames]
-                times, columns, rows = torch.meshgrid(times, rows, columns, indexing="ij")
-                return torch.stack((columns, rows, times), dim=-1)[None]
+    def _resampling_grid(
+        self, shape: tuple[int, int, int], mask: torch.Tensor, source_mask: torch.Tensor, num_frames: int
+    ) -> torch.Tensor:
+        """Where each cell of a level of the given shape lies in another: (batch, frames, h, w, 3), (x, y, t)."""
+        released = self.config.resampling_grid == "released"
+        if self.config.padding == "released":
+            mask, source_mask = torch.ones_like(mask), torch.ones_like(source_mask)
+        rows, columns, source_rows, source_columns = mask[:, :, 0], mask[:, 0], source_mask[:, :, 0], source_mask[:, 0]
+        if released and shape[0] == num_frames:
+            # The release takes (y, x) for (x, y) where a level already has all frames.
+            x = _resampling_axis(rows, source_columns, released)[:, :, None]
+            y = _resampling_axis(columns, source_rows, released)[:, None, :]
         else:
-            times, rows, columns = (_pixel_centers(n, device) for n in (num_frames, h, w))
-            times = times[frames]
-        times, rows, columns = torch.meshgrid(times, rows, columns, indexing="ij")
-        return torch.stack((columns, rows, times), dim=-1)[None]
+            x = _resampling_axis(columns, source_columns, released)[:, None, :]
+            y = _resampling_axis(rows, source_rows, released)[:, :, None]
+        stretched = released and shape[0] != num_frames
+        times = torch.linspace(-1, 1, num_frames, device=x.device) if stretched else _centers(num_frames, x.device)
+        times = times[self.config.output_frame_indices(num_frames)]
+        size = (len(mask), len(times), *shape[1:])
+        return torch.stack([axis.expand(size) for axis in (x[:, None], y[:, None], times[:, None, None])], dim=-1)
 
-    def resample_position(self, position: torch.Tensor) -> torch.Tensor:
+    def resample_position(self, position: torch.Tensor, num_frames: int) -> torch.Tensor:
         """Pick the time slot of each decoded frame: (batch, t, h, w, d_model) -> (num_clip_frames, h * w, d_model)."""
         num_slots = position.shape[1]
         # The release tiles the slots in time, so that frame f reads slot f modulo their number.
         slots = [
-            f % num_slots if self.config.resampled_position == "released" else f * num_slots // self.config.num_frames
-            for f in self.output_frame_indices
+            f % num_slots if self.config.resampled_position == "released" else f * num_slots // num_frames
+            for f in self.config.output_frame_indices(num_frames)
         ]
         return position[:, slots].flatten(0, 1).flatten(1, 2)
 
-    def memory_mask(self, level_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def memory_mask(self, level_mask: torch.Tensor, num_frames: int, dtype: torch.dtype) -> torch.Tensor:
         """What to add to attention logits: (batch, h, w) -> (num_clip_frames, h * w), lowest value on padding."""
-        padding = ~level_mask.flatten(1).repeat_interleave(self.config.num_output_frames, dim=0)
+        num_output_frames = len(self.config.output_frame_indices(num_frames))
+        padding = ~level_mask.flatten(1).repeat_interleave(num_output_frames, dim=0)
         return padding.to(dtype) * torch.finfo(dtype).min
 
-    def _split_frames(self, states: torch.Tensor) -> torch.Tensor:
-        """(layers, num_clip_frames, ...) -> (layers, batch, num_output_frames, ...)."""
-        return states.unflatten(1, (-1, self.config.num_output_frames))
-
-    def _class_attentions(self, attentions: list[torch.Tensor], memory_size: tuple[int, int]) -> tuple:
+    def _class_attentions(
+        self, attentions: list[torch.Tensor], batch_size: int, shape: tuple[int, int, int]
+    ) -> tuple[torch.Tensor, ...]:
         """(num_clip_frames * queries, heads, labels, cells) -> (batch, frames, queries, labels, heads, h, w)."""
-        frames_and_queries = (-1, self.config.num_output_frames, self.config.num_queries)
+        clips_frames_queries = (batch_size, -1, self.config.num_queries)
         return tuple(
-            attention.unflatten(0, frames_and_queries).transpose(3, 4).unflatten(-1, memory_size)
+            attention.unflatten(0, clips_frames_queries).transpose(3, 4).unflatten(-1, shape[1:])
             for attention in attentions
         )
 
@@ -903,7 +993,45 @@ def _make_backbone(config: ClassQueryConfig) -> tuple[nn.Module, nn.Module]:
     return backbone, ClassQueryFeaturePyramid(backbone_config.hidden_size, config.d_model, config.num_feature_levels)
 
 
-def _pixel_centers(size: int, device: torch.device) -> torch.Tensor:
+def _real_sizes(pixel_mask: torch.Tensor) -> list[tuple[int, int]]:
+    """Height and width of the real part of each mask (batch, height, width)."""
+    heights, widths = pixel_mask[:, :, 0].ne(0).sum(1), pixel_mask[:, 0].ne(0).sum(1)
+    if not torch.equal(pixel_mask.ne(0).sum((1, 2)), heights * widths):
+        raise ValueError("`pixel_mask` must be 1 on a rectangle in the upper left corner: pad below and to the right")
+    return list(zip(heights.tolist(), widths.tolist(), strict=True))
+
+
+def _pad_level(maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad maps (d_model, t, h, w) to one size: (batch, d_model, t, h, w), and a mask (batch, h, w) of the maps."""
+    height, width = (max(single.shape[axis] for single in maps) for axis in (-2, -1))
+    paddings = [(0, width - single.shape[-1], 0, height - single.shape[-2]) for single in maps]
+    masks = [single.new_ones(single.shape[-2:], dtype=torch.bool) for single in maps]
+    padded, masks = ([F.pad(*pair) for pair in zip(tensors, paddings, strict=True)] for tensors in (maps, masks))
+    return torch.stack(padded), torch.stack(masks)
+
+
+def _resampling_axis(mask: torch.Tensor, source_mask: torch.Tensor, released: bool) -> torch.Tensor:
+    """Where the cells along one axis lie along that of another level.
+
+    Args:
+        mask: Shape (batch, size), true on the real cells of the axis, which come first.
+        source_mask: The same of the axis to sample from, (batch, source_size).
+        released: Place the outermost cells on the edges, though they are sampled by their centres: halves the borders.
+
+    Returns:
+        Shape (batch, size), in [-1, 1] of the whole axis to sample from.
+    """
+    cells = torch.arange(mask.shape[1], device=mask.device)
+    extent, source_extent = mask.sum(1, keepdim=True), source_mask.sum(1, keepdim=True)
+    if released:
+        positions = cells / (extent - 1).clamp(min=1)
+    else:
+        half_cell = 0.5 / source_extent
+        positions = ((cells + 0.5) / extent).clamp(half_cell, 1 - half_cell)
+    return 2 * positions * source_extent / source_mask.shape[1] - 1
+
+
+def _centers(size: int, device: torch.device) -> torch.Tensor:
     """Centres of `size` cells in [-1, 1]."""
     return (2 * torch.arange(size, device=device) + 1) / size - 1
 

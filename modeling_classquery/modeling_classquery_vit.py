@@ -22,7 +22,8 @@ class ClassQueryViTBackbone(nn.Module):
     """Turn a clip into one map of features, without a class token.
 
     The positions are a constant sine table for `num_frames` frames of `position_grid` patches; other frame sizes
-    interpolate it bicubically, slice by slice. The released table counts tokens in one dimension.
+    interpolate it bicubically, slice by slice. The released table counts tokens in one dimension; the factorized one
+    can be interpolated in time as well.
     """
 
     def __init__(self, config: ClassQueryViTConfig, num_frames: int):
@@ -55,7 +56,7 @@ class ClassQueryViTBackbone(nn.Module):
         return (self.num_frames // self.config.tubelet_size, *self.config.position_grid)
 
     def make_position_table(self) -> torch.Tensor:
-        """Compute the sine table in float64: shape (t * h * w, hidden_size), float32."""
+        """Compute the sine table in float64: shape (t * h * w, hidden_size), in the dtype of new parameters."""
         if self.config.position_table == "released":
             table = _sine_table(np.arange(np.prod(self.table_shape)), self.config.hidden_size)
         else:
@@ -63,7 +64,7 @@ class ClassQueryViTBackbone(nn.Module):
             eighth = self.config.hidden_size // 8
             widths = (2 * eighth, 3 * eighth, 3 * eighth)
             table = np.concatenate([_sine_table(p, width) for p, width in zip(grid, widths, strict=True)], axis=1)
-        return torch.from_numpy(table).float()
+        return torch.from_numpy(table).to(torch.get_default_dtype())
 
     def reset_position_table(self) -> None:
         """Fill the position table again, unless a checkpoint did."""
@@ -87,7 +88,7 @@ class ClassQueryViTBackbone(nn.Module):
         return self.layernorm(hidden_states).transpose(1, 2).reshape(batch_size, channels, t, h, w)
 
     def _positions(self, shape: tuple[int, int, int]) -> torch.Tensor:
-        """Positions of shape (t * h * w, hidden_size), interpolated in space where the size is not the table's."""
+        """Positions of shape (t * h * w, hidden_size), interpolated where the size is not the table's."""
         t, h, w = shape
         # The release compares products only: there, a 7x28 grid takes the 14x14 table as it is.
         same_product = self.config.position_table == "released" and t * h * w == len(self.position_table)
@@ -95,6 +96,9 @@ class ClassQueryViTBackbone(nn.Module):
             return self.position_table
         slices = self.position_table.view(*self.table_shape, -1).permute(0, 3, 1, 2)
         slices = F.interpolate(slices.float(), size=(h, w), mode="bicubic", align_corners=False)
+        if t != len(slices):
+            lines = F.interpolate(slices.flatten(1).T[None], size=t, mode="linear", align_corners=False)
+            slices = lines[0].T.unflatten(1, slices.shape[1:])
         return slices.permute(0, 2, 3, 1).flatten(0, 2)
 
 
