@@ -40,6 +40,7 @@ from classquery.data.transforms import ClipTransform
 from classquery.engine.checkpoint import CheckpointError, load_detector
 from classquery.engine.detection import label_id_of
 from classquery.engine.drawing import draw_training_curve
+from classquery.engine.optimization import OptimizationArguments
 from classquery.engine.prediction import predict_video
 from classquery.engine.trainer import ActionDetectionTrainer, save_records
 
@@ -70,7 +71,7 @@ class ModelArguments:
 
 def main() -> None:
     """Run what the command line asks for."""
-    model_args, data_args, training_args, recipe = parse_arguments()
+    model_args, data_args, optimization, training_args, recipe = parse_arguments()
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if training_args.process_index == 0 else logging.WARNING)
     set_seed(training_args.seed)
@@ -81,7 +82,7 @@ def main() -> None:
         id2label = load_ava_labels(data_dir)
         model, processor = load_model(model_args, recipe, id2label)
         check_attention(model_args, model)
-        train_and_evaluate(model, processor, data_dir, data_args, training_args)
+        train_and_evaluate(model, processor, data_dir, data_args, optimization, training_args)
     else:
         model, processor = load_model(model_args, recipe)
         check_attention(model_args, model)
@@ -91,7 +92,7 @@ def main() -> None:
     PartialState().destroy_process_group()
 
 
-def parse_arguments() -> tuple[ModelArguments, DataArguments, TrainingArguments, Recipe]:
+def parse_arguments() -> tuple[ModelArguments, DataArguments, OptimizationArguments, TrainingArguments, Recipe]:
     """Read the recipe, then the command line over it."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--recipe", default=ModelArguments.recipe)
@@ -99,19 +100,21 @@ def parse_arguments() -> tuple[ModelArguments, DataArguments, TrainingArguments,
     known, _ = finder.parse_known_args()
     recipe = load_recipe(known.recipe)
     parser = HfArgumentParser(
-        (ModelArguments, DataArguments, TrainingArguments), description=__doc__, allow_abbrev=False
+        (ModelArguments, DataArguments, OptimizationArguments, TrainingArguments),
+        description=__doc__,
+        allow_abbrev=False,
     )
     # Labels are lists of dicts, which no model signature names.
-    parser.set_defaults(remove_unused_columns=False, **recipe.data, **recipe.training)
+    parser.set_defaults(remove_unused_columns=False, **recipe.data, **recipe.optimization, **recipe.training)
     if not known.do_train:
         # Otherwise TrainingArguments takes evaluation during training for --do_eval.
         parser.set_defaults(eval_strategy="no")
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses()
+    model_args, data_args, optimization, training_args = parser.parse_args_into_dataclasses()
     if not (training_args.do_train or training_args.do_eval or training_args.do_predict):
         parser.error("nothing to do: give one or more of --do_train, --do_eval and --do_predict")
     if training_args.do_predict and not training_args.do_train and not model_args.model_name_or_path:
         parser.error("--do_predict without --do_train needs --model_name_or_path (`demo` is the model in the package)")
-    return model_args, data_args, training_args, recipe
+    return model_args, data_args, optimization, training_args, recipe
 
 
 def adapt_to_cpu(training_args: TrainingArguments) -> None:
@@ -178,6 +181,7 @@ def train_and_evaluate(
     processor: ClassQueryVideoProcessor,
     data_dir: Path,
     data_args: DataArguments,
+    optimization: OptimizationArguments,
     training_args: TrainingArguments,
 ) -> None:
     """Train on the training split and score the validation split, as asked for."""
@@ -198,6 +202,7 @@ def train_and_evaluate(
     trainer = ActionDetectionTrainer(
         model,
         training_args,
+        optimization=optimization,
         train_dataset=load_split("train", transform) if training_args.do_train else None,
         eval_dataset=load_split("validation"),
         data_collator=ClipCollator(processor),

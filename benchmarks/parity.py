@@ -8,19 +8,14 @@ missed.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from utils import golden_inputs, golden_model  # noqa: E402
-
-
-OUTPUTS = {"logits": "pred_logits", "pred_boxes": "pred_boxes", "actor_logits": "pred_logits_b"}
+from utils import golden_inputs, golden_model, largest_deviation, load_golden  # noqa: E402
 
 
 def main() -> None:
@@ -41,24 +36,15 @@ def main() -> None:
 
 def compare(folder: Path, name: str) -> float:
     """Print the row of one golden and return its worst deviation as a share of the tolerance there."""
-    facts, expected = json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors")
-    if "state_dict" not in facts:
-        manifest = json.loads((folder / f"manifest_{facts['reference_config']}.json").read_text())
-        facts["state_dict"] = {key: tensor["shape"] for key, tensor in manifest["keys"].items()}
+    facts, expected = load_golden(name, folder)
     model = golden_model(facts)
     with torch.no_grad():
-        outputs = model(**golden_inputs(facts))
-    atol, rtol = facts["suggested"]["atol"], facts["suggested"]["rtol"]
-    deviation, share = 0.0, 0.0
-    layers = {"": outputs} | {f"aux{i}.": layer for i, layer in enumerate(outputs.auxiliary_outputs)}
-    for prefix, layer in layers.items():
-        for ours, published in OUTPUTS.items():
-            reference = expected[prefix + published]
-            difference = (layer[ours].view_as(reference) - reference).abs()
-            deviation = max(deviation, difference.max().item())
-            share = max(share, (difference / (atol + rtol * reference.abs())).max().item())
+        deviation, share = largest_deviation(model(**golden_inputs(facts)), facts, expected)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"| {name} | {num_parameters:,} | {deviation:.1e} | {atol:.1e} | {share:.0%} |", flush=True)
+    print(
+        f"| {name} | {num_parameters:,} | {deviation:.1e} | {facts['suggested']['atol']:.1e} | {share:.0%} |",
+        flush=True,
+    )
     return share
 
 

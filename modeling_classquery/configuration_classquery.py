@@ -162,6 +162,10 @@ class ClassQueryConfig(PreTrainedConfig):
         class_loss_normalization (`"none"`, `"frames"` or `"actors"`, *optional*, defaults to `"none"`):
             What the class loss, a sum over candidates, is divided by: nothing (published for AVA), the real frames of
             the batch (published for UCF101-24 and JHMDB-21) or its annotated actors.
+        loss_counts (`"global"` or `"local"`, *optional*, defaults to `"global"`):
+            Actors, frames and candidates that losses are divided by are counted over all clips of an update, on all
+            processes and in all accumulated batches, or (released) in the batch at hand. It is the trainer that counts
+            globally.
         auxiliary_loss (`bool`, *optional*, defaults to `True`):
             Whether every decoder layer is supervised, with the same weights.
         sampling_offset_order (`"released"` or `"geometric"`, *optional*, defaults to `"released"`):
@@ -232,6 +236,7 @@ class ClassQueryConfig(PreTrainedConfig):
     focal_gamma: float | int = 2.0
     label_smoothing: float | int = 0.1
     class_loss_normalization: Literal["none", "frames", "actors"] = "none"
+    loss_counts: Literal["global", "local"] = "global"
     auxiliary_loss: bool = True
     # Oddities of the released checkpoints that the other value puts right
     sampling_offset_order: Literal["released", "geometric"] = "released"

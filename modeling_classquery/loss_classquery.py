@@ -5,6 +5,7 @@ its three copies is a value of `ClassQueryConfig`. Unlike the release, several a
 assignment, each clip has its own padding frames, and padding frames count nowhere.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers.image_transforms import center_to_corners_format
@@ -18,6 +19,7 @@ if is_scipy_available():
 
 # Channels of the actor logits; channel 0 is never a target.
 ACTOR, BACKGROUND = 1, 2
+LOSS_COUNTS = ("actors", "frames", "candidate_weight")
 
 
 def inverse_sigmoid(probabilities: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
@@ -40,7 +42,10 @@ def action_logits(predictions: dict[str, torch.Tensor], score_with_actor: bool) 
 
 
 def action_detection_loss(
-    predictions: list[dict[str, torch.Tensor]], labels: list[dict[str, torch.Tensor]], config: ClassQueryConfig
+    predictions: list[dict[str, torch.Tensor]],
+    labels: list[dict[str, torch.Tensor]],
+    config: ClassQueryConfig,
+    counts: dict[str, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Match every decoder layer's candidates to the actors, frame by frame, and weigh up all loss terms.
 
@@ -52,12 +57,15 @@ def action_detection_loss(
             num_output_frames), whether the actor has a box in the frame; `frame_mask` (num_output_frames,), false on
             padding frames. `num_actors` may be 0 and differ between clips.
         config: Weights of costs and terms.
+        counts: What the terms are divided by; by default those of the batch (`loss_counts`). A trainer gives the mean
+            counts over all batches of an update, so that the mean of their losses is the loss of all their clips.
 
     Returns:
         The weighted sum, and the unweighted terms by name: `loss_class`, `loss_actor`, `loss_bbox` and `loss_giou` of
         the last layer, those of layer i with the suffix `_i`.
     """
     targets = _stack_targets(labels, predictions[-1]["logits"])
+    counts = counts or loss_counts(labels, config)
     coefficients = {
         "loss_class": config.class_loss_coefficient,
         "loss_actor": config.actor_loss_coefficient,
@@ -68,10 +76,31 @@ def action_detection_loss(
     total, loss_dict = 0, {}
     for layer in supervised:
         suffix = "" if layer == len(predictions) - 1 else f"_{layer}"
-        terms = _layer_loss(predictions[layer], targets, config)
+        terms = _layer_loss(predictions[layer], targets, counts, config)
         total = total + sum(coefficients[name] * term for name, term in terms.items())
         loss_dict |= {name + suffix: term for name, term in terms.items()}
     return total, loss_dict
+
+
+def loss_counts(labels: list[dict[str, torch.Tensor]], config: ClassQueryConfig) -> dict[str, torch.Tensor]:
+    """Count what the losses of a batch are divided by; depends on the labels alone.
+
+    Args:
+        labels: As for `action_detection_loss`.
+        config: Number of candidates and weight of the background.
+
+    Returns:
+        `actors`, boxes in real frames; `frames`, real frames; `candidate_weight`, candidates in real frames, of which
+        those without an actor weigh `eos_coefficient`. Scalars, float32.
+    """
+    counts = []
+    for label in labels:
+        actors = (label["valid"] & label["frame_mask"]).sum(0)
+        frames = label["frame_mask"].sum()
+        matched = actors.clamp(max=config.num_queries).sum()
+        background = frames * config.num_queries - matched
+        counts.append(torch.stack((actors.sum(), frames, matched + config.eos_coefficient * background)))
+    return dict(zip(LOSS_COUNTS, torch.stack(counts).float().sum(0), strict=True))
 
 
 def match_actors(
@@ -88,16 +117,22 @@ def match_actors(
         Indices of frame, candidate and actor of each matched pair, int64; candidates ascend within a frame.
     """
     with torch.no_grad():
-        cost = _matching_cost(predictions, targets["boxes"], config).cpu()
-    if not cost.isfinite().all():
+        cost = _matching_cost(predictions, targets["boxes"], config).cpu().numpy()
+    if not np.isfinite(cost).all():
         raise ValueError("boxes or actor logits are not finite: training has diverged, try a lower learning rate")
-    matches = []
-    for frame, valid in enumerate(targets["valid"].cpu()):
-        actors = valid.nonzero().flatten()
-        candidates, columns = linear_sum_assignment(cost[frame][:, actors].numpy())
-        matches += zip([frame] * len(candidates), candidates.tolist(), actors[columns].tolist(), strict=True)
-    matches = torch.tensor(matches, dtype=torch.long, device=targets["boxes"].device).reshape(-1, 3)
-    return matches[:, 0], matches[:, 1], matches[:, 2]
+    frames, actors = targets["valid"].nonzero().cpu().numpy().T
+    matches = [np.empty((3, 0), np.int64)]
+    # Nothing but the assignment itself is done frame by frame.
+    for frame, group in zip(*_groups(frames, actors), strict=True):
+        candidates, columns = linear_sum_assignment(cost[frame][:, group])
+        matches.append(np.stack((np.full_like(candidates, frame), candidates, group[columns])))
+    return tuple(torch.from_numpy(np.concatenate(matches, axis=1)).to(targets["boxes"].device))
+
+
+def _groups(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Split values where their ascending keys change: the different keys, and the values of each."""
+    distinct, starts = np.unique(keys, return_index=True)
+    return distinct, np.split(values, starts)[1:]
 
 
 def _matching_cost(
@@ -127,13 +162,17 @@ def generalized_box_iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tens
 
 
 def _layer_loss(
-    predictions: dict[str, torch.Tensor], targets: dict[str, torch.Tensor], config: ClassQueryConfig
+    predictions: dict[str, torch.Tensor],
+    targets: dict[str, torch.Tensor],
+    counts: dict[str, torch.Tensor],
+    config: ClassQueryConfig,
 ) -> dict[str, torch.Tensor]:
     """Unweighted loss terms of one decoder layer."""
     # (batch, frames, ...) -> (num_clip_frames, ...)
     predictions = {name: states.flatten(0, 1) for name, states in predictions.items()}
     frames, candidates, actors = match_actors(predictions, targets, config)
-    num_actors = targets["valid"].sum().clamp(min=1)
+    counts = {name: count.to(targets["boxes"].device) for name, count in counts.items()}
+    num_actors = counts["actors"].clamp(min=1)
     matched_boxes = predictions["pred_boxes"][frames, candidates].float()
     boxes = targets["boxes"][frames, actors]
     matched = torch.zeros_like(predictions["actor_logits"][..., 0], dtype=torch.bool)
@@ -142,8 +181,8 @@ def _layer_loss(
     class_targets[frames, candidates] = targets["class_labels"][frames, actors].to(class_targets.dtype)
     class_loss = _class_loss(predictions, class_targets, matched, targets["frame_mask"], config)
     return {
-        "loss_class": class_loss / _class_normalizer(targets, config),
-        "loss_actor": _actor_loss(predictions["actor_logits"], matched, targets["frame_mask"], config),
+        "loss_class": class_loss / _class_normalizer(counts, config),
+        "loss_actor": _actor_loss(predictions["actor_logits"], matched, targets["frame_mask"], counts, config),
         "loss_bbox": (matched_boxes - boxes).abs().sum() / num_actors,
         "loss_giou": (1 - generalized_box_iou(matched_boxes, boxes)).sum() / num_actors,
     }
@@ -177,23 +216,24 @@ def _smooth(class_targets: torch.Tensor, config: ClassQueryConfig) -> torch.Tens
     return class_targets * (1 - config.label_smoothing) + config.label_smoothing * uniform
 
 
-def _class_normalizer(targets: dict[str, torch.Tensor], config: ClassQueryConfig) -> torch.Tensor | int:
-    if config.class_loss_normalization == "frames":
-        return targets["frame_mask"].sum().clamp(min=1)
-    if config.class_loss_normalization == "actors":
-        return targets["valid"].sum().clamp(min=1)
-    return 1
+def _class_normalizer(counts: dict[str, torch.Tensor], config: ClassQueryConfig) -> torch.Tensor | int:
+    if config.class_loss_normalization == "none":
+        return 1
+    return counts[config.class_loss_normalization].clamp(min=1)
 
 
 def _actor_loss(
-    actor_logits: torch.Tensor, matched: torch.Tensor, frame_mask: torch.Tensor, config: ClassQueryConfig
+    actor_logits: torch.Tensor,
+    matched: torch.Tensor,
+    frame_mask: torch.Tensor,
+    counts: dict[str, torch.Tensor],
+    config: ClassQueryConfig,
 ) -> torch.Tensor:
     """Cross-entropy of actor against background in real frames, the background weighing `eos_coefficient`."""
     class_targets = torch.where(matched, ACTOR, BACKGROUND)
     weights = actor_logits.new_tensor([1, 1, config.eos_coefficient], dtype=torch.float32)
-    return F.cross_entropy(
-        actor_logits[frame_mask].flatten(0, 1).float(), class_targets[frame_mask].flatten(), weights
-    )
+    real = actor_logits[frame_mask].flatten(0, 1).float(), class_targets[frame_mask].flatten()
+    return F.cross_entropy(*real, weights, reduction="sum") / counts["candidate_weight"].clamp(min=1e-6)
 
 
 def _stack_targets(labels: list[dict[str, torch.Tensor]], logits: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -231,5 +271,6 @@ __all__ = [
     "action_scores",
     "generalized_box_iou",
     "inverse_sigmoid",
+    "loss_counts",
     "match_actors",
 ]

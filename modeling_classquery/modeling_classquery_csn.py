@@ -79,7 +79,7 @@ class ClassQueryCSNBackbone(nn.Module):
         super().train(mode)
         for part in [self] if self.config.freeze_batch_norm else self._frozen_parts():
             for module in part.modules():
-                if isinstance(module, nn.BatchNorm3d):
+                if isinstance(module, nn.BatchNorm3d | nn.SyncBatchNorm):
                     module.eval()
         return self
 

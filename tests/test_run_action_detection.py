@@ -151,7 +151,6 @@ def script():
     [
         (["--recipe", "dmeo", "--do_train"], "did you mean 'demo'"),
         (["--dataset", "ava", "--do_eval"], "--data_dir is needed"),
-        (["--dataset", "avo", "--do_eval"], "must be `ava` or `demo`, got 'avo'"),
         (["--dataset", "ava", "--data_dir", "nowhere", "--do_eval"], "nowhere"),
         (["--do_predict", "--model_name_or_path", "demo", "--videos", "missing.mp4"], "missing.mp4"),
         (["--do_predict", "--model_name_or_path", "/nowhere/model"], "no model '/nowhere/model'"),

@@ -9,6 +9,7 @@ from utils import tiny_config
 from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
 from classquery.data.ava import load_ava, load_ava_labels
 from classquery.data.clips import ClipCollator, KeyframeClips
+from classquery.engine.optimization import OptimizationArguments
 from classquery.engine.trainer import ActionDetectionTrainer, once_per_clip, save_records, score_records
 
 
@@ -53,6 +54,30 @@ def test_training_changes_the_weights_and_logs_every_loss_term(trainer):
     for entry in logs:
         assert {"loss_class", "loss_actor", "loss_bbox", "loss_giou"} < entry.keys()
         assert np.isfinite(list(entry.values())).all()
+
+
+def test_groups_and_schedule_of_the_recipe_are_used(trainer):
+    trainer.optimization = OptimizationArguments(
+        backbone_learning_rate_factor=0.1, warmup_epochs=1, warmup_start_learning_rate=1e-6, decay_epochs=[2]
+    )
+    trainer.args.max_steps, trainer.args.num_train_epochs = -1, 3
+    trainer.args.learning_rate, trainer.args.gradient_accumulation_steps = 1e-3, 4
+    trainer.train()
+
+    # 15 clips make 8 batches of 2, so 2 updates an epoch.
+    assert trainer.state.max_steps == 6
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for part, rate in (("head", 1e-3), ("backbone", 1e-4)):
+        expected = [1e-6, (1e-6 + rate) / 2, rate, rate, rate / 10, rate / 10]
+        assert [entry[f"learning_rate/{part}"] for entry in logs] == pytest.approx(expected)
+
+
+def test_total_batch_size_sets_the_accumulation(trainer):
+    arguments = [trainer.model, trainer.args]
+
+    total = ActionDetectionTrainer(*arguments, optimization=OptimizationArguments(total_batch_size=8))
+
+    assert total.args.gradient_accumulation_steps == 4
 
 
 def test_evaluation_gives_one_record_per_clip_in_order(trainer):

@@ -23,10 +23,31 @@ def _load_fill():
 fill = _load_fill()
 
 
-def load_golden(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Facts and tensors of a golden of the network."""
-    folder = GOLDEN_DIR / "model"
-    return json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors")
+# Our name of each output tensor and the published one.
+OUTPUTS = {"logits": "pred_logits", "pred_boxes": "pred_boxes", "actor_logits": "pred_logits_b"}
+
+
+def load_golden(name: str, folder: Path = GOLDEN_DIR / "model") -> tuple[dict, dict[str, torch.Tensor]]:
+    """Facts and tensors of a golden of the network; full-size ones name their tensors in `manifest_CONFIG.json`."""
+    facts = json.loads((folder / f"{name}.json").read_text())
+    if name.startswith("full_"):
+        manifest = json.loads((folder / f"manifest_{facts['reference_config']}.json").read_text())
+        facts["state_dict"] = {key: tensor["shape"] for key, tensor in manifest["keys"].items()}
+    return facts, load_file(folder / f"{name}.safetensors")
+
+
+def largest_deviation(outputs, facts: dict, expected: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """Largest deviation of any output of any decoder layer, and the largest as a share of the tolerance there."""
+    atol, rtol = facts["suggested"]["atol"], facts["suggested"]["rtol"]
+    deviation, share = 0.0, 0.0
+    layers = {"": outputs} | {f"aux{i}.": layer for i, layer in enumerate(outputs.auxiliary_outputs)}
+    for prefix, layer in layers.items():
+        for ours, published in OUTPUTS.items():
+            reference = expected[prefix + published]
+            difference = (layer[ours].view_as(reference) - reference).abs()
+            deviation = max(deviation, difference.max().item())
+            share = max(share, (difference / (atol + rtol * reference.abs())).max().item())
+    return deviation, share
 
 
 def golden_config(facts: dict) -> ClassQueryConfig:

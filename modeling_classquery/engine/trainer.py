@@ -13,27 +13,97 @@ from torch.utils.data import DataLoader
 from torchvision.ops import box_convert
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.training_args import ParallelMode
 
 from classquery.data.metrics import frame_map
+from classquery.engine.optimization import (
+    OptimizationArguments,
+    accumulation_steps,
+    parameter_groups,
+    warmup_multistep_schedule,
+)
+from classquery.loss_classquery import LOSS_COUNTS, loss_counts
 
 
 class ActionDetectionTrainer(Trainer):
     """Trainer for detection labels, which are lists of dicts of different lengths.
 
     `processing_class` must be the video processor; `label_ids` are the 1-based ids that count in the frame mAP, by
-    default all. Logs every loss term beside the total. Evaluation gathers one record per clip over all processes;
-    clips that a sampler repeated to fill a batch are dropped by their id.
+    default all; `optimization` adds the parameter groups and the schedule of the published recipe. Logs every loss
+    term beside the total. Evaluation gathers one record per clip over all processes; clips that a sampler repeated to
+    fill a batch are dropped by their id.
     """
 
-    def __init__(self, *args, label_ids: Sequence[int] | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        optimization: OptimizationArguments | None = None,
+        label_ids: Sequence[int] | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
+        self.optimization = optimization or OptimizationArguments()
         self.label_ids = label_ids
+        self._loss_counts, self._rates = None, {}
+        if self.optimization.total_batch_size is not None:
+            self.args.gradient_accumulation_steps = accumulation_steps(
+                self.optimization.total_batch_size, self.args.train_batch_size * self.args.world_size
+            )
+        if self.optimization.sync_batch_norm and self.args.parallel_mode == ParallelMode.DISTRIBUTED:
+            self.model = self.model_wrapped = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self._loss_terms = defaultdict(float)
         self._num_losses = 0
 
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimizer of the training arguments with our parameter groups."""
+        if self.optimizer is None:
+            groups = parameter_groups(
+                self.model if model is None else model,
+                learning_rate=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+                backbone_learning_rate_factor=self.optimization.backbone_learning_rate_factor,
+                decay_norms_and_biases=self.optimization.decay_norms_and_biases,
+            )
+            optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer_cls_and_kwargs = optimizer_class, arguments | {"params": groups}
+        return super().create_optimizer(model)
+
+    def set_initial_training_values(self, args, dataloader):
+        """Note the number of updates in an epoch on the way, for the schedule."""
+        values = super().set_initial_training_values(args, dataloader)
+        self._updates_per_epoch = values[1]
+        return values
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """Create the schedule of the recipe if it has one, otherwise that of the training arguments."""
+        if self.lr_scheduler is None and (self.optimization.warmup_epochs or self.optimization.decay_epochs):
+            self.lr_scheduler = warmup_multistep_schedule(
+                self.optimizer if optimizer is None else optimizer,
+                updates_per_epoch=self._updates_per_epoch,
+                warmup_epochs=self.optimization.warmup_epochs,
+                warmup_start_learning_rate=self.optimization.warmup_start_learning_rate,
+                decay_epochs=self.optimization.decay_epochs,
+                decay_factor=self.optimization.decay_factor,
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Note the rates of the update on the way, and count what its losses are divided by on all processes."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        config = self.accelerator.unwrap_model(self.model).config
+        self._rates = {f"learning_rate/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+        self._loss_counts = None
+        if batches and config.loss_counts == "global":
+            counts = [torch.stack(list(loss_counts(batch["labels"], config).values())) for batch in batches]
+            # The means over batches and processes: what comes of them is averaged again.
+            mean = self.accelerator.reduce(torch.stack(counts).mean(0).to(self.args.device), "mean")
+            self._loss_counts = dict(zip(LOSS_COUNTS, mean, strict=True))
+        return batches, num_items
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Run the model on a batch of `ClipCollator` and note its loss terms for the log."""
-        outputs = model(**inputs)
+        outputs = model(**inputs, loss_counts=self._loss_counts if model.training else None)
         if model.training:
             self._num_losses += 1
             for name, term in outputs.loss_dict.items():
@@ -41,8 +111,9 @@ class ActionDetectionTrainer(Trainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the means of the loss terms of the last decoder layer since the last training log."""
+        """Log, with all learning rates and the means of the last decoder layer's loss terms since the last log."""
         if "loss" in logs:
+            logs |= self._rates
             terms = {name: term for name, term in self._loss_terms.items() if not name[-1].isdigit()}
             logs |= {name: float(term) / self._num_losses for name, term in terms.items()}
             self._loss_terms.clear()

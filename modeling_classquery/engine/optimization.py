@@ -1,0 +1,139 @@
+"""How parameters are updated: groups with their own rates, and the learning rate schedule of the published recipe."""
+
+import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass
+class OptimizationArguments:
+    """How parameters are updated, where TrainingArguments has no word for it."""
+
+    total_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Clips per update over all processes: sets --gradient_accumulation_steps. A published learning "
+            "rate belongs to the published batch size."
+        },
+    )
+    backbone_learning_rate_factor: float = field(
+        default=1.0, metadata={"help": "Learning rate of the backbone as part of --learning_rate."}
+    )
+    decay_norms_and_biases: bool = field(
+        default=False,
+        metadata={"help": "Whether --weight_decay applies to vectors, too: norms, biases, embeddings of levels."},
+    )
+    warmup_epochs: float = field(
+        default=0.0,
+        metadata={"help": "Epochs in which all rates rise linearly, step by step, from --warmup_start_learning_rate."},
+    )
+    warmup_start_learning_rate: float = field(
+        default=0.0, metadata={"help": "Learning rate of the first step, of all groups alike."}
+    )
+    decay_epochs: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "Epochs after which the rates are multiplied with --decay_factor. With these or with "
+            "--warmup_epochs, --lr_scheduler_type has no say."
+        },
+    )
+    decay_factor: float = field(default=0.1, metadata={"help": "Factor of each decay."})
+    sync_batch_norm: bool = field(
+        default=False, metadata={"help": "Whether batch norms share their statistics over the GPUs of a run."}
+    )
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    backbone_learning_rate_factor: float = 1.0,
+    decay_norms_and_biases: bool = False,
+) -> list[dict[str, Any]]:
+    """Group the trained parameters of a detector by learning rate and weight decay.
+
+    Args:
+        model: A detector; its backbone is `model.model.backbone`.
+        learning_rate: Rate of everything but the backbone.
+        weight_decay: Decay of matrices and convolution kernels.
+        backbone_learning_rate_factor: Rate of the backbone as part of `learning_rate`.
+        decay_norms_and_biases: Whether the decay applies to vectors as well.
+
+    Returns:
+        Groups for a torch optimizer, with a `name` each; empty ones are left out.
+
+    Raises:
+        ValueError: If nothing is to be trained.
+    """
+    rates = {"backbone": learning_rate * backbone_learning_rate_factor, "head": learning_rate}
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = "backbone" if "model.backbone." in f".{name}" else "head"
+        decays = decay_norms_and_biases or parameter.ndim > 1
+        group = {"name": part if decays else f"{part} without decay", "params": [], "lr": rates[part]}
+        group["weight_decay"] = weight_decay if decays else 0.0
+        groups.setdefault((part, decays), group)["params"].append(parameter)
+    if not groups:
+        raise ValueError("no parameter is to be trained: every one is frozen")
+    return list(groups.values())
+
+
+def warmup_multistep_schedule(
+    optimizer: torch.optim.Optimizer,
+    *,
+    updates_per_epoch: int,
+    warmup_epochs: float = 0.0,
+    warmup_start_learning_rate: float = 0.0,
+    decay_epochs: Sequence[float] = (),
+    decay_factor: float = 0.1,
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Let all rates rise linearly from one absolute rate to their own, then multiply them at given epochs.
+
+    A group whose own rate is that of the start stays flat, as the published backbone does.
+
+    Args:
+        optimizer: Its groups' `lr` are the rates after the warm-up.
+        updates_per_epoch: Updates in an epoch.
+        warmup_epochs: Length of the rise.
+        warmup_start_learning_rate: Rate of the first step.
+        decay_epochs: Epochs after which the rates are multiplied with `decay_factor`.
+        decay_factor: Factor of each decay.
+
+    Returns:
+        A scheduler to step after every update.
+    """
+    num_warmup_steps = round(warmup_epochs * updates_per_epoch)
+    milestones = sorted(round(epoch * updates_per_epoch) for epoch in decay_epochs)
+
+    def factor_of(group: dict[str, Any]) -> Callable[[int], float]:
+        start = warmup_start_learning_rate / group["lr"]
+
+        def factor(step: int) -> float:
+            if step < num_warmup_steps:
+                return start + (1 - start) * step / num_warmup_steps
+            return decay_factor ** bisect.bisect_right(milestones, step)
+
+        return factor
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, [factor_of(group) for group in optimizer.param_groups])
+
+
+def accumulation_steps(total_batch_size: int, batch_size_of_a_pass: int) -> int:
+    """How many passes over all processes make an update of `total_batch_size` clips.
+
+    Raises:
+        ValueError: If they cannot.
+    """
+    if total_batch_size % batch_size_of_a_pass:
+        raise ValueError(
+            f"--total_batch_size {total_batch_size} is no multiple of the {batch_size_of_a_pass} clips that all "
+            "processes take at once: change --per_device_train_batch_size, the number of processes, or the total"
+        )
+    return total_batch_size // batch_size_of_a_pass

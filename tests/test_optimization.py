@@ -1,0 +1,82 @@
+"""Parameter groups and schedule: what each parameter gets at each step."""
+
+import pytest
+import torch
+from utils import tiny_config
+
+from classquery import ClassQueryForVideoActionDetection
+from classquery.engine.optimization import accumulation_steps, parameter_groups, warmup_multistep_schedule
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ClassQueryForVideoActionDetection(tiny_config())
+
+
+@pytest.mark.parametrize("decay_norms_and_biases", [False, True])
+def test_every_parameter_is_in_one_group(model, decay_norms_and_biases):
+    groups = parameter_groups(
+        model, learning_rate=1.0, weight_decay=0.1, decay_norms_and_biases=decay_norms_and_biases
+    )
+
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
+    assert len(groups) == (2 if decay_norms_and_biases else 4)
+
+
+def test_backbone_has_its_own_rate_and_vectors_no_decay(model):
+    groups = parameter_groups(model, learning_rate=1e-3, weight_decay=0.1, backbone_learning_rate_factor=0.1)
+    found = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+
+    block = model.model.backbone.layers[0]
+    assert found[id(block.attn.qkv.weight)] == pytest.approx((1e-4, 0.1))
+    assert found[id(block.norm1.weight)] == pytest.approx((1e-4, 0.0))
+    assert found[id(model.model.feature_pyramid.scales[0][0].weight)] == pytest.approx((1e-3, 0.1))
+    assert found[id(model.actor_head.bias)] == pytest.approx((1e-3, 0.0))
+
+
+def test_frozen_parameters_are_left_out():
+    model = ClassQueryForVideoActionDetection(tiny_config())
+    model.model.backbone.requires_grad_(False)
+
+    names = {group["name"] for group in parameter_groups(model, learning_rate=1.0, weight_decay=0.0)}
+
+    assert names == {"head", "head without decay"}
+    with pytest.raises(ValueError, match="every one is frozen"):
+        parameter_groups(model.requires_grad_(False), learning_rate=1.0, weight_decay=0.0)
+
+
+def rates(groups, num_steps, **schedule):
+    optimizer = torch.optim.SGD(groups)
+    scheduler = warmup_multistep_schedule(optimizer, **schedule)
+    seen = []
+    for _ in range(num_steps):
+        seen.append(scheduler.get_last_lr())
+        optimizer.step()
+        scheduler.step()
+    return torch.tensor(seen).T
+
+
+def test_rates_rise_from_one_absolute_rate_and_fall_at_the_milestones():
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1e-4, 1e-5)]
+
+    head, backbone = rates(
+        groups, 12, updates_per_epoch=2, warmup_epochs=2, warmup_start_learning_rate=1e-5, decay_epochs=[3, 5]
+    )
+
+    expected = torch.tensor([0.1, 0.325, 0.55, 0.775, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
+    torch.testing.assert_close(head, expected * 1e-4)
+    # The published backbone starts at its own rate and stays there.
+    torch.testing.assert_close(backbone, torch.tensor([1.0] * 6 + [0.1] * 4 + [0.01] * 2) * 1e-5)
+
+
+def test_constant_without_warmup_and_decay():
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.5}]
+
+    assert rates(groups, 3, updates_per_epoch=2).tolist() == [[0.5, 0.5, 0.5]]
+
+
+def test_accumulation_makes_the_total_batch():
+    assert accumulation_steps(16, 4) == 4
+    with pytest.raises(ValueError, match="--total_batch_size 16 is no multiple of the 3 clips"):
+        accumulation_steps(16, 3)
