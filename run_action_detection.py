@@ -40,9 +40,10 @@ from classquery.data.transforms import ClipTransform
 from classquery.engine.checkpoint import CheckpointError, load_detector
 from classquery.engine.detection import label_id_of
 from classquery.engine.drawing import draw_training_curve
+from classquery.engine.evaluation import save_records
 from classquery.engine.optimization import OptimizationArguments
 from classquery.engine.prediction import predict_video
-from classquery.engine.trainer import ActionDetectionTrainer, save_records
+from classquery.engine.trainer import ActionDetectionTrainer
 
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from classquery.data.ava import load_ava, load_ava_labels
 from classquery.data.clips import ClipCollator, KeyframeClips
 from classquery.data.demo import write_demo
 from classquery.engine.checkpoint import CheckpointError, load_detector
-from classquery.engine.trainer import clip_records, score_records
+from classquery.engine.evaluation import clip_records, score_records
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ from utils import tiny_config
 from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
 from classquery.data.ava import load_ava, load_ava_labels
 from classquery.data.clips import ClipCollator, KeyframeClips
+from classquery.engine.evaluation import once_per_clip, save_records, score_records
 from classquery.engine.optimization import OptimizationArguments
-from classquery.engine.trainer import ActionDetectionTrainer, once_per_clip, save_records, score_records
+from classquery.engine.trainer import ActionDetectionTrainer
 
 
 @pytest.fixture
