@@ -130,6 +130,9 @@ class ClassQueryConfig(PreTrainedConfig):
             Whether the score of a class, in the loss and in the results, is multiplied by the actor's confidence.
         num_queries (`int`, *optional*, defaults to 15):
             Actor candidates per frame.
+        class_groups (`list[int]`, *optional*):
+            Sizes of groups of classes that were added one after the other. The queries of a group see those of earlier
+            groups but not of later ones, so that added classes leave the scores of the others as they are.
         d_model (`int`, *optional*, defaults to 256):
             Width of encoder and decoder; a multiple of 16 and of both numbers of heads.
         encoder_layers, decoder_layers (`int`, *optional*, defaults to 6):
@@ -209,6 +212,7 @@ class ClassQueryConfig(PreTrainedConfig):
     output_frames: Literal["keyframe", "all"] = "keyframe"
     score_with_actor: bool = False
     num_queries: int = 15
+    class_groups: list[int] | tuple[int, ...] | None = None
     # Encoder and decoder
     d_model: int = 256
     encoder_layers: int = 6
@@ -278,6 +282,8 @@ class ClassQueryConfig(PreTrainedConfig):
             _require_multiple("d_model", self.d_model, getattr(self, name), f"it is split into `{name}`")
         if not 2 <= self.num_feature_levels <= 4:
             raise ValueError(f"`num_feature_levels` must be 2, 3 or 4, got {self.num_feature_levels}")
+        if self.class_groups is not None and sum(self.class_groups) != self.num_labels:
+            raise ValueError(f"`class_groups` must sum to the {self.num_labels} classes, got {self.class_groups!r}")
         tubelet_size = getattr(self.backbone_config, "tubelet_size", 1)
         _require_multiple("num_frames", self.num_frames, tubelet_size, "the backbone joins that many frames")
         for name in ("num_frames", "frame_stride", "num_queries", "encoder_layers", "decoder_layers"):

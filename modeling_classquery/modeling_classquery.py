@@ -152,6 +152,12 @@ class ClassQueryMLP(nn.Module):
         return self.layers[-1](hidden_states)
 
 
+def without_autocast(module: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """Apply a module in the precision of its parameters: half precision is too coarse for places in a frame."""
+    with torch.autocast(states.device.type, enabled=False):
+        return module(states.to(next(module.parameters()).dtype))
+
+
 class ClassQueryFeedForward(nn.Module):
     """Post-norm feed-forward layer with a residual connection."""
 
@@ -247,6 +253,15 @@ def interleave_heads(content: torch.Tensor, position: torch.Tensor, num_heads: i
     return torch.cat(tuple(shares), dim=-1).flatten(-2)
 
 
+def class_group_mask(class_groups: Sequence[int] | None, class_queries: torch.Tensor) -> torch.Tensor | None:
+    """Hide later groups of classes from earlier ones: (num_labels, num_labels), added to attention logits."""
+    if class_groups is None:
+        return None
+    sizes = torch.tensor(class_groups, device=class_queries.device)
+    groups = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+    return (groups > groups[:, None]).to(class_queries.dtype) * torch.finfo(class_queries.dtype).min
+
+
 # Encoder
 
 
@@ -304,7 +319,7 @@ class ClassQueryDeformableAttention(nn.Module):
             value.unflatten(-1, (self.num_heads, -1)),
             spatio_temporal_shapes,
             reference_points,
-            self.sampling_offsets(query).view(*samples, 3),
+            without_autocast(self.sampling_offsets, query).view(*samples, 3),
             self.attention_weights(query).view(samples),
             self._offset_scale(spatio_temporal_shapes, query.device),
         )
@@ -532,6 +547,7 @@ class ClassQueryClassifyingLayer(nn.Module):
         self.num_heads = config.decoder_attention_heads
         self.interleave = config.class_attention_heads == "interleaved"
         self.mask_padding = config.padding == "masked"
+        self.class_groups = config.class_groups
         self.actor_feed_forward = ClassQueryFeedForward(d_model, config.decoder_ffn_dim, config.dropout)
         self.fusion_layer_norm = nn.LayerNorm(d_model)
         # Shared on purpose: the released network applies one block three times.
@@ -574,7 +590,8 @@ class ClassQueryClassifyingLayer(nn.Module):
             The class features, shaped as `class_queries`, and the attention of shape
             (num_clip_frames * num_queries, heads, num_labels, num_cells) or None.
         """
-        update, _ = self.self_attn(class_queries, class_queries, class_queries)
+        group_mask = class_group_mask(self.class_groups, class_queries)
+        update, _ = self.self_attn(class_queries, class_queries, class_queries, group_mask)
         class_queries = self.self_attn_layer_norm(class_queries + self.dropout(update))
 
         if not self.mask_padding:
@@ -703,7 +720,7 @@ class ClassQueryDecoder(nn.Module):
 
     def refine_boxes(self, features: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
         """Move boxes (..., 4) by what the box head reads from features (..., d_model)."""
-        return (self.box_head(features).to(boxes.dtype) + inverse_sigmoid(boxes)).sigmoid()
+        return (without_autocast(self.box_head, features).to(boxes.dtype) + inverse_sigmoid(boxes)).sigmoid()
 
     def _encode_boxes(
         self, boxes: torch.Tensor, actors: torch.Tensor, is_first: bool
