@@ -52,6 +52,24 @@ class Recipe:
         """All values by path, as `model.backbone_config.depths`."""
         return dict(_leaves("", {name: getattr(self, name) for name in SECTIONS}))
 
+    def table(self, used: Mapping[str, Any]) -> str:
+        """Lay out every value of the recipe as it is used, and where it comes from.
+
+        Args:
+            used: By section, the object or dict that holds the values of a run.
+
+        Returns:
+            A line per value: its path, the value, its source; `changed` where it is not that of the recipe.
+        """
+        rows = []
+        for path, value in self.values().items():
+            actual = _value_at(path, used)
+            same = _shortened(actual) == _shortened(value) or actual == value
+            source = self.sources.get(path, "recipe") if same else f"changed, recipe: {_shortened(value)}"
+            rows.append((path, _shortened(actual), source))
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        return "\n".join(f"{path:{widths[0]}}  {value:{widths[1]}}  {source}" for path, value, source in rows)
+
 
 def list_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
@@ -199,6 +217,19 @@ def _leaves(path: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _leaves(f"{path}{key}.", value)
         else:
             yield f"{path}{key}", value
+
+
+def _value_at(path: str, holder: Any) -> Any:
+    for name in path.split("."):
+        holder = holder[name] if isinstance(holder, Mapping) else getattr(holder, name)
+    return holder.value if isinstance(holder, enum.Enum) else holder
+
+
+def _shortened(value: Any) -> str:
+    if isinstance(value, Mapping):
+        names = list(value.values())
+        return f"{len(names)} labels, {names[0]} to {names[-1]}"
+    return (", ".join(map(str, value)) or "none") if isinstance(value, list | tuple) else str(value)
 
 
 def _refuse_unknown(where: str, keys: Iterable[str], known: Iterable[str]) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from transformers import AutoModel, AutoModelForObjectDetection, AutoVideoProcessor
 
 from .configuration_classquery import ClassQueryConfig, ClassQueryCSNConfig, ClassQueryViTConfig
-from .convert_classquery_checkpoint import convert_original_state_dict
 from .modeling_classquery import ClassQueryForVideoActionDetection, ClassQueryModel
 from .video_processing_classquery import ClassQueryVideoProcessor
 
@@ -24,8 +23,13 @@ def demo_checkpoint() -> str:
     return str(Path(__file__).parent / "demo")
 
 
-# Detection needs decord and more, which `import classquery` should not wait for.
-_LAZY = {"detect_video": "classquery.engine.detection", "load_detector": "classquery.engine.checkpoint"}
+# Detection needs decord and more, which `import classquery` should not wait for; and what `python -m` runs should not
+# be imported before.
+_LAZY = {
+    "convert_original_state_dict": "classquery.convert_classquery_checkpoint",
+    "detect_video": "classquery.engine.detection",
+    "load_detector": "classquery.engine.checkpoint",
+}
 
 
 def __getattr__(name: str):

@@ -1,103 +1,69 @@
-"""Conversion of published ClassQuery checkpoints: the names of their tensors and ours."""
+"""Published weights for our models: whole detectors, pre-trained backbones and transformers of a first stage.
 
+    python -m classquery.convert_classquery_checkpoint --recipe ava22_vit_b --output DIR --checkpoint detector.pth
+    python -m classquery.convert_classquery_checkpoint --recipe ava22_vit_b --output DIR \
+        --backbone backbone.pth --transformer stage_one.pth
+
+Every tensor of a file is used, or known to be of no use, or reported: none is dropped silently. A file that does not
+fit changes nothing.
+"""
+
+import argparse
+import importlib
+import pickle
 import re
-from collections.abc import Mapping
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
+from .checkpoint_layouts_classquery import (
+    WeightSource,
+    csn_backbone,
+    own_transformer,
+    published_detector,
+    published_transformer,
+    vit_backbone,
+)
 from .configuration_classquery import ClassQueryConfig
 from .modeling_classquery import ClassQueryForVideoActionDetection
+from .video_processing_classquery import ClassQueryVideoProcessor
 
 
-# Published prefix -> ours, then the modules below it. "*" stands for a layer number; others keep their name.
-_SCOPES = {
-    "backbone.0.body.": (
-        "model.backbone.",
-        {"patch_embed.proj": "patch_embedding", "blocks": "layers", "norm": "layernorm"},
-    ),
-    "backbone.0.lateral_convs.": ("model.feature_pyramid.scales.", {}),
-    "input_proj.": ("model.feature_pyramid.projections.", {}),
-    "transformer.encoder.layers.*.": (
-        "model.encoder.layers.*.",
-        {
-            "norm1": "self_attn_layer_norm",
-            "linear1": "feed_forward.fc1",
-            "linear2": "feed_forward.fc2",
-            "norm2": "feed_forward.layer_norm",
-        },
-    ),
-    "transformer.decoder.layers.*.": (
-        "model.decoder.localizing_layers.*.",
-        {
-            "sa_qcontent_proj": "self_attn_q_content",
-            "sa_qpos_proj": "self_attn_q_position",
-            "sa_kcontent_proj": "self_attn_k_content",
-            "sa_kpos_proj": "self_attn_k_position",
-            "sa_v_proj": "self_attn_v",
-            "norm1": "self_attn_layer_norm",
-            "lvl_w_embed": "level_weights",
-            "norm_": "memory_layer_norm",
-            "ca_qcontent_proj": "cross_attn_q_content",
-            "ca_qpos_proj": "cross_attn_q_position",
-            "ca_qpos_sine_proj": "cross_attn_q_sine",
-            "ca_kcontent_proj": "cross_attn_k_content",
-            "ca_kpos_proj": "cross_attn_k_position",
-            "ca_v_proj": "cross_attn_v",
-            "norm2": "cross_attn_layer_norm",
-            "linear1": "feed_forward.fc1",
-            "linear2": "feed_forward.fc2",
-            "norm3": "feed_forward.layer_norm",
-        },
-    ),
-    "transformer.decoder.cls_layers.*.": (
-        "model.decoder.classifying_layers.*.",
-        {
-            "cls_linear1": "actor_feed_forward.fc1",
-            "cls_linear2": "actor_feed_forward.fc2",
-            "cls_norm": "actor_feed_forward.layer_norm",
-            "conv_norm": "fusion_layer_norm",
-            "conv_blocks.0.conv1": "conv_blocks.0.conv",
-            "conv_blocks.0.norm": "conv_blocks.0.layer_norm",
-            "conv_blocks.0.conv2": "conv_blocks.0.fc1",
-            "conv_blocks.0.conv3": "conv_blocks.0.fc2",
-            "norm1": "self_attn_layer_norm",
-            "cls_qpos_sine_proj": "cross_attn_q_sine",
-            "k_proj": "cross_attn_k",
-            "v_proj": "cross_attn_v",
-            "cls_linear1_": "feed_forward.fc1",
-            "cls_linear2_": "feed_forward.fc2",
-            "cls_norm_": "feed_forward.layer_norm",
-        },
-    ),
-    "transformer.decoder.": (
-        "model.decoder.",
-        {
-            "norm": "actor_layer_norm",
-            "cls_norm2": "class_layer_norm",
-            "ref_point_head": "box_position_head",
-            "ref_anchor_head": "box_size_head",
-            "class_queries.weight": "class_queries",
-        },
-    ),
-    "transformer.": ("model.encoder.", {}),
-    "": (
-        "",
-        {
-            "bbox_embed": "model.decoder.box_head",
-            "class_embed_b": "actor_head",
-            "refpoint_embed.weight": "model.reference_boxes",
-        },
-    ),
-}
+LICENCE = "Weights converted from the published files stay under their own licence, CC BY-NC 4.0."
 
-# Published tensors that repeat another one or that nothing reads.
-_DROPPED = re.compile(
-    r"transformer\.decoder\.bbox_embed\..+"
-    r"|.+\.conv_blocks\.[12]\..+"
-    r"|transformer\.decoder\.cls_norm\.(weight|bias)"
-    r"|transformer\.decoder\.cls_layers\.\d+\.q_proj\.(weight|bias)"
-    r"|.+\.num_batches_tracked"
+_FOLDER_CONTENTS = (
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model-*-of-*.bin",
 )
+
+
+@dataclass(frozen=True)
+class LoadingReport:
+    """What a model took from a file.
+
+    Attributes:
+        loaded: For each of our tensors that was set, the names in the file of what it was made of.
+        dropped: Names in the file that have no place in the model.
+        initial: Our tensors that kept the values they had.
+    """
+
+    loaded: dict[str, tuple[str, ...]]
+    dropped: list[str]
+    initial: list[str]
 
 
 def convert_original_state_dict(
@@ -113,73 +79,245 @@ def convert_original_state_dict(
         State dict for [`ClassQueryForVideoActionDetection`]. Tied duplicates and unused tensors are dropped.
 
     Raises:
-        ValueError: If, after renaming, tensors are missing, unexpected or of another shape; lists all of them.
+        ValueError: If, after renaming, tensors are missing, unexpected or of another shape, or a tied duplicate
+            differs from what it repeats; lists all of it.
     """
-    original = {name.removeprefix("module."): tensor for name, tensor in original.items()}
-    renamed = {_rename(name): tensor for name, tensor in original.items() if not _DROPPED.fullmatch(name)}
-    converted = _count_batches_anew(_split_qkv_bias(renamed))
-    converted = {name: _reshape(name, tensor, config) for name, tensor in converted.items()}
-    _check(converted, config)
-    return converted
-
-
-def _rename(name: str) -> str:
-    """Our name of a published tensor."""
-    for prefix, (our_prefix, modules) in _SCOPES.items():
-        match = re.match(re.escape(prefix).replace(r"\*", r"(\d+)"), name)
-        if match:
-            rest = name[match.end() :]
-            module = next((m for m in modules if rest == m or rest.startswith(f"{m}.")), "")
-            layer = match.group(1) if match.groups() else ""
-            return our_prefix.replace("*", layer) + modules.get(module, "") + rest.removeprefix(module)
-    return name
-
-
-def _split_qkv_bias(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Join `q_bias` and `v_bias` with a zero key bias: the published projection has none, which is the same."""
-    joined = {}
-    for name, tensor in state_dict.items():
-        if name.endswith(".q_bias"):
-            stem = name.removesuffix("q_bias")
-            joined[f"{stem}qkv.bias"] = torch.cat((tensor, torch.zeros_like(tensor), state_dict[f"{stem}v_bias"]))
-        elif not name.endswith(".v_bias"):
-            joined[name] = tensor
-    return joined
-
-
-def _count_batches_anew(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Give each batch norm the counter that torch expects; with a fixed momentum, nothing reads it."""
-    norms = [name.removesuffix("running_mean") for name in state_dict if name.endswith(".running_mean")]
-    return state_dict | {f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms}
-
-
-def _reshape(name: str, tensor: torch.Tensor, config: ClassQueryConfig) -> torch.Tensor:
-    if re.search(r"classifying_layers\.\d+\.cross_attn_[kv]\.weight$", name):
-        # 1x1 convolutions become linear layers.
-        return tensor.flatten(1)
-    if name == "model.reference_boxes" and tensor.ndim == 2:
-        # Published as (queries * frames, 4), frames fastest. A model of all frames serves as one of its keyframe:
-        # the decoder never looks from one frame to another.
-        anchors = tensor.unflatten(0, (config.num_queries, -1)).transpose(0, 1)
-        if config.output_frames == "keyframe" and len(anchors) == config.num_frames:
-            anchors = anchors[config.keyframe_index :][:1]
-        return anchors.contiguous()
-    return tensor
-
-
-def _check(state_dict: dict[str, torch.Tensor], config: ClassQueryConfig) -> None:
     with torch.device("meta"):
-        expected = {name: t.shape for name, t in ClassQueryForVideoActionDetection(config).state_dict().items()}
-    shapes = {name: tensor.shape for name, tensor in state_dict.items()}
-    problems = [f"missing: {name} {tuple(expected[name])}" for name in sorted(expected.keys() - shapes.keys())]
-    problems += [f"unexpected: {name} {tuple(shapes[name])}" for name in sorted(shapes.keys() - expected.keys())]
-    problems += [
-        f"shape of {name}: got {tuple(shapes[name])}, expected {tuple(expected[name])}"
-        for name in sorted(expected.keys() & shapes.keys())
-        if expected[name] != shapes[name]
-    ]
-    if problems:
-        raise ValueError("the checkpoint does not fit the configuration:\n  " + "\n  ".join(problems))
+        shapes = _shapes(ClassQueryForVideoActionDetection(config))
+    source = published_detector(original, config, shapes)
+    converted = source.collect("the checkpoint does not fit the configuration")
+    # Nothing reads the counters of batch norms with a fixed momentum, but torch expects them.
+    norms = [name.removesuffix("running_mean") for name in shapes if name.endswith(".running_mean")]
+    return converted | {f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms}
 
 
-__all__ = ["convert_original_state_dict"]
+def load_checkpoint(model: ClassQueryForVideoActionDetection, path: str | Path) -> LoadingReport:
+    """Set a model to the weights of a published detector.
+
+    Args:
+        model: Changed in place, or not at all if there is an error.
+        path: File with the state dict, or with a dict that has it under `model`.
+
+    Raises:
+        ValueError: If the file cannot be read, or as from [`convert_original_state_dict`].
+    """
+    return _load(model, published_detector(_read_tensors(path), model.config, _shapes(model)), path)
+
+
+def load_backbone(model: ClassQueryForVideoActionDetection, path: str | Path) -> LoadingReport:
+    """Set the backbone of a model to pre-trained weights; the feature pyramid behind it is not part of them.
+
+    Heads of pre-training and classification are dropped, with one exception. A VideoMAE that was trained to classify
+    has no final layer norm: it normalises the mean of the tokens, by `fc_norm`. Ours starts from that one then. In the
+    layout of transformers both may be absent, and ours keeps its values: see the report's `initial`.
+
+    Args:
+        model: Changed in place, or not at all if there is an error.
+        path: For CSN, a MATLAB file. For ViT, a file in the published layout, possibly under `module`, or a file or
+            local folder of one of transformers' VideoMAE models.
+
+    Raises:
+        ValueError: If the file cannot be read, or tensors are missing, unexpected or of another shape; lists all of
+            them.
+    """
+    shapes = _shapes(model, "model.backbone.")
+    backbone_config = model.config.backbone_config
+    if backbone_config.model_type == "classquery_csn":
+        source = csn_backbone(_read_matlab(path), backbone_config.depths, shapes)
+    else:
+        source = vit_backbone(_read_tensors(path), shapes)
+    return _load(model, source, path)
+
+
+def load_transformer(model: ClassQueryForVideoActionDetection, path: str | Path) -> LoadingReport:
+    """Set encoder, decoder (with the box head) and anchors of a model to those of a detector trained in a first stage.
+
+    Backbone, feature pyramid and actor head are not taken over. Anchors of all frames serve a keyframe model with
+    those of its keyframe; anchors of a keyframe serve every frame. As in the release, values of a published file are
+    rounded to half precision. Unlike there, anchors of all frames are always read as (queries, frames): the release
+    trains them so, but reads them as (frames, queries) here.
+
+    Args:
+        model: Changed in place, or not at all if there is an error.
+        path: File of a published detector, or a folder that `save_pretrained` wrote, whose values are kept exactly.
+
+    Raises:
+        ValueError: If the file cannot be read, or tensors are missing, unexpected or of another shape, as with another
+            number of layers or classes; lists all of them.
+    """
+    tensors = _read_tensors(path)
+    shapes = _shapes(model, "model.encoder.", "model.decoder.", "model.reference_boxes")
+    if any(name.startswith("model.encoder.") for name in tensors):
+        source = own_transformer(tensors, model.config, shapes)
+    else:
+        source = published_transformer(tensors, model.config, shapes)
+    return _load(model, source, path)
+
+
+def _shapes(model: torch.nn.Module, *prefixes: str) -> dict[str, torch.Size]:
+    """Shapes of the weights under some prefixes, or of all; counters of batch norms are no weights."""
+    return {
+        name: tensor.shape
+        for name, tensor in model.state_dict().items()
+        if name.startswith(prefixes or "") and not name.endswith(".num_batches_tracked")
+    }
+
+
+def _load(model: ClassQueryForVideoActionDetection, source: WeightSource, path: str | Path) -> LoadingReport:
+    values = source.collect(f"{path} does not fit the model")
+    model.load_state_dict(values, strict=False)
+    used = source.used
+    return LoadingReport(
+        loaded={name: tuple(filter(None, origin)) for name, origin in source.origins.items()},
+        dropped=[name for name in source.tensors if name not in used],
+        initial=[name for name in _shapes(model) if name not in values],
+    )
+
+
+# Files
+
+
+def _read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a file or folder."""
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"there is no file or folder {path}")
+    files = [path]
+    if path.is_dir():
+        files = next(filter(None, (sorted(path.glob(pattern)) for pattern in _FOLDER_CONTENTS)), [])
+        if not files:
+            raise ValueError(f"the folder {path} holds neither model.safetensors nor pytorch_model.bin")
+    return {name: tensor for file in files for name, tensor in _read_file(file).items()}
+
+
+def _read_file(path: Path) -> dict[str, torch.Tensor]:
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    if path.suffix not in (".pth", ".pt", ".bin"):
+        raise ValueError(f"weights come as .pth, .pt, .bin or .safetensors (of a CSN backbone as .mat), got {path}")
+    content = _unpickle(path)
+    for key in ("model", "module"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
+        found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path} must hold a dict of tensors, on its own or under `model` or `module`; got {found}")
+    return content
+
+
+def _unpickle(path: Path) -> Any:
+    with path.open("rb") as file:
+        if not file.read(2).startswith((b"PK", b"\x80")):
+            raise ValueError(f"{path} was not written by torch.save")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors and plain values, and reading that would run code from the file. If you "
+            "trust where it comes from, load it yourself, and torch.save only its state dict"
+        ) from error
+    except (EOFError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged or not complete: {error}") from error
+
+
+def _read_matlab(path: str | Path) -> dict[str, torch.Tensor]:
+    path = Path(path)
+    if path.suffix != ".mat" or not path.is_file():
+        raise ValueError(f"weights of a CSN backbone come as a MATLAB file (.mat), got {path}")
+    try:
+        arrays = {name: array for name, array in loadmat(path).items() if not name.startswith("__")}
+    except (MatReadError, NotImplementedError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or no MATLAB file of version 4 to 7.2: {error}") from error
+    not_numbers = [name for name, array in arrays.items() if array.dtype.kind not in "fiu"]
+    if not_numbers:
+        raise ValueError(f"{path} must hold arrays of numbers; these are none: {', '.join(not_numbers)}")
+    return {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
+
+
+# Command
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Raises:
+        ValueError: If the recipe or a file does not fit, or the output folder is not empty.
+    """
+    options = _parse(arguments)
+    output = options.output.resolve()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"--output must be a new or an empty folder, got {output}")
+    # Where this file runs as remote code there is no such module, nor a command.
+    recipe = importlib.import_module("classquery.configuration").load_recipe(options.recipe)
+    torch.manual_seed(options.seed)
+    model = ClassQueryForVideoActionDetection(ClassQueryConfig(**recipe.model))
+    initial = set(_shapes(model))
+    for path, load in (
+        (options.checkpoint, load_checkpoint),
+        (options.backbone, load_backbone),
+        (options.transformer, load_transformer),
+    ):
+        if path is not None:
+            report = load(model, path)
+            initial &= set(report.initial)
+            _print_names(f"{path}: loaded", report.loaded)
+            _print_names(f"{path}: dropped", report.dropped)
+    _print_names(f"initialised with seed {options.seed}:", sorted(initial))
+    _save(model, ClassQueryVideoProcessor(**recipe.processor), output)
+    print(f"saved {output}\n{LICENCE}")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m classquery.convert_classquery_checkpoint", description=LICENCE)
+    parser.add_argument("--recipe", required=True, help="name of a recipe, or a JSON file: what the model is")
+    parser.add_argument("--output", required=True, type=Path, help="new or empty folder to save the model in")
+    parser.add_argument("--checkpoint", type=Path, help="published detector (.pth)")
+    parser.add_argument(
+        "--backbone", type=Path, help="pre-trained backbone: .mat of CSN; .pth of a ViT, or file or folder of VideoMAE"
+    )
+    parser.add_argument(
+        "--transformer", type=Path, help="detector of stage one: published (.pth), or folder of one of ours"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of what is in none of the files (default: 0)")
+    options = parser.parse_args(arguments)
+    if (options.checkpoint is None) == (options.backbone is None and options.transformer is None):
+        parser.error("give either --checkpoint, or --backbone and --transformer or one of them")
+    return options
+
+
+def _print_names(title: str, names: Collection[str]) -> None:
+    """Print how many tensors there are, and their names with * for numbers."""
+    print(f"{title} {len(names)} tensors")
+    for name, count in Counter(re.sub(r"\d+", "*", name) for name in names).items():
+        print(f"  {name} ({count})")
+
+
+def _save(model: ClassQueryForVideoActionDetection, processor: ClassQueryVideoProcessor, output: Path) -> None:
+    """Save a model and its processor, whole or not at all."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as parent:
+        folder = Path(parent) / output.name
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        if output.exists():
+            output.rmdir()
+        folder.rename(output)
+
+
+__all__ = [
+    "LoadingReport",
+    "convert_original_state_dict",
+    "load_backbone",
+    "load_checkpoint",
+    "load_transformer",
+]
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, StrictDataclassError, ValueError) as error:
+        sys.exit(f"error: {error}")

@@ -1,10 +1,17 @@
 """3-D multi-scale deformable attention: the one door through which the model reaches the operator.
 
-The plain PyTorch form below runs everywhere and is the reference for every other implementation.
+The plain PyTorch form below runs everywhere and is the reference. Where the package's compiled implementations are
+installed beside this module, the first that fits the tensors runs instead; model code on the Hub travels alone.
 """
+
+import importlib.util
 
 import torch
 import torch.nn.functional as F
+
+
+_KERNELS_NAME = f"{__package__}.kernels"
+_KERNELS = importlib.import_module(_KERNELS_NAME) if importlib.util.find_spec(_KERNELS_NAME) else None
 
 
 def deformable_attention_3d(
@@ -17,11 +24,9 @@ def deformable_attention_3d(
 ) -> torch.Tensor:
     """Sum values sampled around each query's reference points, weighted by a softmax over all levels and points.
 
-    Each level is sampled and weighted by itself, so that no tensor ever holds the samples of all levels.
-
     Args:
         value: Features of shape (batch, num_cells, num_heads, head_dim); the cells of all levels one after the other,
-            each level in row-major (t, h, w) order.
+            each level in row-major (t, h, w) order. A level may be empty.
         spatio_temporal_shapes: Size (t, h, w) of each level; their products sum to `num_cells`.
         reference_points: Shape (batch, num_queries, num_levels, 3), as (x, y, t) in [0, 1] of each level.
         sampling_offsets: Shape (batch, num_queries, num_heads, num_levels, num_points, 3), as (x, y, t).
@@ -29,16 +34,21 @@ def deformable_attention_3d(
         offset_scale: Shape (num_levels, 3): the length of an offset of one along (x, y, t), as part of the level's.
 
     Returns:
-        Shape (batch, num_queries, num_heads * head_dim), in the dtype of `value`.
+        Shape (batch, num_queries, num_heads * head_dim), in the dtype of `value`. Cells outside of a level count as
+        zero, and so does a location that is NaN or infinite.
     """
-    dtype = torch.promote_types(value.dtype, torch.float32)
-    weights = attention_logits.to(dtype).flatten(3).softmax(-1).view(attention_logits.shape)
-    output = 0
-    for level, (level_value, shape) in enumerate(_split_levels(value.to(dtype), spatio_temporal_shapes)):
-        offsets = sampling_offsets[:, :, :, level].to(dtype) * offset_scale[level].to(dtype)
-        locations = reference_points[:, :, None, level, None].to(dtype) + offsets
-        output = output + _sample_level(level_value, shape, locations, weights[:, :, :, level])
-    return output.to(value.dtype)
+    tensors = (sampling_offsets, attention_logits, reference_points, offset_scale)
+    if _has_kernel(value, spatio_temporal_shapes, *tensors):
+        return _KERNELS.deformable_attention_3d(
+            value, spatio_temporal_shapes, reference_points, sampling_offsets, attention_logits, offset_scale
+        )
+    offsets, logits, references, scale = (tensor.to(_computed_dtype(value)) for tensor in tensors)
+    weights = logits.flatten(3).softmax(-1).view(logits.shape)
+    levels = (
+        (references[:, :, None, level, None] + offsets[:, :, :, level] * scale[level], weights[:, :, :, level])
+        for level in range(len(spatio_temporal_shapes))
+    )
+    return _sum_over_levels(value, spatio_temporal_shapes, levels)
 
 
 def ms_deform_attn_3d(
@@ -56,17 +66,43 @@ def ms_deform_attn_3d(
         attention_weights: Shape (batch, num_queries, num_heads, num_levels, num_points).
 
     Returns:
-        Shape (batch, num_queries, num_heads * head_dim).
+        Shape (batch, num_queries, num_heads * head_dim), in the dtype of `value`.
     """
-    levels = _split_levels(value, spatio_temporal_shapes)
-    return sum(
-        _sample_level(level_value, shape, sampling_locations[:, :, :, level], attention_weights[:, :, :, level])
-        for level, (level_value, shape) in enumerate(levels)
-    )
+    tensors = (sampling_locations, attention_weights)
+    if _has_kernel(value, spatio_temporal_shapes, *tensors):
+        return _KERNELS.ms_deform_attn_3d(value, spatio_temporal_shapes, *tensors)
+    locations, weights = (tensor.to(_computed_dtype(value)) for tensor in tensors)
+    levels = ((locations[:, :, :, level], weights[:, :, :, level]) for level in range(len(spatio_temporal_shapes)))
+    return _sum_over_levels(value, spatio_temporal_shapes, levels)
 
 
-def _split_levels(value: torch.Tensor, shapes: list[tuple[int, int, int]]):
-    return zip(value.split([t * h * w for t, h, w in shapes], dim=1), shapes, strict=True)
+def _has_kernel(value: torch.Tensor, shapes: list[tuple[int, int, int]], *tensors: torch.Tensor) -> bool:
+    """Whether a compiled implementation runs on these tensors; what fits none is refused with a reason."""
+    if _KERNELS is None:
+        return False
+    _KERNELS.check_inputs(value, shapes, *tensors)
+    return _KERNELS.chosen(value.device.type) != "torch"
+
+
+def _computed_dtype(value: torch.Tensor) -> torch.dtype:
+    # Not torch.promote_types, which torch.export would put into the graph.
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
+def _sum_over_levels(value: torch.Tensor, shapes: list[tuple[int, int, int]], levels) -> torch.Tensor:
+    """Sample and weigh each level by itself, so that no tensor ever holds the samples of all levels.
+
+    Args:
+        value: As in `deformable_attention_3d`.
+        shapes: Size (t, h, w) of each level.
+        levels: Per level, the locations (batch, num_queries, num_heads, num_points, 3) and the weights (batch,
+            num_queries, num_heads, num_points), in the dtype that is computed in.
+    """
+    level_values = value.to(_computed_dtype(value)).split([t * h * w for t, h, w in shapes], dim=1)
+    output = 0
+    for level_value, shape, (locations, weights) in zip(level_values, shapes, levels, strict=True):
+        output = output + _sample_level(level_value, shape, locations, weights)
+    return output.to(value.dtype)
 
 
 def _sample_level(
@@ -75,6 +111,9 @@ def _sample_level(
     """Sample one level trilinearly with zeros outside, and sum over the points: (batch, num_queries, channels)."""
     batch_size, _, num_heads, head_dim = value.shape
     num_queries, num_points = locations.shape[1], locations.shape[3]
+    if 0 in shape:
+        # An empty level counts as a cell of zeros: grid_sample wants at least one.
+        value, shape = value.new_zeros(batch_size, 1, num_heads, head_dim), (1, 1, 1)
     # (batch, cells, heads, head_dim) -> (batch * heads, head_dim, t, h, w)
     volume = value.permute(0, 2, 3, 1).reshape(batch_size * num_heads, head_dim, *shape)
     # (batch, queries, heads, points, 3) -> (batch * heads, 1, queries, points, 3), from [0, 1] to [-1, 1]
