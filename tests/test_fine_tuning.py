@@ -13,6 +13,7 @@ from classquery.engine.fine_tuning import (
     TrainLowRankUpdates,
     TrainNewClassesOnly,
     add_classes,
+    change_classes,
     class_parameters,
     replace_classes,
 )
@@ -137,3 +138,23 @@ def test_low_rank_updates_are_trained_and_merged(model):
     torch.testing.assert_close(
         model.state_dict()["model.backbone.layers.0.attn.qkv.bias"], before["model.backbone.layers.0.attn.qkv.bias"]
     )
+
+
+def test_few_other_spellings_are_taken_from_the_data(model, caplog):
+    spelled = ["run", "stand", "sit", "jump/leap", "wave"]
+
+    same = change_classes(model, spelled, "same")
+
+    assert same is model
+    assert model.config.id2label[3] == "jump/leap"
+    assert model.config.label2id["jump/leap"] == 3
+    assert "'jump' and 'jump/leap'" in caplog.text
+
+
+def test_other_classes_are_refused_unless_asked_for(model):
+    with pytest.raises(ValueError, match="run, stand, sit, jump, wave and a, b; give .* --classes replace or add"):
+        change_classes(model, ["a", "b"], "same")
+    with pytest.raises(ValueError, match="must begin with those of the model"):
+        change_classes(model, ["swim", *LABELS], "add")
+    assert change_classes(model, ["swim", "run"], "replace").config.num_labels == 2
+    assert change_classes(model, [*LABELS, "swim"], "add").config.class_groups == [5, 1]

@@ -1,12 +1,59 @@
 """Other classes for a trained detector: replaced, or added without a change to those it knows."""
 
+import logging
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from transformers import TrainerCallback
 from transformers.utils import is_peft_available
 
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection
+
+
+logger = logging.getLogger(__name__)
+
+
+def change_classes(
+    model: ClassQueryForVideoActionDetection, labels: Sequence[str], how: Literal["same", "replace", "add"]
+) -> ClassQueryForVideoActionDetection:
+    """Fit a detector to the classes of a data set, which are others than its own.
+
+    Where only a few names differ, it is a matter of spelling ("answer phone" and "answer (phone)"): the model takes
+    the names of the data.
+
+    Args:
+        model: A trained detector; stays as it is but for such names.
+        labels: Names of the classes of the data, in the order of their ids.
+        how: Refuse to, replace the classes, or add those that are new.
+
+    Raises:
+        ValueError: If other classes are refused, or the data does not begin with the classes of the model.
+    """
+    old = list(model.config.id2label.values())
+    respelled = [pair for pair in zip(old, labels, strict=False) if pair[0] != pair[1]]
+    if how == "same" and len(old) == len(labels) and len(respelled) <= len(old) // 3:
+        logger.warning("taken to be the same classes: " + "; ".join(f"{a!r} and {b!r}" for a, b in respelled))
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: index for index, label in enumerate(labels)}
+        return model
+    if how == "replace":
+        return replace_classes(model, labels)
+    if how == "add" and list(labels[: len(old)]) == old:
+        return add_classes(model, labels[len(old) :])
+    if how == "add":
+        raise ValueError(
+            "to add classes, those of the data must begin with those of the model, in their order: the model has "
+            f"{_first(old)}, the data {_first(labels)}"
+        )
+    raise ValueError(
+        f"the classes of the model are not those of the data: {_first(old)} and {_first(labels)}; give the data of "
+        "this model, or --classes replace or add"
+    )
+
+
+def _first(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
 
 
 def replace_classes(
