@@ -1,111 +1,32 @@
-"""Matcher and criterion against the goldens of the published criterion and against brute force."""
+"""Matcher and criterion against brute force; the published ones are in `test_criterion_goldens.py`."""
 
 import itertools
-from types import SimpleNamespace
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
-from utils import load_golden
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from classquery import ClassQueryConfig
-from classquery.loss_classquery import action_detection_loss, generalized_box_iou, match_actors
-
-
-NAMES = {"loss_class": "loss_ce", "loss_actor": "loss_ce_b", "loss_bbox": "loss_bbox", "loss_giou": "loss_giou"}
+from classquery import ClassQueryConfig, loss_classquery
+from classquery.loss_classquery import action_detection_loss, generalized_box_iou, loss_counts, match_actors
 
 
-def golden_case(name: str):
-    """Config, predictions per layer and labels of a golden of the key-frame criterion."""
-    facts, tensors = load_golden(name)
-    weights, costs = facts["weight_dict"], facts["matcher"]
-    config = ClassQueryConfig(
-        num_labels=facts["num_classes"],
-        eos_coefficient=facts["eos_coef"],
-        positive_weight=facts["positive_weight"],
-        label_smoothing=facts["label_smoothing"],
-        class_loss_coefficient=weights["loss_ce"],
-        bbox_loss_coefficient=weights["loss_bbox"],
-        giou_loss_coefficient=weights["loss_giou"],
-        actor_loss_coefficient=weights["loss_ce_b"],
-        class_cost=costs["cost_class"],
-        bbox_cost=costs["cost_bbox"],
-        giou_cost=costs["cost_giou"],
-    )
-    published = ("logits", "pred_logits"), ("pred_boxes", "pred_boxes"), ("actor_logits", "pred_logits_b")
-    layers = [f"aux{i}." for i in range(len(facts["aux_indices"]))] + [""]
-    predictions = [{ours: tensors[prefix + theirs][:, None] for ours, theirs in published} for prefix in layers]
-    labels = []
-    for index in range(len(tensors["pred_boxes"])):
-        boxes = tensors[f"target{index}.boxes"][:, None, 1:]
-        labels.append(
-            {
-                "boxes": boxes,
-                "class_labels": tensors[f"target{index}.labels"][:, None],
-                "valid": torch.ones(boxes.shape[:2], dtype=torch.bool),
-                "frame_mask": torch.ones(1, dtype=torch.bool),
-            }
-        )
-    return facts, tensors, config, predictions, labels
+# What the configurations of the two styles of data sets differ in.
+STYLES = {
+    "keyframes": {},
+    "tubes": {
+        "problem_type": "single_label_classification",
+        "score_with_actor": True,
+        "class_loss_normalization": "frames",
+        "eos_coefficient": 0.5,
+        "label_smoothing": 0.0,
+    },
+}
 
 
-@pytest.mark.parametrize("name", ["crit_ava_bs1", "crit_ava_bs2"])
-def test_losses_match_the_published_criterion_in_every_layer(name):
-    facts, _, config, predictions, labels = golden_case(name)
-
-    _, loss_dict = action_detection_loss(predictions, labels, config)
-
-    assert len(loss_dict) == 4 * len(predictions)
-    for ours, value in loss_dict.items():
-        stem, _, layer = ours.partition("_")[2].partition("_")
-        published = NAMES[f"loss_{stem}"] + (f"_{layer}" if layer else "")
-        torch.testing.assert_close(
-            value.item(),
-            facts["losses_train"][published],
-            rtol=facts["suggested"]["losses_rtol"],
-            atol=facts["suggested"]["losses_atol"],
-        )
-
-
-@pytest.mark.parametrize("name", ["crit_ava_bs1", "crit_ava_bs2"])
-def test_gradients_match_the_published_criterion(name):
-    facts, tensors, config, predictions, labels = golden_case(name)
-    for tensor in predictions[-1].values():
-        tensor.requires_grad_()
-
-    # The published total weighs the last layer only.
-    config.auxiliary_loss = False
-    loss, _ = action_detection_loss(predictions, labels, config)
-    loss.backward()
-
-    torch.testing.assert_close(loss.item(), facts["weighted_total_main_train"], rtol=2e-5, atol=1e-6)
-    for ours, published in (
-        ("logits", "pred_logits"),
-        ("pred_boxes", "pred_boxes"),
-        ("actor_logits", "pred_logits_b"),
-    ):
-        torch.testing.assert_close(
-            predictions[-1][ours].grad[:, 0],
-            tensors[f"grad_train.{published}"],
-            rtol=facts["suggested"]["grads_rtol"],
-            atol=facts["suggested"]["grads_atol"],
-        )
-
-
-@pytest.mark.parametrize("name", ["crit_ava_bs1", "crit_ava_bs2"])
-def test_matched_pairs_match_the_published_matcher_in_every_layer(name):
-    facts, _, config, predictions, labels = golden_case(name)
-    most = max(len(label["boxes"]) for label in labels)
-    boxes, valid = torch.zeros(len(labels), most, 4), torch.zeros(len(labels), most, dtype=torch.bool)
-    for index, label in enumerate(labels):
-        boxes[index, : len(label["boxes"])] = label["boxes"][:, 0]
-        valid[index, : len(label["boxes"])] = True
-
-    for layer, expected in zip(predictions, [*facts["aux_indices"], facts["indices"]], strict=True):
-        frames, candidates, actors = match_actors(
-            {key: tensor.flatten(0, 1) for key, tensor in layer.items()}, {"boxes": boxes, "valid": valid}, config
-        )
-        for clip, pairs in enumerate(expected):
-            assert [candidates[frames == clip].tolist(), actors[frames == clip].tolist()] == pairs
+def style_config(style: str, **overrides) -> ClassQueryConfig:
+    return ClassQueryConfig(**({"num_labels": 5, "num_queries": 4} | STYLES[style] | overrides))
 
 
 def random_case(seed: int, actors_per_clip: list[int], num_frames: int = 3, num_queries: int = 4, num_labels: int = 5):
@@ -136,25 +57,127 @@ def random_case(seed: int, actors_per_clip: list[int], num_frames: int = 3, num_
     return predictions, labels
 
 
-def test_batch_loss_is_the_sum_over_clips_of_different_numbers_of_actors():
-    config = ClassQueryConfig(num_labels=5, num_queries=4)
-    predictions, labels = random_case(0, [2, 0, 3])
+def padded_case(seed: int, actors_per_clip: list[int]):
+    """A random case of six frames in which each clip has its own padding frames."""
+    predictions, labels = random_case(seed, actors_per_clip, num_frames=6)
+    for label, (front, end) in zip(labels, [(2, 0), (0, 1), (0, 0), (1, 3)], strict=False):
+        label["frame_mask"] = torch.tensor([False] * front + [True] * (6 - front - end) + [False] * end)
+    return predictions, labels
+
+
+def clips_of(predictions: list[dict[str, torch.Tensor]], clips: slice | list[int]) -> list[dict[str, torch.Tensor]]:
+    return [{name: states[clips] for name, states in layer.items()} for layer in predictions]
+
+
+def match_labels(layer, labels, config):
+    """Match one decoder layer of clips with the same number of actors."""
+    targets = {
+        "boxes": torch.cat([label["boxes"].transpose(0, 1) for label in labels]),
+        "valid": torch.cat([(label["valid"] & label["frame_mask"]).T for label in labels]),
+    }
+    return match_actors({name: states.flatten(0, 1) for name, states in layer.items()}, targets, config)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("actors_per_clip", [[2, 1], [2, 0, 3], [0, 0]])
+def test_terms_of_a_batch_are_the_sums_over_its_clips_divided_by_the_counts_of_the_batch(style, actors_per_clip):
+    config = style_config(style)
+    predictions, labels = padded_case(0, actors_per_clip)
+    counts = loss_counts(labels, config)
 
     _, joint = action_detection_loss(predictions, labels, config)
-    singles = []
-    for clip in range(3):
-        alone = [{key: tensor[clip : clip + 1] for key, tensor in layer.items()} for layer in predictions]
-        singles.append(action_detection_loss(alone, labels[clip : clip + 1], config)[1])
+    singles = [
+        action_detection_loss(clips_of(predictions, slice(i, i + 1)), labels[i : i + 1], config, counts)[1]
+        for i in range(len(labels))
+    ]
 
-    # Sums over candidates add up; terms per actor are means over the actors of the batch.
-    num_actors = [int((label["valid"] & label["frame_mask"]).sum()) for label in labels]
-    torch.testing.assert_close(joint["loss_class"], sum(single["loss_class"] for single in singles))
-    expected = sum(single["loss_bbox"] * n for single, n in zip(singles, num_actors, strict=True)) / sum(num_actors)
-    torch.testing.assert_close(joint["loss_bbox"], expected)
+    assert len(joint) == 8
+    for name, term in joint.items():
+        torch.testing.assert_close(term, sum(single[name] for single in singles))
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_clip_without_actors_does_not_change_the_box_gradients_of_the_others(style):
+    config = style_config(style, auxiliary_loss=False)
+    predictions, labels = padded_case(11, [2, 0, 1])
+    boxes = predictions[-1]["pred_boxes"].requires_grad_()
+
+    action_detection_loss(predictions, labels, config)[0].backward()
+    together, boxes.grad = boxes.grad, None
+    action_detection_loss(clips_of(predictions, [0, 2]), [labels[0], labels[2]], config)[0].backward()
+
+    assert together[0].any()
+    torch.testing.assert_close(together, boxes.grad)
+
+
+def test_layers_are_matched_and_supervised_alike():
+    config = style_config("tubes")
+    predictions, labels = padded_case(12, [2, 1])
+
+    _, terms = action_detection_loss(predictions, labels, config)
+
+    expected = {}
+    for layer, suffix in zip(predictions, ["_0", ""], strict=True):
+        single = action_detection_loss([layer], labels, config)[1]
+        expected |= {name + suffix: term for name, term in single.items()}
+    assert terms == expected
+
+
+def test_counts_are_those_of_actors_frames_and_candidates_outside_padding():
+    config = style_config("tubes")
+    _, labels = padded_case(13, [6, 0, 1])
+    actors = frames = candidate_weight = 0
+    for label in labels:
+        for frame in label["frame_mask"].nonzero().flatten():
+            in_frame = int(label["valid"][:, frame].sum())
+            matched = min(in_frame, 4)
+            actors, frames = actors + in_frame, frames + 1
+            candidate_weight += matched + 0.5 * (4 - matched)
+
+    counts = loss_counts(labels, config)
+
+    assert max(int(label["valid"].sum(0).max()) for label in labels if len(label["valid"])) > 4
+    expected = {"actors": actors, "frames": frames, "candidate_weight": candidate_weight}
+    assert {name: count.item() for name, count in counts.items()} == expected
+
+
+@pytest.mark.parametrize("normalization", ["none", "frames", "actors"])
+def test_terms_are_divided_by_the_counts_of_the_batch(normalization):
+    config = style_config("tubes", class_loss_normalization=normalization)
+    predictions, labels = padded_case(14, [2, 0, 1])
+    counts = loss_counts(labels, config)
+    ones = {name: torch.ones(()) for name in counts}
+
+    terms = action_detection_loss(predictions, labels, config)[1]
+    sums = action_detection_loss(predictions, labels, config, ones)[1]
+
+    divisors = {
+        "loss_class": counts.get(normalization, 1),
+        "loss_actor": counts["candidate_weight"],
+        "loss_bbox": counts["actors"],
+        "loss_giou": counts["actors"],
+    }
+    for name, divisor in divisors.items():
+        torch.testing.assert_close(terms[name] * divisor, sums[name])
+
+
+@pytest.mark.parametrize("normalization", ["frames", "actors"])
+def test_mean_loss_of_half_batches_with_mean_counts_is_the_loss_of_the_batch(normalization):
+    config = style_config("tubes", class_loss_normalization=normalization)
+    predictions, labels = padded_case(15, [3, 1, 0, 2])
+    halves = [slice(0, 2), slice(2, 4)]
+    each = [loss_counts(labels[half], config) for half in halves]
+    mean = {name: (each[0][name] + each[1][name]) / 2 for name in each[0]}
+
+    whole, _ = action_detection_loss(predictions, labels, config)
+    parts = [action_detection_loss(clips_of(predictions, half), labels[half], config, mean)[0] for half in halves]
+
+    # Some ten roundings of float32.
+    torch.testing.assert_close(sum(parts) / 2, whole, rtol=1e-6, atol=0)
 
 
 def test_clip_without_actors_has_no_box_loss_but_trains_the_background():
-    config = ClassQueryConfig(num_labels=5, num_queries=4)
+    config = style_config("keyframes")
     predictions, labels = random_case(1, [0])
     for tensor in predictions[-1].values():
         tensor.requires_grad_()
@@ -169,7 +192,7 @@ def test_clip_without_actors_has_no_box_loss_but_trains_the_background():
 
 
 def test_padding_frames_change_nothing():
-    config = ClassQueryConfig(num_labels=5, num_queries=4, class_loss_normalization="frames")
+    config = style_config("keyframes", class_loss_normalization="frames")
     predictions, labels = random_case(2, [2])
     labels[0]["frame_mask"] = torch.tensor([True, True, False])
     shorter = [{key: tensor[:, :2] for key, tensor in layer.items()} for layer in predictions]
@@ -182,7 +205,7 @@ def test_padding_frames_change_nothing():
 
 
 def test_order_of_actors_does_not_matter():
-    config = ClassQueryConfig(num_labels=5, num_queries=4)
+    config = style_config("keyframes")
     predictions, labels = random_case(3, [3])
     reordered = [{k: t if k == "frame_mask" else t[[2, 0, 1]] for k, t in labels[0].items()}]
 
@@ -192,7 +215,7 @@ def test_order_of_actors_does_not_matter():
 
 
 def test_matching_is_the_cheapest_of_all_assignments():
-    config = ClassQueryConfig(num_labels=5, num_queries=4)
+    config = style_config("keyframes")
     predictions, labels = random_case(4, [3], num_frames=1)
     layer = {key: tensor.flatten(0, 1) for key, tensor in predictions[0].items()}
     boxes = labels[0]["boxes"].transpose(0, 1)
@@ -209,9 +232,46 @@ def test_matching_is_the_cheapest_of_all_assignments():
     assert dict(zip(actors.tolist(), candidates.tolist(), strict=True)) == dict(enumerate(cheapest))
 
 
+@pytest.mark.parametrize("num_actors", [0, 1, 4, 6])
+def test_each_frame_has_as_many_matches_as_actors_or_queries_whichever_are_fewer(num_actors):
+    predictions, labels = padded_case(17, [num_actors, num_actors])
+    expected = torch.cat([(label["valid"] & label["frame_mask"]).sum(0).clamp(max=4) for label in labels])
+
+    frames, candidates, actors = match_labels(predictions[0], labels, style_config("tubes"))
+
+    assert frames.bincount(minlength=12).tolist() == expected.tolist()
+    for matched in (candidates, actors):
+        assert len(set(zip(frames.tolist(), matched.tolist(), strict=True))) == len(frames)
+
+
+class OperationCounter(TorchDispatchMode):
+    """Counts the operations on tensors within its context."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_but_the_assignment_is_done_frame_by_frame():
+    config = style_config("tubes", num_queries=15, num_labels=24)
+    operations, assignments = [], []
+    for num_frames in (4, 32):
+        predictions, labels = random_case(18, [1, 2, 3, 1, 2, 3, 1, 2], num_frames, 15, 24)
+        assign = Mock(wraps=loss_classquery.linear_sum_assignment)
+        with OperationCounter() as counter, patch.object(loss_classquery, "linear_sum_assignment", assign):
+            action_detection_loss(predictions[-1:], labels, config)
+        operations.append(counter.count)
+        assignments.append(assign.call_count)
+
+    assert operations[0] == operations[1]
+    assert assignments[0] <= 8 * 4 < assignments[1] <= 8 * 32
+
+
 @pytest.mark.parametrize("auxiliary_loss", [True, False])
 def test_total_weighs_all_terms_of_all_supervised_layers(auxiliary_loss):
-    config = ClassQueryConfig(num_labels=5, num_queries=4, auxiliary_loss=auxiliary_loss)
+    config = style_config("keyframes", auxiliary_loss=auxiliary_loss)
     predictions, labels = random_case(7, [2])
 
     loss, terms = action_detection_loss(predictions, labels, config)
@@ -228,26 +288,10 @@ def test_score_with_actor_supervises_the_product_of_both_probabilities():
         for layer in predictions
     ]
 
-    joint, _ = action_detection_loss(predictions, labels, ClassQueryConfig(num_labels=5, score_with_actor=True))
-    plain, _ = action_detection_loss(product, labels, ClassQueryConfig(num_labels=5))
+    joint, _ = action_detection_loss(predictions, labels, style_config("keyframes", score_with_actor=True))
+    plain, _ = action_detection_loss(product, labels, style_config("keyframes"))
 
     torch.testing.assert_close(joint, plain, rtol=1e-4, atol=1e-4)
-
-
-def test_class_loss_is_divided_by_real_frames_or_annotated_actors():
-    predictions, labels = random_case(9, [2, 1])
-    valid = sum(int((label["valid"] & label["frame_mask"]).sum()) for label in labels)
-    frames = sum(int(label["frame_mask"].sum()) for label in labels)
-
-    losses = {
-        value: action_detection_loss(
-            predictions, labels, ClassQueryConfig(num_labels=5, class_loss_normalization=value)
-        )[1]["loss_class"]
-        for value in ("none", "frames", "actors")
-    }
-
-    torch.testing.assert_close(losses["frames"] * frames, losses["none"])
-    torch.testing.assert_close(losses["actors"] * valid, losses["none"])
 
 
 def test_predictions_that_are_not_finite_raise():
@@ -255,7 +299,7 @@ def test_predictions_that_are_not_finite_raise():
     predictions[0]["pred_boxes"][0, 0, 0] = float("nan")
 
     with pytest.raises(ValueError, match="training has diverged"):
-        action_detection_loss(predictions, labels, ClassQueryConfig(num_labels=5))
+        action_detection_loss(predictions, labels, style_config("keyframes"))
 
 
 def test_generalized_box_iou_matches_torchvision():
@@ -269,7 +313,7 @@ def test_generalized_box_iou_matches_torchvision():
 
 
 def test_boxes_without_area_give_finite_losses_and_gradients():
-    config = ClassQueryConfig(num_labels=5, num_queries=4)
+    config = style_config("keyframes")
     predictions, labels = random_case(5, [1])
     labels[0]["boxes"].zero_()
     labels[0]["valid"].fill_(True)
@@ -283,16 +327,28 @@ def test_boxes_without_area_give_finite_losses_and_gradients():
     assert boxes.grad.isfinite().all()
 
 
-def test_single_label_smoothing_spreads_over_the_classes():
-    from classquery.loss_classquery import _smooth
+@pytest.mark.parametrize(
+    ("problem_type", "uniform"), [("multi_label_classification", 1 / 2), ("single_label_classification", 1 / 5)]
+)
+def test_label_smoothing_of_the_configuration_mixes_targets_with_a_uniform_distribution(problem_type, uniform):
+    # With these parameters the focal loss is half the cross-entropy.
+    plain = {"focal_gamma": 0.0, "focal_alpha": 0.5, "positive_weight": 1.0}
+    config = style_config("keyframes", num_queries=1, label_smoothing=0.3, problem_type=problem_type, **plain)
+    predictions, labels = random_case(16, [1, 0], num_frames=1, num_queries=1)
+    for label in labels:
+        label["frame_mask"].fill_(True)
+        label["valid"].fill_(True)
 
-    config = SimpleNamespace(problem_type="single_label_classification", label_smoothing=0.2)
+    _, terms = action_detection_loss(predictions, labels, config)
 
-    torch.testing.assert_close(_smooth(torch.tensor([1.0, 0, 0, 0]), config), torch.tensor([0.85, 0.05, 0.05, 0.05]))
+    class_targets = torch.stack((labels[0]["class_labels"][0, 0], torch.zeros(5)))
+    logits = predictions[-1]["logits"][:, 0, 0]
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, 0.7 * class_targets + 0.3 * uniform, reduction="none")
+    torch.testing.assert_close(terms["loss_class"], cross_entropy.mean(-1).sum() / 2)
 
 
 def test_wrong_label_shapes_raise():
-    config = ClassQueryConfig(num_labels=5, num_queries=4)
+    config = style_config("keyframes")
     predictions, labels = random_case(6, [2])
 
     with pytest.raises(ValueError, match="one dict per clip: got 2 for 1"):
