@@ -14,6 +14,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 
 try:
@@ -26,21 +27,23 @@ except ModuleNotFoundError as error:
 import torch
 from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser, TrainingArguments, set_seed
+from transformers import HfArgumentParser, TrainerCallback, TrainingArguments, set_seed
 from transformers.hf_argparser import string_to_bool
 
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
 from classquery.configuration import DataArguments, Recipe, RecipeError, load_recipe
-from classquery.data.ava import load_ava, load_ava_labels
+from classquery.convert_classquery_checkpoint import load_backbone, load_transformer
+from classquery.data.action_datasets import load_action_dataset, load_action_labels, make_clips, prepare_dataset
 from classquery.data.clip_reader import ClipReader, VideoReadError
-from classquery.data.clips import ClipCollator, KeyframeClips
-from classquery.data.demo import actor_crop_baseline, write_demo, write_demo_movie
+from classquery.data.clips import ClipCollator, KeyframeClips, TubeClips
+from classquery.data.demo import actor_crop_baseline, write_demo_movie
 from classquery.data.metrics import ava_label_ids
 from classquery.data.transforms import ClipTransform
-from classquery.engine.checkpoint import CheckpointError, load_detector
+from classquery.engine.checkpoint import load_detector
 from classquery.engine.detection import label_id_of
 from classquery.engine.drawing import draw_training_curve
-from classquery.engine.evaluation import save_records
+from classquery.engine.evaluation import make_scorer, save_records
+from classquery.engine.fine_tuning import TrainLowRankUpdates, TrainNewClassesOnly, change_classes
 from classquery.engine.optimization import OptimizationArguments
 from classquery.engine.prediction import predict_video
 from classquery.engine.trainer import ActionDetectionTrainer
@@ -61,6 +64,30 @@ class ModelArguments:
         default=None,
         metadata={"help": "Folder or Hub name of a trained model, or `demo` for the one in the package."},
     )
+    backbone_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pre-trained backbone for a new model: .mat of CSN, .pth of a ViT, or file or folder of VideoMAE."
+        },
+    )
+    transformer_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "Detector of stage one, whose encoder and decoder a new model of stage two starts from."},
+    )
+    classes: Literal["same", "replace", "add"] = field(
+        default="same",
+        metadata={
+            "help": "For data with other classes than the trained model: refuse; replace them, keeping those of the "
+            "same name; or add those that are new, without a change to the others."
+        },
+    )
+    freeze: Literal["nothing", "backbone", "old_classes"] = field(
+        default="nothing",
+        metadata={"help": "What is not trained. `old_classes`: all but the queries of the classes added."},
+    )
+    lora_rank: int | None = field(
+        default=None, metadata={"help": "Train low-rank updates of the matrices of a trained model. Needs peft."}
+    )
     videos: list[str] = field(
         default_factory=list,
         metadata={"help": "Videos to detect actions in with --do_predict; by default a held-out demo movie."},
@@ -80,10 +107,12 @@ def main() -> None:
     check_videos(model_args)
     if training_args.do_train or training_args.do_eval:
         data_dir = prepare_data(data_args, training_args)
-        id2label = load_ava_labels(data_dir)
+        id2label = load_action_labels(data_args.dataset, data_dir)
         model, processor = load_model(model_args, recipe, id2label)
         check_attention(model_args, model)
-        train_and_evaluate(model, processor, data_dir, data_args, optimization, training_args)
+        used = {"model": model.config, "processor": processor, "data": data_args, "optimization": optimization}
+        logger.info(f"recipe {recipe.name}\n{recipe.table(used | {'training': training_args})}")
+        train_and_evaluate(model, processor, data_dir, model_args, data_args, optimization, training_args)
     else:
         model, processor = load_model(model_args, recipe)
         check_attention(model_args, model)
@@ -144,17 +173,12 @@ def check_attention(model_args: ModelArguments, model: ClassQueryForVideoActionD
 
 
 def prepare_data(data_args: DataArguments, training_args: TrainingArguments) -> Path:
-    """Folder of the data set; the demo set is written there first."""
-    if data_args.dataset == "ava":
-        if data_args.data_dir is None:
-            raise RecipeError("--data_dir is needed: the folder with `annotations/` and `videos/`")
-        return Path(data_args.data_dir)
-    if data_args.dataset != "demo":
-        raise RecipeError(f"--dataset must be `ava` or `demo`, got {data_args.dataset!r}")
-    data_dir = Path(data_args.data_dir or Path(training_args.output_dir) / "demo_data")
+    """Folder of the data set; a demo set is written there first."""
+    if data_args.data_dir is None and not data_args.dataset.startswith("demo"):
+        raise RecipeError(f"--data_dir is needed: the folder with annotations and videos of {data_args.dataset}")
+    data_dir = data_args.data_dir or Path(training_args.output_dir) / f"{data_args.dataset}_data"
     with training_args.main_process_first(desc="writing the demo data set"):
-        write_demo(data_dir)
-    return data_dir
+        return prepare_dataset(data_args.dataset, data_dir)
 
 
 def load_model(
@@ -164,75 +188,133 @@ def load_model(
 
     Raises:
         CheckpointError: If the trained model cannot be loaded or knows other classes than the data.
+        ValueError: If the weights of the backbone or of stage one do not fit.
     """
     if model_args.model_name_or_path is None:
-        config = ClassQueryConfig(**recipe.model | {"id2label": id2label})
-        return ClassQueryForVideoActionDetection(config), ClassQueryVideoProcessor(**recipe.processor)
+        config = ClassQueryConfig(**recipe.model | ({"id2label": id2label} if id2label else {}))
+        model, processor = ClassQueryForVideoActionDetection(config), ClassQueryVideoProcessor(**recipe.processor)
+        for path, load in (
+            (model_args.backbone_checkpoint, load_backbone),
+            (model_args.transformer_checkpoint, load_transformer),
+        ):
+            if path is not None:
+                logger.info(f"{path}: took {len(load(model, path).loaded)} tensors")
+        return model, processor
     model, processor = load_detector(model_args.model_name_or_path)
     if id2label is not None and model.config.id2label != id2label:
-        raise CheckpointError(
-            f"the classes of the model are not those of the data: {list(model.config.id2label.values())[:5]}... and "
-            f"{list(id2label.values())[:5]}...; train a model for this data, or give the data of this model"
-        )
+        model = change_classes(model, list(id2label.values()), model_args.classes)
     return model, processor
+
+
+def freeze(model: ClassQueryForVideoActionDetection, model_args: ModelArguments) -> list[TrainerCallback]:
+    """Freeze what is not to be trained, and return what has to watch over it."""
+    if model_args.freeze == "backbone":
+        model.model.backbone.requires_grad_(False)
+    if model_args.freeze == "old_classes":
+        if model.config.class_groups is None:
+            raise ValueError("--freeze old_classes needs a trained model and --classes add with classes that are new")
+        return [TrainNewClassesOnly(model, num_old=sum(model.config.class_groups[:-1]))]
+    return [TrainLowRankUpdates(model, model_args.lora_rank)] if model_args.lora_rank else []
+
+
+def load_split(
+    split: str,
+    data_dir: Path,
+    model: ClassQueryForVideoActionDetection,
+    data_args: DataArguments,
+    seed: int,
+    transform: ClipTransform | None = None,
+) -> KeyframeClips | TubeClips:
+    """Clips of a split as the model takes them."""
+    name, config = data_args.dataset, model.config
+    rows = load_action_dataset(
+        name, data_dir, split, fold=data_args.fold, movie_start_seconds=data_args.movie_start_seconds
+    )
+    return make_clips(
+        name,
+        rows,
+        num_labels=config.num_labels,
+        num_frames=config.num_frames,
+        frame_stride=config.frame_stride,
+        frames_per_second=config.frames_per_second,
+        tiling=data_args.tiling,
+        transform=transform,
+        seed=seed,
+    )
 
 
 def train_and_evaluate(
     model: ClassQueryForVideoActionDetection,
     processor: ClassQueryVideoProcessor,
     data_dir: Path,
+    model_args: ModelArguments,
     data_args: DataArguments,
     optimization: OptimizationArguments,
     training_args: TrainingArguments,
 ) -> None:
     """Train on the training split and score the validation split, as asked for."""
-    config = model.config
-    clip_args = {
-        "num_labels": config.num_labels,
-        "num_frames": config.num_frames,
-        "frame_stride": config.frame_stride,
-        "frames_per_second": config.frames_per_second,
-    }
-
-    def load_split(split: str, transform: ClipTransform | None = None) -> KeyframeClips:
-        rows = load_ava(data_dir, split, movie_start_seconds=data_args.movie_start_seconds)
-        return KeyframeClips(rows, transform=transform, seed=training_args.seed, **clip_args)
-
     size = processor.size["shortest_edge"]
-    transform = ClipTransform(data_args.resize_shortest_edge, size, data_args.flip_probability)
+    transform = ClipTransform(
+        data_args.resize_shortest_edge,
+        size,
+        flip_probability=data_args.flip_probability,
+        max_resize_shortest_edge=data_args.max_resize_shortest_edge,
+        hue_jitter=data_args.hue_jitter,
+        saturation_jitter=data_args.saturation_jitter,
+        value_jitter=data_args.value_jitter,
+        color_noise=data_args.color_noise,
+    )
+    data = (data_dir, model, data_args, training_args.seed)
+    validation = load_split("validation", *data)
     trainer = ActionDetectionTrainer(
         model,
         training_args,
         optimization=optimization,
-        train_dataset=load_split("train", transform) if training_args.do_train else None,
-        eval_dataset=load_split("validation"),
+        train_dataset=load_split("train", *data, transform) if training_args.do_train else None,
+        eval_dataset=validation,
         data_collator=ClipCollator(processor),
         processing_class=processor,
-        # As the published evaluation does: all labels, but of the 80 of AVA only those that are frequent enough.
-        label_ids=ava_label_ids() if config.num_labels == 80 else None,
+        scorer=make_scorer(
+            validation,
+            model.config.id2label,
+            protocol=data_args.video_map_protocol,
+            shortest_edge=size,
+            # As the published evaluation does: all labels, but of the 80 of AVA only those that are frequent enough.
+            label_ids=ava_label_ids() if model.config.num_labels == 80 else None,
+        ),
+        callbacks=freeze(model, model_args),
     )
-    output_dir = Path(training_args.output_dir)
     if training_args.do_train:
-        metrics = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint).metrics
-        trainer.save_model()
-        trainer.log_metrics("train", metrics)
-        trainer.save_metrics("train", metrics)
-        if trainer.is_world_process_zero() and importlib.util.find_spec("matplotlib"):
-            draw_training_curve(trainer.state.log_history, output_dir / "training_curve.png")
+        train(trainer)
     if training_args.do_eval:
-        records, _, metrics = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
-        if data_args.dataset == "demo":
-            metrics["eval_actor_crop_frame_map_50"] = actor_crop_baseline(data_dir, "validation")["frame_map_50"]
-        trainer.log(metrics)
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
-        if trainer.is_world_process_zero():
-            save_records(records, output_dir / "eval_predictions.parquet")
+        evaluate(trainer, actor_crop_baseline(data_dir, "validation") if data_args.dataset == "demo" else None)
     trainer.save_state()
     if training_args.push_to_hub:
         trainer.push_to_hub()
     elif training_args.do_train:
         trainer.create_model_card()
+
+
+def train(trainer: ActionDetectionTrainer) -> None:
+    """Train, save the model and draw the curve."""
+    metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
+    trainer.save_model()
+    trainer.log_metrics("train", metrics)
+    trainer.save_metrics("train", metrics)
+    if trainer.is_world_process_zero() and importlib.util.find_spec("matplotlib"):
+        draw_training_curve(trainer.state.log_history, Path(trainer.args.output_dir) / "training_curve.png")
+
+
+def evaluate(trainer: ActionDetectionTrainer, actor_crop: dict[str, float] | None) -> None:
+    """Score the validation split, save metrics and predictions; beside them what crops of the actors would allow."""
+    records, _, metrics = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
+    if actor_crop is not None:
+        metrics["eval_actor_crop_frame_map_50"] = actor_crop["frame_map_50"]
+    trainer.log(metrics)
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("eval", metrics)
+    if trainer.is_world_process_zero():
+        save_records(records, Path(trainer.args.output_dir) / "eval_predictions.parquet")
 
 
 def predict(

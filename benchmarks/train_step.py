@@ -24,7 +24,7 @@ from classquery.engine.optimization import parameter_groups
 
 
 OPTIONS = ("plain", "checkpointing", "frozen backbone", "bf16", "bf16 + checkpointing", "compile")
-PUBLISHED = [name for name in list_recipes() if name != "demo" and not name.endswith("_stage1")]
+PUBLISHED = [name for name in list_recipes() if not name.startswith("demo") and not name.endswith("_stage1")]
 
 
 def main() -> None:

@@ -3,21 +3,32 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from classquery.data.action_datasets import DatasetName
+
 
 @dataclass
 class DataArguments:
     """What the clips are and how they are prepared."""
 
-    dataset: Literal["ava", "ucf101_24", "jhmdb_21", "demo"] = field(
-        default="ava", metadata={"help": "Layout of the data; `demo` is made on the spot, in AVA's."}
+    dataset: DatasetName = field(
+        default="ava",
+        metadata={"help": "Layout of the data; that of `demo` is AVA's. Demo sets are made on the spot."},
     )
     data_dir: str | None = field(
         default=None,
-        metadata={
-            "help": "Folder with `annotations/` and `videos/`. The demo set is written there, or beside the output."
-        },
+        metadata={"help": "Folder with annotations and videos. A demo set is written there, or beside the output."},
     )
     fold: int = field(default=0, metadata={"help": "Which of the three official splits of JHMDB-21: 0, 1 or 2."})
+    tiling: Literal["complete", "released"] = field(
+        default="complete",
+        metadata={
+            "help": "How videos with tubes are divided into clips. `released`: as for the published numbers on "
+            "UCF101-24, where half a clip is never seen of videos that are whole clips long."
+        },
+    )
+    video_map_protocol: Literal["standard", "classquery_ucf", "classquery_jhmdb"] = field(
+        default="standard", metadata={"help": "How tubes are linked and counted, see `classquery.data.metrics`."}
+    )
     movie_start_seconds: float = field(
         default=900.0,
         metadata={"help": "What the annotations call the start of the video files; 0 for movies that are not cut."},
@@ -25,6 +36,9 @@ class DataArguments:
     resize_shortest_edge: int = field(
         default=288,
         metadata={"help": "Short side in pixels of training clips before the random crop to the processor's size."},
+    )
+    max_resize_shortest_edge: int | None = field(
+        default=None, metadata={"help": "If given, the short side is drawn between --resize_shortest_edge and this."}
     )
     flip_probability: float = field(
         default=0.5,
@@ -38,6 +52,9 @@ class DataArguments:
     )
     value_jitter: float = field(
         default=0.0, metadata={"help": "Largest random change of the brightness of a training clip, as part of full."}
+    )
+    color_noise: float = field(
+        default=0.0, metadata={"help": "Deviation of a random shift of all colours along their principal axes."}
     )
     keyframes_per_second: float = field(
         default=1.0, metadata={"help": "How often to detect in a whole video, for --do_predict."}

@@ -19,7 +19,7 @@ import csv
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -238,17 +238,8 @@ def write_demo(
         "seconds_per_movie": seconds_per_movie,
         "seed": seed,
     }
-    _validate(arguments)
-    output_dir = Path(output_dir)
-    if _is_finished(output_dir, arguments):
-        return
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as workspace:
-        finished = Path(workspace) / "demo"
-        _write_files(finished, arguments)
-        if output_dir.exists():  # It is empty, and Windows renames to a new name only.
-            output_dir.rmdir()
-        finished.rename(output_dir)
+    minima = {"num_train_movies": 0, "num_validation_movies": 0, "seconds_per_movie": 2, "seed": 0}
+    write_once(output_dir, arguments, minima, _write_files)
 
 
 def write_demo_movie(folder: str | Path, split: str, index: int, **arguments: int) -> Path:
@@ -271,16 +262,16 @@ def make_movie(split: str, index: int, *, seconds_per_movie: int = 32, seed: int
     cuts = [0.0, *np.arange(FIRST_CUT_SECONDS, seconds_per_movie, SHOT_SECONDS).tolist(), float(seconds_per_movie)]
     shots: list[Shot] = []
     for start, end in zip(cuts[:-1], cuts[1:], strict=True):
-        shots.append(_draw_shot(rng, start, end, first_person=sum(len(shot.actors) for shot in shots)))
+        shots.append(draw_shot(rng, start, end, first_person=sum(len(shot.actors) for shot in shots)))
     return Movie(f"demo_{SPLITS[split]}_{index:03d}", seconds_per_movie, tuple(shots))
 
 
 def render_movie(movie: Movie) -> Iterator[np.ndarray]:
     """Yield the frames of a movie in order, each uint8 RGB of shape (`HEIGHT`, `WIDTH`, 3)."""
     for shot in movie.shots:
-        background, pan = _draw_background(shot.background_seed)
+        background, pan = draw_background(shot.background_seed)
         for index in _frame_indices(shot):
-            yield _render_frame(shot, background, pan, index / FRAMES_PER_SECOND)
+            yield render_frame(shot, background, pan, index / FRAMES_PER_SECOND)
 
 
 def actor_crop_baseline(data_dir: str | Path, split: str, *, seed: int = 0) -> dict[str, float | np.ndarray]:
@@ -322,14 +313,44 @@ def _ground_truth(data_dir: str | Path, split: str) -> dict[str, np.ndarray]:
 # Files
 
 
-def _validate(arguments: dict[str, int]) -> None:
-    minima = {"num_train_movies": 0, "num_validation_movies": 0, "seconds_per_movie": 2, "seed": 0}
+def write_once(
+    output_dir: str | Path,
+    arguments: dict[str, int | str],
+    minima: dict[str, int],
+    write: Callable[[Path, dict[str, int | str]], None],
+) -> None:
+    """Write a data set and a record of its arguments, unless the same one is already there.
+
+    The folder appears under its name only when it is complete.
+
+    Args:
+        output_dir: Folder to create.
+        arguments: What the data set depends on, kept in `demo.json`.
+        minima: The smallest value of each argument that is a number.
+        write: Called with a new folder and the arguments.
+
+    Raises:
+        FileExistsError: If `output_dir` holds anything else than the same data set.
+        ValueError: If a number is too small.
+    """
     for name, minimum in minima.items():
         if arguments[name] < minimum:
             raise ValueError(f"{name} must be at least {minimum}, got {arguments[name]}.")
+    output_dir = Path(output_dir)
+    if _is_finished(output_dir, arguments):
+        return
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as workspace:
+        finished = Path(workspace) / "demo"
+        finished.mkdir()
+        write(finished, arguments)
+        (finished / "demo.json").write_text(json.dumps(arguments, indent=2) + "\n")
+        if output_dir.exists():  # It is empty, and Windows renames to a new name only.
+            output_dir.rmdir()
+        finished.rename(output_dir)
 
 
-def _is_finished(output_dir: Path, arguments: dict[str, int]) -> bool:
+def _is_finished(output_dir: Path, arguments: dict[str, int | str]) -> bool:
     """Return whether the data set is there; raise if something else is."""
     if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         return False
@@ -351,13 +372,12 @@ def _write_files(folder: Path, arguments: dict[str, int]) -> None:
         split: [make_movie(split, index, **drawing) for index in range(arguments[f"num_{split}_movies"])]
         for split in SPLITS
     }
-    (folder / "annotations").mkdir(parents=True)
+    (folder / "annotations").mkdir()
     (folder / "videos").mkdir()
     _write_annotations(folder / "annotations", movies)
     all_movies = [movie for of_split in movies.values() for movie in of_split]
     for movie in tqdm(all_movies, desc="Writing demo movies", unit="movie"):
         _write_video(folder / "videos", movie)
-    (folder / "demo.json").write_text(json.dumps(arguments, indent=2) + "\n")
 
 
 def _write_annotations(folder: Path, movies: dict[str, list[Movie]]) -> None:
@@ -390,22 +410,34 @@ def _write_csv(path: Path, rows: Iterable[tuple]) -> None:
 
 def _write_video(folder: Path, movie: Movie) -> Path:
     path = folder / f"{movie.video_id}.mp4"
+    encode_video(path, render_movie(movie))
+    return path
+
+
+def encode_video(path: Path, frames: Iterable[np.ndarray]) -> None:
+    """Write frames, each uint8 RGB of shape (`HEIGHT`, `WIDTH`, 3), as an mp4 file."""
     # One thread makes the bytes reproducible, and without B-frames every reader starts at timestamp 0.
     options = {"crf": "20", "preset": "veryfast", "g": str(GOP_SIZE), "bf": "0", "threads": "1"}
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
         stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
-        for frame in render_movie(movie):
+        for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
-    return path
 
 
 # Scenes
 
 
-def _draw_shot(rng: np.random.Generator, start: float, end: float, first_person: int) -> Shot:
-    cast = [_draw_actor(rng, first_person + i) for i in range(rng.choice(CAST_SIZES))]
+def draw_shot(
+    rng: np.random.Generator,
+    start: float,
+    end: float,
+    first_person: int = 0,
+    cast_sizes: Sequence[int] = CAST_SIZES,
+) -> Shot:
+    """Draw one scene for the times in [`start`, `end`) seconds, its people numbered from `first_person` on."""
+    cast = [_draw_actor(rng, first_person + i) for i in range(rng.choice(cast_sizes))]
     actors = _place_actors(rng, cast)
     free_symbols = _place_free_symbols(rng, actors, wanted=int(rng.integers(0, 4)))
     return Shot(start, end, actors, free_symbols, background_seed=int(rng.integers(2**32)))
@@ -559,7 +591,7 @@ def _draw_smoothly(
     return np.asarray(canvas.resize((width, height), Image.Resampling.BOX))
 
 
-def _draw_background(seed: int) -> tuple[np.ndarray, tuple[float, float]]:
+def draw_background(seed: int) -> tuple[np.ndarray, tuple[float, float]]:
     """Draw a dim, nearly grey backdrop of soft noise, a gradient and a few blobs, and how it moves.
 
     Returns:
@@ -587,7 +619,12 @@ def _frame_indices(shot: Shot) -> range:
     return range(first, stop)
 
 
-def _render_frame(shot: Shot, background: np.ndarray, pan: tuple[float, float], seconds: float) -> np.ndarray:
+def render_frame(shot: Shot, background: np.ndarray, pan: tuple[float, float], seconds: float) -> np.ndarray:
+    """Draw the frame of a shot at a time of the video, on what `draw_background` returned for the shot.
+
+    Returns:
+        uint8 RGB of shape (`HEIGHT`, `WIDTH`, 3).
+    """
     fraction = shot.fraction(seconds)
     left, top = (round(PAN_PIXELS / 2 + distance * (fraction - 0.5)) for distance in pan)
     frame = background[top : top + HEIGHT, left : left + WIDTH].copy()

@@ -2,18 +2,18 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
 
-# One row per sample: a keyframe (AVA) or a whole video with its tubes (UCF101-24, JHMDB-21). Readers do not open the
-# videos: whatever only a video can tell is null.
+# One row per keyframe (AVA), or per whole video with all its tubes (UCF101-24, JHMDB-21, MultiSports). Readers do not
+# open the videos: whatever only a video can tell is null.
 ACTION_FEATURES = Features(
     {
-        "clip_id": Value("string"),  # Unique; the key of predictions.
+        "clip_id": Value("string"),  # Unique; the key of predictions at a keyframe, or the name of the whole video.
         "video": Value("string"),  # Path of the video file, or of the folder of its frames.
         "source": Value("string"),  # "video" or "frames".
         "fps": Value("float32"),
@@ -27,7 +27,8 @@ ACTION_FEATURES = Features(
             {
                 "track_id": Value("int32"),
                 "labels": List(Value("int16")),  # 0-based classes, ascending.
-                "frames": List(Value("int32")),  # 0-based index of each box; null for the one box of a keyframe.
+                # 0-based index in `video` of each box, ascending; null for the one box of a keyframe.
+                "frames": List(Value("int32")),
                 "boxes": List(List(Value("float32"), length=4)),  # (x1, y1, x2, y2) in [0, 1] of the frame.
             }
         ),
@@ -64,25 +65,32 @@ class ProblemCollector:
         self.num_problems = 0
         self._shown: list[str] = []
 
-    @contextmanager
-    def in_row(self, number: int) -> Iterator[None]:
+    def in_row(self, number: int) -> AbstractContextManager[None]:
         """Note an `AnnotationError` of the block as a problem of this row, counted from 1, and go on after it."""
+        return self.at(f"row {number}")
+
+    @contextmanager
+    def at(self, place: str) -> Iterator[None]:
+        """Note an `AnnotationError` of the block as a problem of this place in the file, and go on after it."""
         try:
             yield
         except AnnotationError as problem:
             self.num_problems += 1
             if len(self._shown) < MAX_SHOWN:
-                self._shown.append(f"  row {number}: {problem}")
+                self._shown.append(f"  {place}: {problem}")
 
     def raise_if_any(self) -> None:
-        """Raise one `AnnotationError` with the first problems and the number of the others, if there are any."""
-        if not self.num_problems:
-            return
+        """Raise one `AnnotationError` with the report, if there are any problems."""
+        if self.num_problems:
+            raise AnnotationError(self.report())
+
+    def report(self) -> str:
+        """Return the first problems, one per line, and the number of the others."""
         noun = "problem" if self.num_problems == 1 else "problems"
         lines = [f"{self.num_problems} {noun} in {self.source}:", *self._shown]
         if self.num_problems > len(self._shown):
             lines.append(f"  ... and {self.num_problems - len(self._shown)} more")
-        raise AnnotationError("\n".join(lines))
+        return "\n".join(lines)
 
 
 def shorten(names: Sequence[str]) -> str:

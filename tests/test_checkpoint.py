@@ -13,7 +13,7 @@ from classquery.data.ava import load_ava, load_ava_labels
 from classquery.data.clips import ClipCollator, KeyframeClips
 from classquery.data.demo import write_demo
 from classquery.engine.checkpoint import CheckpointError, load_detector
-from classquery.engine.evaluation import clip_records, score_records
+from classquery.engine.evaluation import FrameScorer, clip_records
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_demo_model_finds_the_people_of_a_movie_it_has_not_seen(tmp_path):
         outputs = model.eval()(batch["pixel_values"], batch["pixel_mask"])
 
     assert config.id2label == load_ava_labels(data_dir)
-    assert score_records(clip_records(processor, outputs, batch["labels"]), config.id2label)["frame_map_50"] > 0.75
+    assert FrameScorer(config.id2label)(clip_records(processor, outputs, batch["labels"]))["frame_map_50"] > 0.75
 
 
 def test_demo_model_is_small():

@@ -3,6 +3,7 @@
 import doctest
 import json
 import math
+import re
 import warnings
 from collections import defaultdict
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from classquery.data import metrics
+from classquery.data import frame_metrics
 from classquery.data.metrics import ava_label_ids, frame_map
 
 
@@ -312,7 +313,7 @@ def test_box_with_two_labels_is_one_ground_truth_for_each():
 
 
 def test_example_of_the_docstring_is_right():
-    assert doctest.testmod(metrics) == (0, 3)
+    assert doctest.testmod(frame_metrics) == (0, 3)
 
 
 def test_one_threshold_gives_one_row_and_a_sequence_one_row_for_each():
@@ -378,6 +379,27 @@ def test_result_is_nan_when_both_sides_are_empty():
 
     assert math.isnan(result["frame_map_50"])
     assert np.isnan(result["ap_per_label"]).all()
+
+
+@pytest.mark.parametrize(
+    ("detections", "cause"),
+    [
+        ({"frame": [], "boxes": [], "scores": []}, "there are no detections"),
+        ({"frame": ["b"], "boxes": [BOX], "scores": [[0.9]]}, "no frame .* has ground truth, compare 'b' with 'a'"),
+        ({"frame": ["a"], "boxes": [[0, 0, 0.1, 0.1]], "scores": [[0.9]]}, "largest corners, 0.1 and 10 in the"),
+    ],
+)
+def test_zero_comes_with_its_likely_cause(detections, cause, caplog):
+    assert frame_map(detections, ground_truth_of(("a", BOX)))["frame_map_50"] == 0
+
+    assert re.search(f"Frame mAP is 0: .*{cause}", caplog.text)
+
+
+def test_other_results_come_without_a_warning(caplog):
+    frame_map(detections_of(("a", BOX, 0.9)), ground_truth_of(("a", BOX)))
+    frame_map({"frame": [], "boxes": [], "scores": []}, {"frame": [], "boxes": [], "labels": []})
+
+    assert not caplog.records
 
 
 def as_lists(value):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import av
 import pytest
 import torch
+from safetensors.torch import load_file
 from utils import tiny_config
 
 from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
 from classquery.data.demo import write_demo_movie
+from classquery.data.demo_tubes import write_demo_tubes
 
 
 SCRIPT = Path(__file__).parent.parent / "run_action_detection.py"
@@ -178,6 +181,54 @@ def test_incomplete_command_lines_end_with_usage(script, monkeypatch, capsys, ar
     with pytest.raises(SystemExit):
         script.main()
     assert message in capsys.readouterr().err
+
+
+def test_two_stages_on_tubes(recipe, tmp_path):
+    """A detector of all frames, trained on tubes; then another backbone, with its encoder and decoder."""
+    data = tmp_path / "data"
+    write_demo_tubes(data, layout="jhmdb_21", num_train_videos=4, num_validation_videos=2)
+    stage_one = json.loads(recipe.read_text())
+    stage_one["model"] |= {"frame_stride": 1, "output_frames": "all", "score_with_actor": True}
+    stage_one["data"] |= {"dataset": "jhmdb_21", "fold": 1, "video_map_protocol": "classquery_jhmdb"}
+    (tmp_path / "one.json").write_text(json.dumps(stage_one))
+    stage_two = {"base": str(tmp_path / "one.json"), "model": {"backbone_config": {"num_hidden_layers": 1}}}
+    (tmp_path / "two.json").write_text(json.dumps(stage_two))
+
+    run_script(
+        *("--recipe", tmp_path / "one.json", "--data_dir", data, "--output_dir", tmp_path / "one", "--do_train"),
+    )
+    output = run_script(
+        *("--recipe", tmp_path / "two.json", "--data_dir", data, "--output_dir", tmp_path / "two"),
+        *("--transformer_checkpoint", tmp_path / "one", "--max_steps", "1", "--learning_rate", "0"),
+        *("--do_train", "--do_eval", "--freeze", "backbone"),
+    )
+
+    assert "took" in output
+    assert "training.learning_rate" not in output  # Only what the recipe says is laid out.
+    assert "training.max_steps" in output
+    assert "changed, recipe: 2" in output
+    results = json.loads((tmp_path / "two" / "all_results.json").read_text())
+    assert {"eval_frame_map_50", "eval_video_map_20", "eval_video_map_50"} < results.keys()
+    one, two = (load_file(tmp_path / stage / "model.safetensors") for stage in ("one", "two"))
+    torch.testing.assert_close(two["model.decoder.class_queries"], one["model.decoder.class_queries"])
+    assert not torch.equal(two["actor_head.weight"], one["actor_head.weight"])
+
+
+def test_classes_are_added_to_a_trained_model_and_trained_alone(trained, demo_dir, recipe, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(demo_dir, data)
+    with next((data / "annotations").glob("*.pbtxt")).open("a") as file:
+        file.write('label { name: "sleep" label_id: 9 label_type: PERSON_MOVEMENT }\n')
+
+    run_script(
+        *("--recipe", recipe, "--data_dir", data, "--output_dir", tmp_path / "out", "--model_name_or_path", trained),
+        *("--do_train", "--classes", "add", "--freeze", "old_classes", "--weight_decay", "0.1"),
+    )
+
+    before, after = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path / "out"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"model.decoder.class_queries"}
+    torch.testing.assert_close(after["model.decoder.class_queries"][:8], before["model.decoder.class_queries"])
 
 
 def test_model_that_knows_other_classes_is_refused(demo_dir, recipe, tmp_path):

@@ -1,9 +1,18 @@
 """Augmentation of frames and boxes together: what the boxes hold stays in them."""
 
+import colorsys
+
 import pytest
 import torch
 
-from classquery.data.transforms import ClipTransform, flip_horizontally, random_crop, resize_shortest_edge
+from classquery.data.transforms import (
+    ClipTransform,
+    flip_horizontally,
+    random_crop,
+    resize_shortest_edge,
+    shift_hsv,
+    shift_rgb,
+)
 
 
 def clip_with_a_bright_box() -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,3 +81,152 @@ def test_the_generator_decides_the_draws_and_the_global_state_is_left_alone():
 def test_crop_larger_than_the_frame_raises():
     with pytest.raises(ValueError, match="at most `resize_shortest_edge`, got 70 and 60"):
         ClipTransform(60, 70)
+
+
+def test_boxes_of_all_frames_move_with_one_crop_and_flip():
+    """A bright square that moves, and an actor who is only in the first frame and has zeros elsewhere."""
+    frames, boxes = torch.zeros(4, 3, 60, 80, dtype=torch.uint8), torch.zeros(2, 4, 4)
+    for index in range(4):
+        left = 20 + 6 * index
+        frames[index, :, 20:30, left : left + 10] = 255
+        boxes[0, index] = torch.tensor([left / 80, 20 / 60, (left + 10) / 80, 30 / 60])
+    boxes[1, 0] = boxes[0, 0]
+
+    for seed in range(10):
+        transform = ClipTransform(60, 45, flip_probability=0.5)
+        moved, corners, kept = transform(frames, boxes, torch.Generator().manual_seed(seed))
+
+        assert kept.tolist() == [[True] * 4, [True, False, False, False]]
+        for index in range(4):
+            assert_box_holds_the_bright_pixels(moved[index : index + 1], corners[0, index])
+
+
+def test_short_side_is_drawn_between_the_bounds():
+    """The crop keeps its size, so the height of a box in it tells that of the whole frame."""
+    transform = ClipTransform(20, 20, flip_probability=0.0, max_resize_shortest_edge=22)
+    frames, boxes = torch.zeros(1, 3, 60, 80, dtype=torch.uint8), torch.tensor([[0.4, 0.4, 0.6, 0.6]])
+
+    heights = set()
+    for seed in range(50):
+        cropped, (box,), _ = transform(frames, boxes, torch.Generator().manual_seed(seed))
+        assert cropped.shape == (1, 3, 20, 26)
+        heights.add(round(float(box[3] - box[1]) * 20 / 0.2))
+
+    assert heights == {20, 21, 22}
+
+
+def test_what_is_off_draws_nothing():
+    """The draws of crop and flip stay those of a transform without the other fields."""
+    frames, boxes = clip_with_a_bright_box()
+    colors = {"hue_jitter": 20.0, "saturation_jitter": 0.4, "value_jitter": 0.4, "color_noise": 0.1}
+
+    plain = ClipTransform(60, 40)(frames, boxes, torch.Generator().manual_seed(5))
+    colored = ClipTransform(60, 40, **colors)(frames, boxes, torch.Generator().manual_seed(5))
+
+    assert torch.equal(plain[1], colored[1])
+    assert not torch.equal(plain[0], colored[0])
+
+
+def all_kinds_of_colors() -> torch.Tensor:
+    """A frame (1, 3, 20, 250), uint8: random colours, all greys, pure hues, and colours that are nearly grey."""
+    generator = torch.Generator().manual_seed(0)
+    colors = torch.randint(256, (3, 5000), generator=generator)
+    colors[:, :256] = torch.arange(256)
+    colors[:, 256:264] = torch.tensor([[int(bit) * 255 for bit in f"{code:03b}"] for code in range(8)]).T
+    colors[:, 264:1000] = colors[:1, 264:1000] + torch.randint(-1, 2, (3, 736), generator=generator)
+    return colors.clamp(0, 255).to(torch.uint8).reshape(1, 3, 20, 250)
+
+
+@pytest.mark.parametrize(
+    ("hue", "saturation", "value"),
+    [
+        (20, 0, 0),
+        (-20, 0, 0),
+        (180, 0, 0),
+        (-180, 0, 0),
+        (0, 0.4, 0),
+        (0, -1, 0),
+        (0, 0, 0.5),
+        (0, 0, -0.5),
+        (13.7, -0.23, 0.19),
+        (-101.3, 0.31, -0.17),
+    ],
+)
+def test_hsv_shift_is_that_of_colorsys(hue, saturation, value):
+    frames = all_kinds_of_colors()
+
+    shifted = shift_hsv(frames, hue, saturation, value)
+
+    expected = []
+    for color in frames[0].flatten(1).T.tolist():
+        h, s, v = colorsys.rgb_to_hsv(*(channel / 255 for channel in color))
+        s = min(max(s + saturation, 0), 1) if s else 0  # Grey has no hue.
+        expected.append(colorsys.hsv_to_rgb((h + hue / 360) % 1, s, min(max(v + value, 0), 1)))
+    expected = 255 * torch.tensor(expected).T.reshape(3, 20, 250)
+    # Half a level of rounding, and float32 against float64.
+    assert (shifted[0] - expected).abs().max() < 0.5 + 1e-3
+    assert shifted.dtype == torch.uint8
+
+
+def test_hsv_shift_by_nothing_changes_nothing():
+    frames = all_kinds_of_colors()
+
+    assert torch.equal(shift_hsv(frames, 0.0, 0.0, 0.0), frames)
+    assert torch.equal(shift_hsv(frames, 0.0, 0.0, 0.0), shift_hsv(frames.expand(3, -1, -1, -1), 0.0, 0.0, 0.0)[2:])
+
+
+def test_rgb_shift_is_clipped_instead_of_wrapped():
+    frames = all_kinds_of_colors()
+
+    shifted = shift_rgb(frames, torch.tensor([0.1, -0.3, 0.002]))
+
+    expected = (frames / 255 + torch.tensor([0.1, -0.3, 0.002])[:, None, None]).clamp(0, 1)
+    assert (shifted - 255 * expected).abs().max() <= 0.5 + 1e-3  # Rounding.
+    assert shifted.max() == 255
+    assert shifted[:, 1].min() == 0
+
+
+def test_colors_are_drawn_once_per_clip_within_the_limits():
+    """Value: the same change in all frames, of a pixel that is neither clipped nor coloured."""
+    frames = torch.full((3, 3, 8, 8), 100, dtype=torch.uint8)
+    transform = ClipTransform(8, 8, flip_probability=0.0, value_jitter=0.2)
+
+    changes = []
+    for seed in range(200):
+        moved, _, _ = transform(frames, torch.zeros(0, 4), torch.Generator().manual_seed(seed))
+        assert (moved == moved[0, 0, 0, 0]).all()
+        changes.append(int(moved[0, 0, 0, 0]) - 100)
+
+    assert -51 <= min(changes) < -40
+    assert 40 < max(changes) <= 51
+
+
+def test_color_noise_has_the_published_size():
+    """The axes are orthonormal, so the shifts have the standard deviation 0.1 * 0.226 in every channel."""
+    frames = torch.full((1, 3, 1, 1), 128, dtype=torch.uint8)
+    transform = ClipTransform(1, 1, flip_probability=0.0, color_noise=0.1)
+
+    shifts = [
+        (transform(frames, torch.zeros(0, 4), torch.Generator().manual_seed(seed))[0].int() - 128).flatten()
+        for seed in range(2000)
+    ]
+
+    # 2000 draws: the standard deviation is off by 1.6 % (one sigma); rounding to levels adds half a percent.
+    torch.testing.assert_close(torch.stack(shifts).float().std(0) / 255, torch.full((3,), 0.0226), rtol=0.08, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("flip_probability", 1.5),
+        ("max_resize_shortest_edge", 50),
+        ("hue_jitter", 200),
+        ("saturation_jitter", -0.1),
+        ("value_jitter", 1.1),
+        ("color_noise", -1),
+        ("color_noise", float("nan")),
+    ],
+)
+def test_field_out_of_range_is_refused(field, value):
+    with pytest.raises(ValueError, match=f"`{field}` must be .* got {value}"):
+        ClipTransform(60, 40, **{field: value})

@@ -17,13 +17,13 @@ COPIED = ("frame_keys", "det_frame", "det_boxes", "gt_frame", "gt_boxes", "gt_la
 MIN_IOU = 0.45  # below the thresholds of the expected values, 0.5 and 0.75
 
 
-def score_levels(case: dict[str, np.ndarray]) -> np.ndarray:
+def score_levels(case: dict[str, np.ndarray], min_iou: float = MIN_IOU) -> np.ndarray:
     """Replace scores by small integers in the same order, (K, D): the random digits of scores do not compress.
 
-    A detection that overlaps no ground truth of a label with IoU >= MIN_IOU is a false positive for it. The order
+    A detection that overlaps no ground truth of a label with IoU >= `min_iou` is a false positive for it. The order
     among such detections cannot change the AP: all of them between two overlapping ones share one (even) level.
     """
-    overlaps = has_overlap(case)
+    overlaps = has_overlap(case, min_iou)
     levels = np.zeros(overlaps.T.shape, dtype=np.uint16)
     for label, scores in enumerate(case["det_scores"].T):
         deciding = np.unique(scores[overlaps[:, label]])
@@ -31,11 +31,11 @@ def score_levels(case: dict[str, np.ndarray]) -> np.ndarray:
     return levels
 
 
-def has_overlap(case: dict[str, np.ndarray]) -> np.ndarray:
+def has_overlap(case: dict[str, np.ndarray], min_iou: float = MIN_IOU) -> np.ndarray:
     """Whether a detection overlaps a ground truth of its frame with the label: (D, K), boolean."""
     overlaps = np.zeros(case["det_scores"].shape, dtype=bool)
     for row, (frame, box) in enumerate(zip(case["det_frame"], case["det_boxes"], strict=True)):
-        near = (case["gt_frame"] == frame) & (iou(box, case["gt_boxes"]) >= MIN_IOU)
+        near = (case["gt_frame"] == frame) & (iou(box, case["gt_boxes"]) >= min_iou)
         overlaps[row] = case["gt_labels"][near].any(axis=0)
     return overlaps
 
