@@ -14,6 +14,9 @@ anew on whole arrays instead of one detection at a time:
 4. A label without ground truth has no AP (NaN) and is left out of the mean; one that was never found has AP 0 and
    counts.
 
+The published frame mAP of UCF101-24 and JHMDB-21 is counted in the same way, over all labels, from scores that are
+multiplied by the actor score.
+
 Two differences to the official script: no limit of 50 (box, label) pairs per frame, and detections with equal scores
 keep the order of their rows (stable sort), where the order of the official script depends on the numpy build.
 """

@@ -173,11 +173,11 @@ def pack_rows(groups: np.ndarray) -> np.ndarray:
         groups: (N,); groups are taken in ascending order, rows of a group in their order.
 
     Returns:
-        Rows of shape (num_groups, size of the largest group), filled up with -1.
+        Rows of shape (num_groups, size of the largest group), at least one wide, filled up with -1.
     """
     order = np.argsort(groups, kind="stable")
     _, start, size = np.unique(groups[order], return_index=True, return_counts=True)
-    packed = np.full((len(start), size.max(initial=0)), -1)
+    packed = np.full((len(start), size.max(initial=1)), -1)
     group = np.repeat(np.arange(len(start)), size)
     packed[group, np.arange(len(groups)) - start[group]] = order
     return packed
@@ -191,7 +191,7 @@ def best_paths(boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray, max_tub
         max_tubes: R, so many paths at most.
 
     Returns:
-        The box of each path in each frame, (P, R, T); -1 for paths that do not exist and frames of padding.
+        The box of each path in each frame, (P, R, T); -1 for paths that do not exist, any number for padding.
     """
     num_problems, num_frames, _ = scores.shape
     paths = np.full((num_problems, max_tubes, num_frames), -1)
@@ -207,7 +207,7 @@ def best_paths(boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray, max_tub
             break
         path = _best_path(weights, valid, in_video)
         np.put_along_axis(valid, path[..., None], False, axis=-1)
-        paths[problems, tube] = np.where(in_video, path, -1)
+        paths[problems, tube] = path
     return paths
 
 
@@ -219,10 +219,7 @@ def _link_weights(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def _best_path(weights: np.ndarray, valid: np.ndarray, in_video: np.ndarray) -> np.ndarray:
-    """Find the path with the largest sum of weights by dynamic programming from the last frame: (P, T).
-
-    Behind the end of a video, the path stays at whatever box: the caller knows where that is.
-    """
+    """Find the path with the largest sum of weights by dynamic programming from the last frame: (P, T)."""
     num_problems, num_frames, num_boxes = valid.shape
     value = np.zeros((num_problems, num_boxes), dtype=np.float32)
     successor = np.empty((num_problems, num_frames - 1, num_boxes), dtype=np.intp)
@@ -266,25 +263,26 @@ def greedy_tubes(
     tubes = np.full(scores.shape, -1)
     num_tubes = np.zeros((num_problems, 1), dtype=np.int64)
     live = np.empty((num_problems, 0), dtype=_LIVE_TUBE)
-    for t in range(num_frames):
-        live = _still_alive(live, frames[:, t, None], max_gap)
-        place = _places_in_tubes(live, boxes[:, t], scores[:, t], valid[:, t], iou_threshold)
+    for at in range(num_frames):
+        frame = frames[:, at, None]
+        live = _still_alive(live, frame, max_gap)
+        place = _places_in_tubes(live, boxes[:, at], scores[:, at], valid[:, at], iou_threshold)
 
         problem, box = np.nonzero(place >= 0)
         extended = problem, place[problem, box]
-        tubes[problem, t, box] = live["tube"][extended]
-        live["frame"][extended] = frames[problem, t]
-        live["box"][extended] = boxes[problem, t, box]
-        live["score_sum"][extended] += scores[problem, t, box]
+        tubes[problem, at, box] = live["tube"][extended]
+        live["frame"][extended] = frame[problem, 0]
+        live["box"][extended] = boxes[problem, at, box]
+        live["score_sum"][extended] += scores[problem, at, box]
         live["length"][extended] += 1
 
-        starts = valid[:, t] & (place < 0)
-        tubes[:, t][starts] = (num_tubes + starts.cumsum(axis=1) - 1)[starts]
+        starts = valid[:, at] & (place < 0)
+        tubes[:, at] = np.where(starts, num_tubes + starts.cumsum(axis=1) - 1, tubes[:, at])
         num_tubes += starts.sum(axis=1, keepdims=True)
-        started = np.zeros(starts.shape, dtype=_LIVE_TUBE)
-        started["tube"] = np.where(starts, tubes[:, t], -1)
-        started["frame"], started["box"] = frames[:, t, None], boxes[:, t]
-        started["score_sum"], started["length"] = scores[:, t], 1
+        started = np.empty(starts.shape, dtype=_LIVE_TUBE)
+        started["tube"] = np.where(starts, tubes[:, at], -1)
+        started["frame"], started["box"] = frame, boxes[:, at]
+        started["score_sum"], started["length"] = scores[:, at], 1
         live = np.concatenate([live, started], axis=1)
     return tubes
 

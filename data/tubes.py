@@ -58,7 +58,8 @@ class _Layout(NamedTuple):
     """What differs between the data sets."""
 
     pickle_name: str
-    video_folders: tuple[str, ...]  # Inside of data_dir; the first that has a video counts.
+    # Inside of data_dir; the first that has a video counts. Not all folders: those of optical flow look the same.
+    video_folders: tuple[str, ...]
     download_hint: str
 
 
@@ -303,7 +304,9 @@ def _refuse_empty_boxes(boxes: np.ndarray) -> None:
     if len(boxes):
         frame, *corners = boxes[0].tolist()
         noun = "box has" if len(boxes) == 1 else "boxes have"
-        raise AnnotationError(f"{len(boxes)} {noun} no area in the frame, first {tuple(corners)} in frame {frame:g}")
+        raise AnnotationError(
+            f"{len(boxes)} {noun} no area in the frame (see drop_empty_boxes), first {tuple(corners)} in frame {frame:g}"
+        )
 
 
 def _tube(track_id: int, label: int, frames: np.ndarray, boxes: np.ndarray) -> list[dict[str, Any]]:

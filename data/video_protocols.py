@@ -357,7 +357,7 @@ class ClassQueryUcfProtocol(TubeProtocol):
     ) -> tuple[slice, np.ndarray]:
         """Return which of the n frames of a tube are kept, and its scores (n,)."""
         candidates = np.flatnonzero(has_candidate)
-        first = candidates[0]
+        first = numbers[candidates[0]] if self.number_frames_by_row else candidates[0]
         if self.trim == "none":
             return slice(None), scores
         if self.trim == "span":
@@ -478,10 +478,8 @@ def _best_path_rows(found: VideoDetections, rows: np.ndarray, labels: np.ndarray
 
 def _negated_at_jumps(boxes: np.ndarray, scores: np.ndarray, extra_pixel: float) -> np.ndarray:
     """Negate the scores of boxes that hardly overlap the one before: (n, 4), (n,) -> (n,)."""
-    jumps = np.flatnonzero(box_iou(boxes[1:], boxes[:-1], extra_pixel) < _JUMP_IOU) + 1
-    scores = scores.copy()
-    scores[jumps] *= -1
-    return scores
+    jumps = box_iou(boxes[1:], boxes[:-1], extra_pixel) < _JUMP_IOU
+    return np.where(np.concatenate([[False], jumps]), -scores, scores)
 
 
 def _best_window(scores: np.ndarray, num_frames: int) -> slice:

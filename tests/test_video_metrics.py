@@ -573,6 +573,7 @@ def tube_of(frames, box=BOX, **others):
         (range(10), range(5, 15), {"spatial_only": True}, 1),
         (range(10), range(5, 8), {"spatial_only": True}, 1),
         (range(10), range(10, 20), {}, 0),
+        (range(10), range(10, 20), {"min_common_frames": 0}, 0),
         (range(10), range(10, 20), {"spatial_only": True}, 1),  # As long: box by box.
         (range(10), range(10, 21), {"spatial_only": True}, 0),
         (range(10), range(9, 19), {}, 1 / 19),
@@ -673,6 +674,13 @@ def test_window_is_around_the_highest_scores(scores, expected):
     rows = [("v", frame, BOX, score, 1.0) for frame, score in enumerate(scores)]
 
     assert linked_frames(rows, "classquery_jhmdb") == [expected]
+
+
+def test_window_narrows_to_the_number_of_frames_with_candidates():
+    # Frames 3 to 5 take the candidate of frame 2: d = 3 and (2 - 3) // 2 is rounded to 0.
+    rows = in_frames([1], score=0.1) + in_frames([2], score=0.9) + in_frames([3, 4, 5], actor=0)
+
+    assert linked_frames(rows, trim="window") == [[2, 3, 4]]
 
 
 def test_jumps_negate_the_score():
@@ -876,6 +884,19 @@ def test_standard_drops_short_and_weak_tubes_and_empty_boxes():
 
     assert [tube["boxes"][0].tolist() for tube in tubes] == [BOX]
     np.testing.assert_array_equal(tubes[0]["rows"], range(20))
+
+
+def test_standard_without_any_box_left_finds_nothing():
+    detections = rows_to_detections(*in_frames(range(20), [5, 5, 5, 9]))
+
+    assert video_map(detections, [true_tube(range(20))], protocol="standard")["tubes"] == []
+
+
+def test_standard_takes_any_numbering():
+    rows = in_frames(range(-20, 0)) + in_frames(range(-20, 0), video="w")
+    tubes = [true_tube(range(-20, 0)), true_tube(range(-20, 0), video="w")]
+
+    assert video_map(rows_to_detections(*rows), tubes, protocol="standard")["video_map_50"] == 1
 
 
 # Arguments and results
