@@ -305,7 +305,8 @@ def _refuse_empty_boxes(boxes: np.ndarray) -> None:
         frame, *corners = boxes[0].tolist()
         noun = "box has" if len(boxes) == 1 else "boxes have"
         raise AnnotationError(
-            f"{len(boxes)} {noun} no area in the frame (see drop_empty_boxes), first {tuple(corners)} in frame {frame:g}"
+            f"{len(boxes)} {noun} no area in the frame (see drop_empty_boxes), first {tuple(corners)} in frame "
+            f"{frame:g}"
         )
 
 
