@@ -22,6 +22,10 @@ ACTOR, BACKGROUND = 1, 2
 LOSS_COUNTS = ("actors", "frames", "candidate_weight")
 
 
+class NotFiniteError(ValueError):
+    """Raised when predictions cannot be matched because they are not finite."""
+
+
 def inverse_sigmoid(probabilities: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
     """Logits of probabilities, which are clamped to [eps, 1 - eps] (both sides of the fraction, as in DETR)."""
     probabilities = probabilities.clamp(0, 1)
@@ -41,6 +45,8 @@ def action_logits(predictions: dict[str, torch.Tensor], score_with_actor: bool) 
     return inverse_sigmoid(actor * predictions["logits"].sigmoid())
 
 
+# What is matched depends on the data: under torch.compile, the loss runs as it is.
+@torch.compiler.disable
 def action_detection_loss(
     predictions: list[dict[str, torch.Tensor]],
     labels: list[dict[str, torch.Tensor]],
@@ -119,7 +125,7 @@ def match_actors(
     with torch.no_grad():
         cost = _matching_cost(predictions, targets["boxes"], config).cpu().numpy()
     if not np.isfinite(cost).all():
-        raise ValueError("boxes or actor logits are not finite: training has diverged, try a lower learning rate")
+        raise NotFiniteError("boxes or actor logits are not finite: training has diverged, try a lower learning rate")
     frames, actors = targets["valid"].nonzero().cpu().numpy().T
     matches = [np.empty((3, 0), np.int64)]
     # Nothing but the assignment itself is done frame by frame.
@@ -266,6 +272,7 @@ def _stack_targets(labels: list[dict[str, torch.Tensor]], logits: torch.Tensor) 
 
 
 __all__ = [
+    "NotFiniteError",
     "action_detection_loss",
     "action_logits",
     "action_scores",

@@ -1,6 +1,7 @@
 """A small demo data set, written once for all tests that read one."""
 
 import pytest
+import torch
 
 from classquery.data.demo import write_demo
 
@@ -11,3 +12,12 @@ def demo_dir(tmp_path_factory):
     path = tmp_path_factory.mktemp("demo") / "data"
     write_demo(path, num_train_movies=3, num_validation_movies=1, seconds_per_movie=6)
     return path
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Tiny networks compute faster on one thread, and in one order of sums."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)

@@ -5,7 +5,12 @@ import torch
 from utils import tiny_config
 
 from classquery import ClassQueryForVideoActionDetection
-from classquery.engine.optimization import accumulation_steps, parameter_groups, warmup_multistep_schedule
+from classquery.engine.optimization import (
+    accumulation_steps,
+    check_parameter_groups,
+    parameter_groups,
+    warmup_multistep_schedule,
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +49,19 @@ def test_frozen_parameters_are_left_out():
     assert names == {"head", "head without decay"}
     with pytest.raises(ValueError, match="every one is frozen"):
         parameter_groups(model.requires_grad_(False), learning_rate=1.0, weight_decay=0.0)
+
+
+def test_groups_that_miss_or_repeat_a_parameter_are_refused():
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))
+    first, second = ({"params": list(layer.parameters())} for layer in model)
+
+    check_parameter_groups(model, [first, second])
+    with pytest.raises(ValueError, match="the optimizer miss 2 of 4 parameters to be trained, as 1.weight"):
+        check_parameter_groups(model, [first])
+    with pytest.raises(ValueError, match="the optimizer repeat 2 of 4 parameters to be trained, as 0.weight"):
+        check_parameter_groups(model, [first, second, first])
+    model[1].requires_grad_(False)
+    check_parameter_groups(model, [first])
 
 
 def rates(groups, num_steps, **schedule):

@@ -1,47 +1,29 @@
-"""Evaluation counts every clip once, and the trainer logs what it should."""
+"""Training on small batches equals training on large ones, says what is wrong, and logs and keeps what it should."""
+
+import re
 
 import numpy as np
 import pytest
 import torch
+from tiny_training import tiny_trainer
 from transformers import TrainingArguments
+from transformers.training_args import ParallelMode
 from utils import tiny_config
 
-from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
-from classquery.data.ava import load_ava, load_ava_labels
-from classquery.data.clips import ClipCollator, KeyframeClips
-from classquery.engine.evaluation import once_per_clip, save_records, score_records
+from classquery import ClassQueryForVideoActionDetection
+from classquery.engine.evaluation import FrameScorer
+from classquery.engine.monitoring import DivergenceError
 from classquery.engine.optimization import OptimizationArguments
+from classquery.engine.resume import last_complete_checkpoint
 from classquery.engine.trainer import ActionDetectionTrainer
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
 def trainer(demo_dir, tmp_path):
-    torch.manual_seed(0)
-    config = tiny_config(num_labels=8, id2label=load_ava_labels(demo_dir))
-    clips = [
-        KeyframeClips(load_ava(demo_dir, split), num_labels=8, num_frames=config.num_frames, frame_stride=2)
-        for split in ("train", "validation")
-    ]
-    processor = ClassQueryVideoProcessor(size={"shortest_edge": 32})
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path / "out"),
-        max_steps=2,
-        per_device_train_batch_size=2,
-        per_device_eval_batch_size=3,
-        logging_steps=1,
-        report_to="none",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        use_cpu=True,
-    )
-    return ActionDetectionTrainer(
-        ClassQueryForVideoActionDetection(config),
-        arguments,
-        train_dataset=clips[0],
-        eval_dataset=clips[1],
-        data_collator=ClipCollator(processor),
-        processing_class=processor,
-    )
+    return tiny_trainer(demo_dir, tmp_path / "out", max_steps=2)
 
 
 def test_training_changes_the_weights_and_logs_every_loss_term(trainer):
@@ -65,7 +47,7 @@ def test_groups_and_schedule_of_the_recipe_are_used(trainer):
     trainer.args.learning_rate, trainer.args.gradient_accumulation_steps = 1e-3, 4
     trainer.train()
 
-    # 15 clips make 8 batches of 2, so 2 updates an epoch.
+    # 14 clips make 7 batches of 2, so 2 updates an epoch.
     assert trainer.state.max_steps == 6
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     for part, rate in (("head", 1e-3), ("backbone", 1e-4)):
@@ -84,11 +66,11 @@ def test_total_batch_size_sets_the_accumulation(trainer):
 def test_evaluation_gives_one_record_per_clip_in_order(trainer):
     records, _, metrics = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
 
-    assert [record["clip_id"] for record in records] == trainer.eval_dataset.rows["clip_id"][:]
+    assert [record["clip_id"] for record in records] == trainer.eval_dataset.clip_ids
     assert 0 <= metrics["eval_frame_map_50"] <= 1
     assert metrics["eval_loss"] > 0
     config = trainer.model.config
-    assert records[0]["scores"].shape == (config.num_queries, config.num_labels)
+    assert records[0]["scores"].shape == (1, config.num_queries, config.num_labels)
 
 
 def test_batch_size_of_the_evaluation_and_dropping_of_last_batches_do_not_matter(trainer):
@@ -105,57 +87,166 @@ def test_batch_size_of_the_evaluation_and_dropping_of_last_batches_do_not_matter
 
 
 def test_only_the_given_labels_are_scored(trainer):
-    trainer.label_ids = [1, 3]
+    trainer.scorer = FrameScorer(trainer.model.config.id2label, label_ids=[1, 3])
 
     metrics = trainer.evaluate()
 
     assert {name for name in metrics if "/" in name} <= {"eval_frame_ap_50/stand", "eval_frame_ap_50/jump"}
 
 
-def record(clip_id: str, box=(0.1, 0.1, 0.5, 0.5)) -> dict:
-    return {
-        "clip_id": clip_id,
-        "boxes": np.array([box, (0.6, 0.6, 0.9, 0.9)], np.float32),
-        "scores": np.array([[0.9, 0.1], [0.2, 0.8]], np.float32),
-        "actor_scores": np.array([0.9, 0.9], np.float32),
-        "true_boxes": np.array([box], np.float32),
-        "true_labels": np.array([[1.0, 0.0]], np.float32),
+def logs_of(trainer):
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("normalization", ["frames", "actors"])
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 4), (2, 2)])
+def test_accumulated_passes_equal_the_large_batch(demo_dir, tmp_path, normalization, batch_size, accumulation):
+    # 14 clips: the last of 4 updates has 2 clips, two passes of one or one pass of two.
+    settings = {
+        "model": {"dropout": 0.0, "classifier_dropout": 0.0, "class_loss_normalization": normalization},
+        "num_train_epochs": 1,
+        "optim": "sgd",
+        "learning_rate": 1e-2,
     }
+    large = tiny_trainer(demo_dir, tmp_path, per_device_train_batch_size=4, **settings)
+    large.train()
+    sizes = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
+    small = tiny_trainer(demo_dir, tmp_path, **sizes, **settings)
+    small.train()
+
+    assert len(logs_of(large)) == len(logs_of(small)) == 4
+    for entry, expected in zip(logs_of(small), logs_of(large), strict=True):
+        # Passes make up other parts of an epoch, of different length.
+        del entry["epoch"], expected["epoch"]
+        assert entry == pytest.approx(expected, rel=1e-6)
+    for parameter, expected in zip(small.model.parameters(), large.model.parameters(), strict=True):
+        torch.testing.assert_close(parameter, expected, rtol=0, atol=1e-6)
 
 
-def test_clips_repeated_by_a_sampler_count_once():
-    records = once_per_clip([record("b"), record("a"), record("b")], ["a", "b"])
+def test_published_class_loss_is_the_sum_over_the_batch_at_hand(demo_dir, tmp_path):
+    settings = {"model": {"dropout": 0.0, "classifier_dropout": 0.0, "class_loss_normalization": "none"}}
+    settings |= {"max_steps": 1}
+    large = tiny_trainer(demo_dir, tmp_path, per_device_train_batch_size=4, **settings)
+    large.train()
+    small = tiny_trainer(demo_dir, tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=4, **settings)
+    small.train()
 
-    assert [r["clip_id"] for r in records] == ["a", "b"]
-
-
-def test_missing_and_foreign_clips_raise():
-    with pytest.raises(RuntimeError, match=r"1 were not predicted \(\['c'\]\) and 1 are unknown \(\['b'\]\)"):
-        once_per_clip([record("a"), record("b")], ["a", "c"])
-
-
-def test_perfect_detections_score_one_and_labels_without_ground_truth_are_left_out():
-    metrics = score_records([record("a"), record("b")], {0: "stand", 1: "walk"})
-
-    assert metrics == {"frame_map_50": 1.0, "frame_ap_50/stand": 1.0}
+    (entry,), (expected,) = logs_of(small), logs_of(large)
+    assert 4 * entry["loss_class"] == pytest.approx(expected["loss_class"], rel=1e-5)
+    assert entry["loss_bbox"] == pytest.approx(expected["loss_bbox"], rel=1e-5)
 
 
-def test_clip_without_detections_or_actors_is_scored(tmp_path):
-    empty = record("b")
-    for name in ("boxes", "scores", "actor_scores", "true_boxes", "true_labels"):
-        empty[name] = empty[name][:0]
+def test_checkpoints_keep_the_best_and_the_last_with_their_averages(demo_dir, tmp_path):
+    trainer = tiny_trainer(
+        demo_dir,
+        tmp_path,
+        optimization={"ema_decay": 0.9},
+        max_steps=4,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        save_total_limit=2,
+        metric_for_best_model="frame_map_50",
+        greater_is_better=True,
+    )
+    scores = iter((0.1, 0.4, 0.2, 0.3))
+    trainer.scorer = lambda records: {"frame_map_50": next(scores)}
+    trainer.train()
 
-    assert score_records([record("a"), empty], {0: "stand", 1: "walk"})["frame_map_50"] == 1.0
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    assert len(list(tmp_path.glob("checkpoint-*/ema/model.safetensors"))) == 2
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
 
 
-def test_records_are_written_whole(tmp_path):
-    from datasets import Dataset
+def test_tensorboard_shows_loss_terms_and_learning_rates(demo_dir, tmp_path, monkeypatch):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    trainer = tiny_trainer(
+        demo_dir,
+        tmp_path,
+        optimization={"backbone_learning_rate_factor": 0.1, "decay_norms_and_biases": True},
+        max_steps=2,
+        lr_scheduler_type="constant",
+        learning_rate=1e-3,
+        eval_strategy="steps",
+        eval_steps=2,
+        report_to="tensorboard",
+    )
+    trainer.train()
 
-    path = tmp_path / "predictions.parquet"
+    events = accumulator.EventAccumulator(str(tmp_path / "logs")).Reload()
+    curves = {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    assert curves["train/learning_rate/head"] == pytest.approx([1e-3, 1e-3])
+    assert curves["train/learning_rate/backbone"] == pytest.approx([1e-4, 1e-4])
+    assert len(curves["eval/frame_map_50"]) == 1
+    total = sum(
+        getattr(trainer.model.config, f"{term}_loss_coefficient")
+        * (np.array(curves[f"train/loss_{term}"]) + curves[f"train/loss_{term}_auxiliary"])
+        for term in ("class", "actor", "bbox", "giou")
+    )
+    np.testing.assert_allclose(total, curves["train/loss"], rtol=1e-5)
 
-    save_records([record("a"), record("b")], path)
 
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    rows = Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache"))
-    assert rows["clip_id"][:] == ["a", "b"]
-    np.testing.assert_allclose(rows[0]["scores"], record("a")["scores"], rtol=1e-6)
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda model: model.model.reference_boxes.fill_(torch.nan), "boxes or actor logits are not finite"),
+        (
+            lambda model: model.class_readout_bias.fill_(torch.nan),
+            "the loss is nan .*loss_class nan, loss_actor [0-9]",
+        ),
+    ],
+    ids=["boxes", "loss"],
+)
+def test_loss_that_is_not_finite_stops_and_names_the_clips(demo_dir, tmp_path, spoil, message):
+    model = {"class_readout": "per_class"}
+    trainer = tiny_trainer(demo_dir, tmp_path, model=model, max_steps=1, train_sampling_strategy="sequential")
+    clips = ", ".join(trainer.train_dataset.clip_ids[:2])
+    with torch.no_grad():
+        spoil(trainer.model)
+
+    with pytest.raises(DivergenceError, match=f"{message}.*clips: {re.escape(clips)}$"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.1])
+def test_gradient_that_is_not_finite_stops_before_the_weights_are_spoilt(demo_dir, tmp_path, max_grad_norm):
+    trainer = tiny_trainer(demo_dir, tmp_path, max_steps=1, max_grad_norm=max_grad_norm)
+    trainer.model.actor_head.bias.register_hook(lambda gradient: gradient * torch.inf)
+
+    with pytest.raises(DivergenceError, match="the norm of the gradient is .*clips: demo"):
+        trainer.train()
+    assert torch.isfinite(trainer.model.actor_head.bias).all()
+
+
+def test_optimizer_that_misses_a_parameter_is_refused(trainer):
+    parameters = [p for name, p in trainer.model.named_parameters() if name != "actor_head.bias"]
+    trainer.optimizer = torch.optim.SGD(parameters, lr=1e-3)
+
+    with pytest.raises(ValueError, match="of the optimizer miss 1 of .*, as actor_head.bias"):
+        trainer.train()
+
+
+def test_optimizer_without_names_of_groups_is_logged_by_number(trainer):
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1e-3)
+    trainer.train()
+
+    assert "learning_rate/0" in logs_of(trainer)[0]
+
+
+def test_batch_norm_is_not_synchronised_on_cpu(tmp_path, monkeypatch):
+    backbone = {"model_type": "classquery_csn", "depths": [1, 1, 1, 1]}
+    model = ClassQueryForVideoActionDetection(tiny_config(backbone_config=backbone))
+    monkeypatch.setattr(TrainingArguments, "parallel_mode", ParallelMode.DISTRIBUTED)
+
+    ActionDetectionTrainer(
+        model,
+        TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
+        optimization=OptimizationArguments(sync_batch_norm=True),
+    )
+
+    kinds = {type(module) for module in model.modules()}
+    assert torch.nn.BatchNorm3d in kinds
+    assert torch.nn.SyncBatchNorm not in kinds

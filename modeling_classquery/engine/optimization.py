@@ -1,6 +1,7 @@
 """How parameters are updated: groups with their own rates, and the learning rate schedule of the published recipe."""
 
 import bisect
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,17 @@ class OptimizationArguments:
     sync_batch_norm: bool = field(
         default=False, metadata={"help": "Whether batch norms share their statistics over the GPUs of a run."}
     )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Keep an exponential moving average of the weights with this decay, as 0.999; it is evaluated, "
+            "saved as `ema` in every checkpoint, and the model that training returns and saves."
+        },
+    )
+    loss_explosion_factor: float = field(
+        default=100.0,
+        metadata={"help": "A loss more than this many times the mean of the last 100 passes stops the run."},
+    )
 
 
 def parameter_groups(
@@ -83,6 +95,25 @@ def parameter_groups(
     if not groups:
         raise ValueError("no parameter is to be trained: every one is frozen")
     return list(groups.values())
+
+
+def check_parameter_groups(model: nn.Module, groups: Sequence[dict[str, Any]]) -> None:
+    """Make sure that an optimizer updates each parameter to be trained, and once.
+
+    Raises:
+        ValueError: If its groups miss or repeat one.
+    """
+    times = Counter(id(parameter) for group in groups for parameter in group["params"])
+    trained = {name: times[id(parameter)] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for problem, names in (
+        ("miss", [name for name, count in trained.items() if count == 0]),
+        ("repeat", [name for name, count in trained.items() if count > 1]),
+    ):
+        if names:
+            raise ValueError(
+                f"the parameter groups of the optimizer {problem} {len(names)} of {len(trained)} parameters to be "
+                f"trained, as {names[0]}: put each into one group, or freeze it with requires_grad_(False)"
+            )
 
 
 def warmup_multistep_schedule(

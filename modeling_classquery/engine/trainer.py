@@ -1,55 +1,63 @@
 """Training and evaluation on transformers' Trainer, with an evaluation that counts every clip exactly once."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.training_args import ParallelMode
 
-from classquery.engine.evaluation import clip_records, once_per_clip, score_records
+from classquery.engine.ema import AveragingTrainer
+from classquery.engine.evaluation import FrameScorer, Record, clip_records, once_per_clip
+from classquery.engine.monitoring import LossMonitor
 from classquery.engine.optimization import (
     OptimizationArguments,
     accumulation_steps,
+    check_parameter_groups,
     parameter_groups,
     warmup_multistep_schedule,
 )
+from classquery.engine.resume import ResumableTrainer
 from classquery.loss_classquery import LOSS_COUNTS, loss_counts
 
 
-class ActionDetectionTrainer(Trainer):
+class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer):
     """Trainer for detection labels, which are lists of dicts of different lengths.
 
-    `processing_class` must be the video processor; `label_ids` are the 1-based ids that count in the frame mAP, by
-    default all; `optimization` adds the parameter groups and the schedule of the published recipe. Logs every loss
-    term beside the total. Evaluation gathers one record per clip over all processes; clips that a sampler repeated to
-    fill a batch are dropped by their id.
+    `processing_class` must be the video processor; `scorer` turns the records of an evaluation into metrics, by
+    default the frame mAP over all labels; `optimization` adds the parameter groups and the schedule of the published
+    recipe. Logs every loss term beside the total. Evaluation gathers one record per clip over all processes; clips
+    that a sampler repeated to fill a batch are dropped by their id.
     """
+
+    # `compute_loss` is the loss of one pass; Trainer takes the mean over the passes of an update.
+    loss_is_scaled_for_ga = False
 
     def __init__(
         self,
         *args,
         optimization: OptimizationArguments | None = None,
-        label_ids: Sequence[int] | None = None,
+        scorer: Callable[[Sequence[Record]], dict[str, float]] | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.optimization = optimization or OptimizationArguments()
-        self.label_ids = label_ids
+        self.scorer = scorer or FrameScorer(self.model.config.id2label)
+        self.monitor = LossMonitor(self.optimization.loss_explosion_factor)
         self._loss_counts, self._rates = None, {}
         if self.optimization.total_batch_size is not None:
             self.args.gradient_accumulation_steps = accumulation_steps(
                 self.optimization.total_batch_size, self.args.train_batch_size * self.args.world_size
             )
-        if self.optimization.sync_batch_norm and self.args.parallel_mode == ParallelMode.DISTRIBUTED:
+        # There is no synchronised batch norm on CPU.
+        is_distributed = self.args.parallel_mode == ParallelMode.DISTRIBUTED and self.args.device.type == "cuda"
+        if self.optimization.sync_batch_norm and is_distributed:
             self.model = self.model_wrapped = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        self._loss_terms = defaultdict(float)
-        self._num_losses = 0
+        if self.optimization.ema_decay is not None:
+            self.average_weights(self.optimization.ema_decay)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimizer of the training arguments with our parameter groups."""
@@ -63,7 +71,9 @@ class ActionDetectionTrainer(Trainer):
             )
             optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer_cls_and_kwargs = optimizer_class, arguments | {"params": groups}
-        return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        check_parameter_groups(self.model if model is None else model, optimizer.param_groups)
+        return optimizer
 
     def set_initial_training_values(self, args, dataloader):
         """Note the number of updates in an epoch on the way, for the schedule."""
@@ -88,33 +98,42 @@ class ActionDetectionTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Note the rates of the update on the way, and count what its losses are divided by on all processes."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        config = self.accelerator.unwrap_model(self.model).config
-        self._rates = {f"learning_rate/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
-        self._loss_counts = None
-        if batches and config.loss_counts == "global":
-            counts = [torch.stack(list(loss_counts(batch["labels"], config).values())) for batch in batches]
-            # The means over batches and processes: what comes of them is averaged again.
-            mean = self.accelerator.reduce(torch.stack(counts).mean(0).to(self.args.device), "mean")
-            self._loss_counts = dict(zip(LOSS_COUNTS, mean, strict=True))
+        if batches:
+            self.monitor.begin_update(batches)
+            groups = enumerate(self.optimizer.param_groups)
+            self._rates = {f"learning_rate/{group.get('name', index)}": group["lr"] for index, group in groups}
+            self._loss_counts = self._mean_loss_counts(batches)
         return batches, num_items
+
+    def _mean_loss_counts(self, batches: list[dict[str, Any]]) -> dict[str, torch.Tensor] | None:
+        """Mean over batches and processes: the losses that are divided by it are averaged again."""
+        config = self.accelerator.unwrap_model(self.model).config
+        if config.loss_counts != "global":
+            return None
+        counts = [torch.stack(list(loss_counts(batch["labels"], config).values())) for batch in batches]
+        mean = self.accelerator.reduce(torch.stack(counts).mean(0).to(self.args.device), "mean")
+        return dict(zip(LOSS_COUNTS, mean, strict=True))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Run the model on a batch of `ClipCollator` and note its loss terms for the log."""
-        outputs = model(**inputs, loss_counts=self._loss_counts if model.training else None)
+        with self.monitor.matching(inputs["labels"]):
+            outputs = model(**inputs, loss_counts=self._loss_counts if model.training else None)
         if model.training:
-            self._num_losses += 1
-            for name, term in outputs.loss_dict.items():
-                self._loss_terms[name] += term.detach()
+            self.monitor.add(inputs["labels"], outputs.loss, outputs.loss_dict)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        # In half precision, the scaler finds its scale by infinite gradients, whose updates it leaves out.
+        if grad_norm is not None and self.accelerator.scaler is None:
+            self.monitor.check_gradient(grad_norm)
+        return grad_norm
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with all learning rates and the means of the last decoder layer's loss terms since the last log."""
+        """Log, with all learning rates and the means of the loss terms since the last log."""
         if "loss" in logs:
-            logs |= self._rates
-            terms = {name: term for name, term in self._loss_terms.items() if not name[-1].isdigit()}
-            logs |= {name: float(term) / self._num_losses for name, term in terms.items()}
-            self._loss_terms.clear()
-            self._num_losses = 0
+            terms = self.accelerator.reduce(self.monitor.pop_means(), "mean")
+            logs |= self._rates | {name: term.item() for name, term in terms.items()}
         super().log(logs, start_time)
 
     def _get_dataloader(self, *args, is_training: bool = False, **kwargs) -> DataLoader:
@@ -154,8 +173,8 @@ class ActionDetectionTrainer(Trainer):
             records += clip_records(self.processing_class, outputs, batch["labels"])
             losses += [outputs.loss.item()] * len(batch["labels"])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        records = once_per_clip(gather_object(records), dataloader.dataset.rows["clip_id"])
-        metrics = {"loss": float(np.mean(gather_object(losses))), **self._score(records)}
+        records = once_per_clip(gather_object(records), dataloader.dataset.clip_ids)
+        metrics = {"loss": float(np.mean(gather_object(losses))), **self.scorer(records)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=records, label_ids=None, metrics=metrics, num_samples=len(records))
 
@@ -167,6 +186,3 @@ class ActionDetectionTrainer(Trainer):
         if not self.is_in_train and (self.args.fp16_full_eval or self.args.bf16_full_eval):
             model = model.to(torch.float16 if self.args.fp16_full_eval else torch.bfloat16)
         return model.eval()
-
-    def _score(self, records: list[dict[str, Any]]) -> dict[str, float]:
-        return score_records(records, self.accelerator.unwrap_model(self.model).config.id2label, self.label_ids)
