@@ -297,7 +297,10 @@ def train_and_evaluate(
 
 def train(trainer: ActionDetectionTrainer) -> None:
     """Train, save the model and draw the curve."""
-    metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
+    checkpoint = trainer.args.resume_from_checkpoint
+    # The last complete one, or a folder.
+    resume = True if checkpoint is not None and checkpoint.lower() == "true" else checkpoint
+    metrics = trainer.train(resume_from_checkpoint=resume).metrics
     trainer.save_model()
     trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)

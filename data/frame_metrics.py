@@ -95,8 +95,8 @@ def frame_map(
             ap[:, column] = _average_precision(found.values[:, column], has_label, pairs, thresholds.values())
 
     means = {key: mean_over_labels(row) for key, row in zip(thresholds, ap, strict=True)}
-    if max(means.values()) == 0:
-        logger.warning("Frame mAP is 0: %s.", _likely_cause_of_zero(found, truth))
+    if not max(means.values()) > 0 and len(found.frame) + len(truth.frame):
+        logger.warning("Frame mAP is %g: %s.", max(means.values()), _likely_cause_of_zero(found, truth, columns))
     return means | {"ap_per_label": ap[0] if np.ndim(iou_threshold) == 0 else ap}
 
 
@@ -122,16 +122,33 @@ class _Pairs(NamedTuple):
         return _Pairs(*(column[rows] for column in self))
 
 
-def _likely_cause_of_zero(found: _Table, truth: _Table) -> str:
+def _likely_cause_of_zero(found: _Table, truth: _Table, columns: Sequence[int]) -> str:
+    annotated = truth.values.any(0).nonzero()[0]
+    scored = np.intersect1d(annotated, columns)
+    if not len(annotated):
+        return "no label is annotated"
+    if not len(scored):
+        ids, scored_ids = (annotated + 1).tolist(), sorted(column + 1 for column in columns)
+        return f"none of the annotated labels {ids} is among the scored ones, {scored_ids}"
     if not len(found.frame):
         return "there are no detections"
+    truth = truth.take(truth.values[:, scored].any(1))
+    largest, true_largest = found.boxes.max(), truth.boxes.max()
     if not np.isin(found.frame, truth.frame).any():
         example, true_example = found.frame[0].item(), truth.frame[0].item()
         return f"no frame of the detections has ground truth, compare {example!r} with {true_example!r}"
-    return (
-        "no detection overlaps ground truth of the scored labels enough; compare the largest corners, "
-        f"{found.boxes.max():g} and {truth.boxes.max():g} in the ground truth, and the order (x1, y1, x2, y2)"
-    )
+    if not 1 / 8 < largest / true_largest < 8:
+        return f"the detections reach {largest:g} and the ground truth {true_largest:g}: give both in one unit"
+    best = _overlapping_pairs(found, truth, 0.0).iou.max(initial=0.0)
+    boxes = "the same boxes in all frames, as of a model that is not trained" if _are_alike(found) else "other boxes"
+    return f"no detection has an IoU of more than {best:.2f} with ground truth of a scored label: they are {boxes}"
+
+
+def _are_alike(found: _Table) -> bool:
+    """Whether the boxes of several frames are, to a percent of their range, no more than those of one frame."""
+    _, frames = np.unique(found.frame, return_inverse=True)
+    different = np.unique((found.boxes / found.boxes.max()).round(2), axis=0)
+    return frames.max() > 0 and len(different) <= np.bincount(frames).max()
 
 
 def _without_degenerate_boxes(found: _Table) -> _Table:

@@ -51,7 +51,7 @@ def action_detection_loss(
     predictions: list[dict[str, torch.Tensor]],
     labels: list[dict[str, torch.Tensor]],
     config: ClassQueryConfig,
-    counts: dict[str, torch.Tensor] | None = None,
+    divisors: dict[str, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Match every decoder layer's candidates to the actors, frame by frame, and weigh up all loss terms.
 
@@ -63,15 +63,16 @@ def action_detection_loss(
             num_output_frames), whether the actor has a box in the frame; `frame_mask` (num_output_frames,), false on
             padding frames. `num_actors` may be 0 and differ between clips.
         config: Weights of costs and terms.
-        counts: What the terms are divided by; by default those of the batch (`loss_counts`). A trainer gives the mean
-            counts over all batches of an update, so that the mean of their losses is the loss of all their clips.
+        divisors: What the terms are divided by; by default `loss_divisors` of the batch. A trainer gives those of all
+            batches of an update as a part for each, so that the mean of their losses is the loss of all their clips.
 
     Returns:
         The weighted sum, and the unweighted terms by name: `loss_class`, `loss_actor`, `loss_bbox` and `loss_giou` of
         the last layer, those of layer i with the suffix `_i`.
     """
     targets = _stack_targets(labels, predictions[-1]["logits"])
-    counts = counts or loss_counts(labels, config)
+    divisors = divisors or loss_divisors(loss_counts(labels, config))
+    divisors = {name: divisor.to(targets["boxes"].device) for name, divisor in divisors.items()}
     coefficients = {
         "loss_class": config.class_loss_coefficient,
         "loss_actor": config.actor_loss_coefficient,
@@ -82,7 +83,7 @@ def action_detection_loss(
     total, loss_dict = 0, {}
     for layer in supervised:
         suffix = "" if layer == len(predictions) - 1 else f"_{layer}"
-        terms = _layer_loss(predictions[layer], targets, counts, config)
+        terms = _layer_loss(predictions[layer], targets, divisors, config)
         total = total + sum(coefficients[name] * term for name, term in terms.items())
         loss_dict |= {name + suffix: term for name, term in terms.items()}
     return total, loss_dict
@@ -107,6 +108,12 @@ def loss_counts(labels: list[dict[str, torch.Tensor]], config: ClassQueryConfig)
         background = frames * config.num_queries - matched
         counts.append(torch.stack((actors.sum(), frames, matched + config.eos_coefficient * background)))
     return dict(zip(LOSS_COUNTS, torch.stack(counts).float().sum(0), strict=True))
+
+
+def loss_divisors(counts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What the terms are divided by, from `loss_counts`: where there is nothing, so is the term, which stays 0."""
+    smallest = {"actors": 1, "frames": 1, "candidate_weight": 1e-6}
+    return {name: count.clamp(min=smallest[name]) for name, count in counts.items()}
 
 
 def match_actors(
@@ -170,15 +177,13 @@ def generalized_box_iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tens
 def _layer_loss(
     predictions: dict[str, torch.Tensor],
     targets: dict[str, torch.Tensor],
-    counts: dict[str, torch.Tensor],
+    divisors: dict[str, torch.Tensor],
     config: ClassQueryConfig,
 ) -> dict[str, torch.Tensor]:
     """Unweighted loss terms of one decoder layer."""
     # (batch, frames, ...) -> (num_clip_frames, ...)
     predictions = {name: states.flatten(0, 1) for name, states in predictions.items()}
     frames, candidates, actors = match_actors(predictions, targets, config)
-    counts = {name: count.to(targets["boxes"].device) for name, count in counts.items()}
-    num_actors = counts["actors"].clamp(min=1)
     matched_boxes = predictions["pred_boxes"][frames, candidates].float()
     boxes = targets["boxes"][frames, actors]
     matched = torch.zeros_like(predictions["actor_logits"][..., 0], dtype=torch.bool)
@@ -187,10 +192,11 @@ def _layer_loss(
     class_targets[frames, candidates] = targets["class_labels"][frames, actors].to(class_targets.dtype)
     class_loss = _class_loss(predictions, class_targets, matched, targets["frame_mask"], config)
     return {
-        "loss_class": class_loss / _class_normalizer(counts, config),
-        "loss_actor": _actor_loss(predictions["actor_logits"], matched, targets["frame_mask"], counts, config),
-        "loss_bbox": (matched_boxes - boxes).abs().sum() / num_actors,
-        "loss_giou": (1 - generalized_box_iou(matched_boxes, boxes)).sum() / num_actors,
+        "loss_class": class_loss / divisors.get(config.class_loss_normalization, 1),
+        "loss_actor": _actor_loss(predictions["actor_logits"], matched, targets["frame_mask"], config)
+        / divisors["candidate_weight"],
+        "loss_bbox": (matched_boxes - boxes).abs().sum() / divisors["actors"],
+        "loss_giou": (1 - generalized_box_iou(matched_boxes, boxes)).sum() / divisors["actors"],
     }
 
 
@@ -222,24 +228,14 @@ def _smooth(class_targets: torch.Tensor, config: ClassQueryConfig) -> torch.Tens
     return class_targets * (1 - config.label_smoothing) + config.label_smoothing * uniform
 
 
-def _class_normalizer(counts: dict[str, torch.Tensor], config: ClassQueryConfig) -> torch.Tensor | int:
-    if config.class_loss_normalization == "none":
-        return 1
-    return counts[config.class_loss_normalization].clamp(min=1)
-
-
 def _actor_loss(
-    actor_logits: torch.Tensor,
-    matched: torch.Tensor,
-    frame_mask: torch.Tensor,
-    counts: dict[str, torch.Tensor],
-    config: ClassQueryConfig,
+    actor_logits: torch.Tensor, matched: torch.Tensor, frame_mask: torch.Tensor, config: ClassQueryConfig
 ) -> torch.Tensor:
-    """Cross-entropy of actor against background in real frames, the background weighing `eos_coefficient`."""
+    """Cross-entropy, summed, of actor against background in real frames; the background weighs `eos_coefficient`."""
     class_targets = torch.where(matched, ACTOR, BACKGROUND)
     weights = actor_logits.new_tensor([1, 1, config.eos_coefficient], dtype=torch.float32)
     real = actor_logits[frame_mask].flatten(0, 1).float(), class_targets[frame_mask].flatten()
-    return F.cross_entropy(*real, weights, reduction="sum") / counts["candidate_weight"].clamp(min=1e-6)
+    return F.cross_entropy(*real, weights, reduction="sum")
 
 
 def _stack_targets(labels: list[dict[str, torch.Tensor]], logits: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -279,5 +275,6 @@ __all__ = [
     "generalized_box_iou",
     "inverse_sigmoid",
     "loss_counts",
+    "loss_divisors",
     "match_actors",
 ]

@@ -1094,7 +1094,7 @@ class ClassQueryForVideoActionDetection(ClassQueryPreTrainedModel):
         pixel_values: torch.Tensor,
         pixel_mask: torch.Tensor | None = None,
         labels: list[dict[str, torch.Tensor]] | None = None,
-        loss_counts: dict[str, torch.Tensor] | None = None,
+        loss_divisors: dict[str, torch.Tensor] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> ClassQueryDetectionOutput:
@@ -1104,7 +1104,7 @@ class ClassQueryForVideoActionDetection(ClassQueryPreTrainedModel):
             pixel_values: Shape (batch, num_frames, 3, height, width), normalised as by [`ClassQueryVideoProcessor`].
             pixel_mask: Shape (batch, height, width), 1 on real pixels and 0 on padding; all real by default.
             labels: For the loss, one dict per clip (see [`action_detection_loss`]).
-            loss_counts: What the loss terms are divided by, if not what is counted in `labels`.
+            loss_divisors: What the loss terms are divided by, if not what is counted in `labels`.
             output_attentions: Whether to return the class attentions.
             output_hidden_states: Whether to return the states of the encoder.
         """
@@ -1118,7 +1118,7 @@ class ClassQueryForVideoActionDetection(ClassQueryPreTrainedModel):
         ]
         loss, loss_dict = None, None
         if labels is not None:
-            loss, loss_dict = self.loss_function(predictions, labels, self.config, loss_counts)
+            loss, loss_dict = self.loss_function(predictions, labels, self.config, loss_divisors)
         return ClassQueryDetectionOutput(
             loss=loss,
             loss_dict=loss_dict,

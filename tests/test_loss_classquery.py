@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from classquery import ClassQueryConfig, loss_classquery
-from classquery.loss_classquery import action_detection_loss, generalized_box_iou, loss_counts, match_actors
+from classquery.loss_classquery import (
+    action_detection_loss,
+    generalized_box_iou,
+    loss_counts,
+    loss_divisors,
+    match_actors,
+)
 
 
 # What the configurations of the two styles of data sets differ in.
@@ -83,11 +89,11 @@ def match_labels(layer, labels, config):
 def test_terms_of_a_batch_are_the_sums_over_its_clips_divided_by_the_counts_of_the_batch(style, actors_per_clip):
     config = style_config(style)
     predictions, labels = padded_case(0, actors_per_clip)
-    counts = loss_counts(labels, config)
+    divisors = loss_divisors(loss_counts(labels, config))
 
     _, joint = action_detection_loss(predictions, labels, config)
     singles = [
-        action_detection_loss(clips_of(predictions, slice(i, i + 1)), labels[i : i + 1], config, counts)[1]
+        action_detection_loss(clips_of(predictions, slice(i, i + 1)), labels[i : i + 1], config, divisors)[1]
         for i in range(len(labels))
     ]
 
@@ -162,18 +168,20 @@ def test_terms_are_divided_by_the_counts_of_the_batch(normalization):
 
 
 @pytest.mark.parametrize("normalization", ["frames", "actors"])
-def test_mean_loss_of_half_batches_with_mean_counts_is_the_loss_of_the_batch(normalization):
+@pytest.mark.parametrize("actors_per_clip", [[3, 1, 0, 2], [0, 0, 1, 0]])
+def test_mean_loss_of_passes_with_a_part_of_the_divisors_is_the_loss_of_the_batch(normalization, actors_per_clip):
     config = style_config("tubes", class_loss_normalization=normalization)
-    predictions, labels = padded_case(15, [3, 1, 0, 2])
-    halves = [slice(0, 2), slice(2, 4)]
-    each = [loss_counts(labels[half], config) for half in halves]
-    mean = {name: (each[0][name] + each[1][name]) / 2 for name in each[0]}
+    predictions, labels = padded_case(15, actors_per_clip)
+    passes = [slice(i, i + 1) for i in range(4)]
+    counts = [loss_counts(labels[clips], config) for clips in passes]
+    total = {name: sum(count[name] for count in counts) for name in counts[0]}
+    parts = {name: divisor / 4 for name, divisor in loss_divisors(total).items()}
 
     whole, _ = action_detection_loss(predictions, labels, config)
-    parts = [action_detection_loss(clips_of(predictions, half), labels[half], config, mean)[0] for half in halves]
+    losses = [action_detection_loss(clips_of(predictions, clips), labels[clips], config, parts)[0] for clips in passes]
 
     # Some ten roundings of float32.
-    torch.testing.assert_close(sum(parts) / 2, whole, rtol=1e-6, atol=0)
+    torch.testing.assert_close(sum(losses) / 4, whole, rtol=1e-6, atol=0)
 
 
 def test_clip_without_actors_has_no_box_loss_but_trains_the_background():

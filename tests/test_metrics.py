@@ -386,13 +386,31 @@ def test_result_is_nan_when_both_sides_are_empty():
     [
         ({"frame": [], "boxes": [], "scores": []}, "there are no detections"),
         ({"frame": ["b"], "boxes": [BOX], "scores": [[0.9]]}, "no frame .* has ground truth, compare 'b' with 'a'"),
-        ({"frame": ["a"], "boxes": [[0, 0, 0.1, 0.1]], "scores": [[0.9]]}, "largest corners, 0.1 and 10 in the"),
+        ({"frame": ["a"], "boxes": [[0, 0, 0.1, 0.1]], "scores": [[0.9]]}, "reach 0.1 and the ground truth 10: give"),
+        ({"frame": ["a"], "boxes": [[0, 0, 10, 4]], "scores": [[0.9]]}, "more than 0.40 .* they are other boxes"),
+        (
+            {"frame": ["a", "b"], "boxes": [[5, 5, 9, 9]] * 2, "scores": [[0.9]] * 2},
+            "more than 0.16 .* the same boxes in all frames, as of a model that is not trained",
+        ),
     ],
 )
 def test_zero_comes_with_its_likely_cause(detections, cause, caplog):
     assert frame_map(detections, ground_truth_of(("a", BOX)))["frame_map_50"] == 0
 
     assert re.search(f"Frame mAP is 0: .*{cause}", caplog.text)
+
+
+def test_labels_that_are_not_annotated_or_not_scored_are_named(caplog):
+    detections = {"frame": ["a"], "boxes": [BOX], "scores": [[0.9, 0.1]]}
+
+    def warning(labels, **options):
+        caplog.clear()
+        result = frame_map(detections, {"frame": ["a"], "boxes": [BOX], "labels": [labels]}, **options)
+        assert math.isnan(result["frame_map_50"])
+        return caplog.text
+
+    assert "no label is annotated" in warning([0, 0])
+    assert "none of the annotated labels [1] is among the scored ones, [2]" in warning([1, 0], label_ids=[2])
 
 
 def test_other_results_come_without_a_warning(caplog):

@@ -1,14 +1,11 @@
 """What a run says when it cannot go well."""
 
 import math
-import re
 
-import numpy as np
 import pytest
 import torch
 
-from classquery.data.metrics import frame_map
-from classquery.engine.monitoring import PATIENCE, DivergenceError, LossMonitor, NoActorError, explain_zero
+from classquery.engine.monitoring import PATIENCE, DivergenceError, LossMonitor, NoActorError
 from classquery.loss_classquery import NotFiniteError
 
 
@@ -76,46 +73,3 @@ def test_one_actor_is_enough():
     monitor.begin_update([{"labels": LABELS}])
     for _ in range(PATIENCE):
         monitor.begin_update([{"labels": LABELS[:1]}])
-
-
-BOXES = [[0.1, 0.1, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9], [0.2, 0.1, 0.6, 0.4], [0.1, 0.5, 0.3, 0.9]]
-
-
-def tables(
-    boxes=BOXES, true_boxes=((0.6, 0.0, 0.9, 0.3), (0.6, 0.0, 0.9, 0.3)), labels=((1, 0), (1, 0)), frames=(1, 2)
-):
-    """Two detections in each of two frames, and an actor in each."""
-    detections = {"frame": np.repeat([1, 2], 2), "boxes": np.array(boxes, float), "scores": np.full((4, 2), 0.5)}
-    truth = {"frame": np.array(frames), "boxes": np.array(true_boxes, float), "labels": np.array(labels)}
-    return detections, truth
-
-
-@pytest.mark.parametrize(
-    ("changes", "label_ids", "explanation"),
-    [
-        ({"labels": ((0, 0), (0, 0))}, None, "no action is annotated"),
-        ({}, [2], r"none of the annotated labels \[1\] is among the scored ones, \[2\]"),
-        ({"frames": (3, 4)}, None, "no frame has both .*compare 1 with 3"),
-        ({"true_boxes": ((60, 0, 90, 30), (0, 0, 9, 9))}, None, "the annotated boxes reach 90, not 1"),
-        ({"boxes": np.array(BOXES) * 100}, None, "the detected boxes reach 90, not 1"),
-        ({}, None, "more than an IoU of 0.00: the model detects other boxes"),
-        (
-            {"true_boxes": ((0.1, 0.1, 0.4, 0.24),) * 2},
-            None,
-            "more than an IoU of 0.47: the model detects other boxes",
-        ),
-        ({"boxes": BOXES[:2] * 2}, None, "the same boxes in all frames, as a model does that is not trained"),
-    ],
-)
-def test_metric_of_zero_is_explained(changes, label_ids, explanation):
-    detections, truth = tables(**changes)
-
-    assert not frame_map(detections, truth, label_ids=label_ids)["frame_map_50"] > 0
-    assert re.search(explanation, explain_zero(detections, truth, label_ids))
-
-
-def test_clips_without_any_actor_are_explained():
-    detections, _ = tables()
-    truth = {"frame": np.zeros(0, int), "boxes": np.zeros((0, 4)), "labels": np.zeros((0, 2))}
-
-    assert explain_zero(detections, truth) == "no action is annotated"

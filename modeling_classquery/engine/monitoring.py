@@ -2,14 +2,12 @@
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
-from torchvision.ops import box_iou
 
 from classquery.loss_classquery import NotFiniteError
 
@@ -117,57 +115,3 @@ def _curve(term: str) -> str:
 
 def _clip_ids(labels: Iterable[dict[str, Any]]) -> str:
     return ", ".join(label["clip_id"] for label in labels)
-
-
-def explain_zero(
-    detections: Mapping[str, ArrayLike], ground_truth: Mapping[str, ArrayLike], label_ids: Sequence[int] | None = None
-) -> str:
-    """Say why a frame mAP is exactly 0, or not a number.
-
-    Args:
-        detections: As for `frame_map`, with boxes in [0, 1] and a score of every box for every label.
-        ground_truth: As for `frame_map`, with boxes in [0, 1].
-        label_ids: The labels that are scored, as for `frame_map`.
-
-    Returns:
-        The first cause that applies, in one sentence.
-    """
-    labels = np.asarray(ground_truth["labels"]) > 0
-    annotated = (labels.any(0).nonzero()[0] + 1).tolist() if len(labels) else []
-    scored = annotated if label_ids is None else sorted(set(annotated) & set(label_ids))
-    if not annotated:
-        return "no action is annotated"
-    if not scored:
-        return f"none of the annotated labels {annotated} is among the scored ones, {sorted(label_ids)}"
-    is_scored = labels[:, np.array(scored) - 1].any(1)
-    found, true = _boxes_by_frame(detections), _boxes_by_frame(ground_truth, is_scored)
-    shared = found.keys() & true.keys()
-    if not shared:
-        examples = [next(iter(boxes), None) for boxes in (found, true)]
-        return f"no frame has both detections and annotations: compare {examples[0]!r} with {examples[1]!r}"
-    for kind, boxes in (("annotated", true), ("detected", found)):
-        largest = max(np.abs(boxes[frame]).max() for frame in shared)
-        if largest > 1.5:
-            return f"the {kind} boxes reach {largest:.4g}, not 1: divide them by width and height of the frame"
-    best = max(_largest_iou(found[frame], true[frame]) for frame in shared)
-    guess = "the same boxes in all frames, as a model does that is not trained" if _are_alike(found) else "other boxes"
-    return f"no detected box overlaps an annotated one by more than an IoU of {best:.2f}: the model detects {guess}"
-
-
-def _boxes_by_frame(side: Mapping[str, ArrayLike], rows: np.ndarray | slice = slice(None)) -> dict[Any, np.ndarray]:
-    frames, boxes = np.asarray(side["frame"])[rows], np.asarray(side["boxes"])[rows]
-    distinct, frame_of_row = np.unique(frames, return_inverse=True)
-    order = np.argsort(frame_of_row, kind="stable")
-    groups = np.split(boxes[order], np.cumsum(np.bincount(frame_of_row))[:-1])
-    return dict(zip(distinct.tolist(), groups, strict=False))
-
-
-def _largest_iou(boxes: np.ndarray, others: np.ndarray) -> float:
-    return box_iou(torch.from_numpy(boxes).double(), torch.from_numpy(others).double()).max().item()
-
-
-def _are_alike(boxes_by_frame: Mapping[Any, np.ndarray]) -> bool:
-    """Whether several frames have, to two digits, no more different boxes among them than one frame has."""
-    boxes = np.concatenate(list(boxes_by_frame.values()))
-    different = np.unique(boxes.round(2), axis=0)
-    return len(boxes_by_frame) > 1 and len(different) <= max(map(len, boxes_by_frame.values()))

@@ -21,7 +21,7 @@ from classquery.engine.optimization import (
     warmup_multistep_schedule,
 )
 from classquery.engine.resume import ResumableTrainer
-from classquery.loss_classquery import LOSS_COUNTS, loss_counts
+from classquery.loss_classquery import LOSS_COUNTS, loss_counts, loss_divisors
 
 
 class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer):
@@ -47,7 +47,7 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer):
         self.optimization = optimization or OptimizationArguments()
         self.scorer = scorer or FrameScorer(self.model.config.id2label)
         self.monitor = LossMonitor(self.optimization.loss_explosion_factor)
-        self._loss_counts, self._rates = None, {}
+        self._loss_divisors, self._rates = None, {}
         if self.optimization.total_batch_size is not None:
             self.args.gradient_accumulation_steps = accumulation_steps(
                 self.optimization.total_batch_size, self.args.train_batch_size * self.args.world_size
@@ -100,24 +100,27 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             self.monitor.begin_update(batches)
+            # Groups of one part differ in their decay only.
             groups = enumerate(self.optimizer.param_groups)
-            self._rates = {f"learning_rate/{group.get('name', index)}": group["lr"] for index, group in groups}
-            self._loss_counts = self._mean_loss_counts(batches)
+            names = {group.get("name", str(index)).partition(" without")[0]: group["lr"] for index, group in groups}
+            self._rates = {f"learning_rate/{name}": rate for name, rate in names.items()}
+            self._loss_divisors = self._shared_loss_divisors(batches)
         return batches, num_items
 
-    def _mean_loss_counts(self, batches: list[dict[str, Any]]) -> dict[str, torch.Tensor] | None:
-        """Mean over batches and processes: the losses that are divided by it are averaged again."""
+    def _shared_loss_divisors(self, batches: list[dict[str, Any]]) -> dict[str, torch.Tensor] | None:
+        """Divisors of all batches on all processes, a part for each: the losses that they give are averaged."""
         config = self.accelerator.unwrap_model(self.model).config
         if config.loss_counts != "global":
             return None
         counts = [torch.stack(list(loss_counts(batch["labels"], config).values())) for batch in batches]
-        mean = self.accelerator.reduce(torch.stack(counts).mean(0).to(self.args.device), "mean")
-        return dict(zip(LOSS_COUNTS, mean, strict=True))
+        total = self.accelerator.reduce(torch.stack(counts).sum(0).to(self.args.device), "sum")
+        divisors = loss_divisors(dict(zip(LOSS_COUNTS, total, strict=True)))
+        return {name: divisor / (len(batches) * self.args.world_size) for name, divisor in divisors.items()}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Run the model on a batch of `ClipCollator` and note its loss terms for the log."""
         with self.monitor.matching(inputs["labels"]):
-            outputs = model(**inputs, loss_counts=self._loss_counts if model.training else None)
+            outputs = model(**inputs, loss_divisors=self._loss_divisors if model.training else None)
         if model.training:
             self.monitor.add(inputs["labels"], outputs.loss, outputs.loss_dict)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
