@@ -20,10 +20,11 @@ import torch
 
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection
 from classquery.configuration import list_recipes, load_recipe
+from classquery.engine.ema import WeightAverage
 from classquery.engine.optimization import parameter_groups
 
 
-OPTIONS = ("plain", "checkpointing", "frozen backbone", "bf16", "bf16 + checkpointing", "compile")
+OPTIONS = ("plain", "checkpointing", "frozen backbone", "ema", "compile", "bf16", "bf16 + checkpointing")
 PUBLISHED = [name for name in list_recipes() if not name.startswith("demo") and not name.endswith("_stage1")]
 
 
@@ -32,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", default=PUBLISHED)
     parser.add_argument("--short_side", type=int, help="default: that of the recipe")
-    parser.add_argument("--options", nargs="+", choices=OPTIONS, default=OPTIONS[:3] if not has_gpu() else OPTIONS)
+    parser.add_argument("--options", nargs="+", choices=OPTIONS, default=OPTIONS[:4] if not has_gpu() else OPTIONS)
     parser.add_argument("--steps", type=int, default=2, help="steps to measure, after one to warm up")
     parser.add_argument("--single", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -81,18 +82,19 @@ def measure(recipe: str, option: str, short_side: int | None, steps: int) -> dic
     if option == "frozen backbone":
         model.model.backbone.requires_grad_(False)
     if "checkpointing" in option:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     batch = make_batch(config, short_side or values.processor["size"]["shortest_edge"], device)
     optimizer = torch.optim.AdamW(parameter_groups(model, learning_rate=1e-5, weight_decay=1e-4))
     run = torch.compile(model) if option == "compile" else model
     precision = torch.autocast(device.type, dtype=torch.bfloat16) if "bf16" in option else nullcontext()
+    average = WeightAverage(model, decay=0.999).averaged if option == "ema" else None
     held = resident_gigabytes()
-    step(run, batch, optimizer, precision)
+    step(run, batch, optimizer, precision, average)
     if has_gpu():
         torch.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(steps):
-        step(run, batch, optimizer, precision)
+        step(run, batch, optimizer, precision, average)
     if has_gpu():
         torch.cuda.synchronize()
     seconds = (time.perf_counter() - start) / steps
@@ -100,14 +102,16 @@ def measure(recipe: str, option: str, short_side: int | None, steps: int) -> dic
     return {"clip": shape_of(batch), "seconds": seconds, "gigabytes": peak}
 
 
-def step(model, batch: dict, optimizer: torch.optim.Optimizer, precision) -> None:
-    """Forward, backward and update."""
+def step(model, batch: dict, optimizer: torch.optim.Optimizer, precision, average=None) -> None:
+    """Forward, backward, update, and average of the weights."""
     with precision:
         loss = model(**batch).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
     optimizer.step()
     optimizer.zero_grad()
+    if average is not None:
+        average.update_parameters(model)
 
 
 def make_batch(config: ClassQueryConfig, short_side: int, device: torch.device) -> dict:

@@ -29,21 +29,25 @@ class _Reader(NamedTuple):
     write_demo: Callable[[Path], None] | None = None
 
 
+def _demo(layout: str, num_train_videos: int, num_validation_videos: int) -> Callable[[Path], None]:
+    return partial(
+        write_demo_tubes,
+        layout=layout,
+        num_train_videos=num_train_videos,
+        num_validation_videos=num_validation_videos,
+    )
+
+
 _READERS = {
     "ava": _Reader(load_ava, load_ava_labels, has_tubes=False, options=("movie_start_seconds",)),
     "ucf101_24": _Reader(load_ucf101_24, load_ucf101_24_labels, has_tubes=True),
     "jhmdb_21": _Reader(load_jhmdb_21, load_jhmdb_21_labels, has_tubes=True, options=("fold",)),
     "multisports": _Reader(load_multisports, load_multisports_labels, has_tubes=True),
 }
-_DEMO_SIZE = {"num_train_videos": 400, "num_validation_videos": 40}
 _READERS |= {
     "demo": _READERS["ava"]._replace(write_demo=write_demo),
-    "demo_ucf101_24": _READERS["ucf101_24"]._replace(
-        write_demo=partial(write_demo_tubes, layout="ucf101_24", **_DEMO_SIZE)
-    ),
-    "demo_jhmdb_21": _READERS["jhmdb_21"]._replace(
-        write_demo=partial(write_demo_tubes, layout="jhmdb_21", **_DEMO_SIZE)
-    ),
+    "demo_ucf101_24": _READERS["ucf101_24"]._replace(write_demo=_demo("ucf101_24", 400, 40)),
+    "demo_jhmdb_21": _READERS["jhmdb_21"]._replace(write_demo=_demo("jhmdb_21", 2400, 240)),
 }
 # The names above.
 DatasetName = Literal["ava", "ucf101_24", "jhmdb_21", "multisports", "demo", "demo_ucf101_24", "demo_jhmdb_21"]

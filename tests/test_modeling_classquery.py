@@ -341,7 +341,7 @@ def test_gradient_checkpointing_runs_layers_again_and_gives_the_same_gradients()
     gradients, counts = [], []
     for checkpointing in (False, True):
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         model.zero_grad()
         runs.clear()
         model(**batch).loss.backward()

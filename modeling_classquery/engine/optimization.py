@@ -26,7 +26,7 @@ class OptimizationArguments:
     )
     decay_norms_and_biases: bool = field(
         default=False,
-        metadata={"help": "Whether --weight_decay applies to vectors, too: norms, biases, embeddings of levels."},
+        metadata={"help": "Whether --weight_decay applies to norms and biases, too, as in the published recipe."},
     )
     warmup_epochs: float = field(
         default=0.0,
