@@ -33,11 +33,16 @@ from transformers.hf_argparser import string_to_bool
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
 from classquery.configuration import DataArguments, Recipe, RecipeError, load_recipe
 from classquery.convert_classquery_checkpoint import load_backbone, load_transformer
-from classquery.data.action_datasets import load_action_dataset, load_action_labels, make_clips, prepare_dataset
+from classquery.data.action_datasets import (
+    load_action_dataset,
+    load_action_labels,
+    make_clips,
+    prepare_dataset,
+    scored_label_ids,
+)
 from classquery.data.clip_reader import ClipReader, VideoReadError
 from classquery.data.clips import ClipCollator, KeyframeClips, TubeClips
 from classquery.data.demo import actor_crop_baseline, write_demo_movie
-from classquery.data.metrics import ava_label_ids
 from classquery.data.transforms import ClipTransform
 from classquery.engine.checkpoint import load_detector
 from classquery.engine.detection import label_id_of
@@ -144,7 +149,23 @@ def parse_arguments() -> tuple[ModelArguments, DataArguments, OptimizationArgume
         parser.error("nothing to do: give one or more of --do_train, --do_eval and --do_predict")
     if training_args.do_predict and not training_args.do_train and not model_args.model_name_or_path:
         parser.error("--do_predict without --do_train needs --model_name_or_path (`demo` is the model in the package)")
+    contradiction = contradiction_in(model_args)
+    if contradiction:
+        parser.error(contradiction)
     return model_args, data_args, optimization, training_args, recipe
+
+
+def contradiction_in(model_args: ModelArguments) -> str | None:
+    """Options that cannot be meant together, if there are any."""
+    new_only = model_args.backbone_checkpoint or model_args.transformer_checkpoint
+    trained_only = model_args.classes != "same" or model_args.freeze == "old_classes" or model_args.lora_rank
+    if model_args.model_name_or_path and new_only:
+        return "--backbone_checkpoint and --transformer_checkpoint start a new model: leave --model_name_or_path out"
+    if not model_args.model_name_or_path and trained_only:
+        return "--classes, --freeze old_classes and --lora_rank change a trained model: give --model_name_or_path"
+    if model_args.lora_rank and model_args.freeze != "nothing":
+        return "--lora_rank freezes what it needs to: leave --freeze out"
+    return None
 
 
 def adapt_to_cpu(training_args: TrainingArguments) -> None:
@@ -279,8 +300,7 @@ def train_and_evaluate(
             model.config.id2label,
             protocol=data_args.video_map_protocol,
             shortest_edge=size,
-            # As the published evaluation does: all labels, but of the 80 of AVA only those that are frequent enough.
-            label_ids=ava_label_ids() if model.config.num_labels == 80 else None,
+            label_ids=scored_label_ids(data_args.dataset, model.config.num_labels),
         ),
         callbacks=freeze(model, model_args),
     )

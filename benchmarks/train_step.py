@@ -56,15 +56,17 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def run_alone(case: dict) -> dict:
-    """Measure in another process; what it says on failure goes to the terminal."""
+def run_alone(case: dict) -> dict | None:
+    """Measure in another process; if it fails, it says why itself, and there is no result."""
     command = [sys.executable, __file__, "--single", json.dumps(case)]
-    finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(finished.stdout.splitlines()[-1])
+    finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    return json.loads(finished.stdout.splitlines()[-1]) if finished.returncode == 0 else None
 
 
-def row(recipe: str, option: str, result: dict, first: dict) -> str:
+def row(recipe: str, option: str, result: dict | None, first: dict | None) -> str:
     """A line of the table."""
+    if result is None:
+        return f"| {recipe} | | {option} | failed | | | |"
     time_ratio, memory_ratio = result["seconds"] / first["seconds"], result["gigabytes"] / first["gigabytes"]
     return (
         f"| {recipe} | {result['clip']} | {option} | {result['seconds']:.2f} | {result['gigabytes']:.2f} "

@@ -11,6 +11,7 @@ from classquery.data.ava import load_ava, load_ava_labels
 from classquery.data.clips import KeyframeClips, TubeClips
 from classquery.data.demo import write_demo
 from classquery.data.demo_tubes import write_demo_tubes
+from classquery.data.metrics import ava_label_ids
 from classquery.data.tubes import (
     load_jhmdb_21,
     load_jhmdb_21_labels,
@@ -21,12 +22,16 @@ from classquery.data.tubes import (
 )
 
 
+NUM_AVA_LABELS = 80
+
+
 class _Reader(NamedTuple):
     load: Callable[..., Dataset]
     load_labels: Callable[[Path], dict[int, str]]
     has_tubes: bool
     options: tuple[str, ...] = ()  # Of `load_action_dataset`, that `load` takes.
     write_demo: Callable[[Path], None] | None = None
+    scored_label_ids: Callable[[], list[int]] | None = None
 
 
 def _demo(layout: str, num_train_videos: int, num_validation_videos: int) -> Callable[[Path], None]:
@@ -39,13 +44,15 @@ def _demo(layout: str, num_train_videos: int, num_validation_videos: int) -> Cal
 
 
 _READERS = {
-    "ava": _Reader(load_ava, load_ava_labels, has_tubes=False, options=("movie_start_seconds",)),
+    "ava": _Reader(
+        load_ava, load_ava_labels, has_tubes=False, options=("movie_start_seconds",), scored_label_ids=ava_label_ids
+    ),
     "ucf101_24": _Reader(load_ucf101_24, load_ucf101_24_labels, has_tubes=True),
     "jhmdb_21": _Reader(load_jhmdb_21, load_jhmdb_21_labels, has_tubes=True, options=("fold",)),
     "multisports": _Reader(load_multisports, load_multisports_labels, has_tubes=True),
 }
 _READERS |= {
-    "demo": _READERS["ava"]._replace(write_demo=write_demo),
+    "demo": _READERS["ava"]._replace(write_demo=write_demo, scored_label_ids=None),
     "demo_ucf101_24": _READERS["ucf101_24"]._replace(write_demo=_demo("ucf101_24", 400, 40)),
     "demo_jhmdb_21": _READERS["jhmdb_21"]._replace(write_demo=_demo("jhmdb_21", 2400, 240)),
 }
@@ -72,6 +79,16 @@ def prepare_dataset(name: DatasetName, data_dir: str | Path) -> Path:
 def load_action_labels(name: DatasetName, data_dir: str | Path) -> dict[int, str]:
     """Read the names of the classes, by 0-based id."""
     return _READERS[name].load_labels(Path(data_dir))
+
+
+def scored_label_ids(name: DatasetName, num_labels: int) -> list[int] | None:
+    """1-based ids of the labels that count in the metrics of a data set: 60 of the 80 of AVA; None where all do.
+
+    Data in the layout of AVA with another number of labels are not AVA's.
+    """
+    reader = _READERS[name]
+    ids = reader.scored_label_ids() if reader.scored_label_ids else None
+    return ids if num_labels == NUM_AVA_LABELS else None
 
 
 def load_action_dataset(

@@ -238,6 +238,14 @@ def _actor_loss(
     return F.cross_entropy(*real, weights, reduction="sum")
 
 
+def _check_range(name: str, values: torch.Tensor) -> None:
+    if values.numel() and not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError(
+            f"`{name}` must lie in [0, 1], got {values.min():g} to {values.max():g}: boxes are divided by the size of "
+            "the frame, labels are 0 or 1"
+        )
+
+
 def _stack_targets(labels: list[dict[str, torch.Tensor]], logits: torch.Tensor) -> dict[str, torch.Tensor]:
     """Check the labels and pad them to one number of actors: (num_clip_frames, num_actors, ...) on one device."""
     batch_size, num_frames, _, num_labels = logits.shape
@@ -251,6 +259,7 @@ def _stack_targets(labels: list[dict[str, torch.Tensor]], logits: torch.Tensor) 
             tensor, expected = label[name], (num_actors, num_frames, *width)
             if tuple(tensor.shape) != expected:
                 raise ValueError(f"`labels[{index}][{name!r}]` must have shape {expected}, got {tuple(tensor.shape)}")
+            _check_range(f"labels[{index}][{name!r}]", tensor[label["valid"].bool()] if width else tensor)
             padding = tensor.new_zeros(most_actors - num_actors, *expected[1:])
             # (actors, frames, ...) -> (frames, actors, ...)
             stacked[name].append(torch.cat((tensor, padding)).transpose(0, 1))

@@ -6,16 +6,16 @@ interaction-reduced form, with the strides of the published detector.
 
 import torch
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_classquery import ClassQueryCSNConfig
 
 
-class ClassQueryCSNBlock(GradientCheckpointingLayer):
+class ClassQueryCSNBlock(nn.Module):
     """Bottleneck: 1x1x1, depth-wise 3x3x3 and 1x1x1 convolutions, each with batch norm, and a residual connection.
 
     There is no `conv2`: the numbers are those of the published weights, in which it is the convolution that the
-    interaction-reduced form leaves out.
+    interaction-reduced form leaves out. Gradient checkpointing does not reach here: computed again, batch norms would
+    take in their statistics twice.
     """
 
     expansion = 4

@@ -140,15 +140,21 @@ def test_low_rank_updates_are_trained_and_merged(model):
     )
 
 
-def test_few_other_spellings_are_taken_from_the_data(model, caplog):
-    spelled = ["run", "stand", "sit", "jump/leap", "wave"]
+def test_other_spellings_are_taken_from_the_data(model):
+    spelled = ["Run", "stand", "sit", "jump", "Wave!"]
 
     same = change_classes(model, spelled, "same")
 
     assert same is model
-    assert model.config.id2label[3] == "jump/leap"
-    assert model.config.label2id["jump/leap"] == 3
-    assert "'jump' and 'jump/leap'" in caplog.text
+    assert model.config.id2label[4] == "Wave!"
+    assert model.config.label2id["Run"] == 0
+
+
+def test_exchanged_classes_are_no_other_spelling(model):
+    with pytest.raises(ValueError, match="the classes of the model are not those of the data"):
+        change_classes(model, ["stand", "run", *LABELS[2:]], "same")
+    with pytest.raises(ValueError, match="the classes of the model are not those of the data"):
+        change_classes(model, [*LABELS[:4], "shoot"], "same")
 
 
 def test_other_classes_are_refused_unless_asked_for(model):

@@ -366,3 +366,12 @@ def test_wrong_label_shapes_raise():
     labels[0]["boxes"] = labels[0]["boxes"][:, 0]
     with pytest.raises(ValueError, match=r"labels\[0\]\['boxes'\].*must have shape \(2, 3, 4\), got \(2, 4\)"):
         action_detection_loss(predictions, labels, config)
+
+
+def test_targets_in_pixels_raise():
+    predictions, labels = random_case(3, [1])
+    labels[0]["boxes"] = labels[0]["boxes"] * 200
+    labels[0]["valid"][:] = True
+
+    with pytest.raises(ValueError, match=r"`labels\[0\]\['boxes'\]` must lie in \[0, 1\], got .*size of the frame"):
+        action_detection_loss(predictions, labels, style_config("keyframes"))

@@ -1,5 +1,7 @@
 """The network against the goldens of the published one, and as a citizen of transformers."""
 
+import copy
+import math
 import os
 from collections import Counter
 from pathlib import Path
@@ -202,6 +204,25 @@ def test_frozen_batch_norms_keep_their_statistics_but_are_trained():
 
     torch.testing.assert_close(list(model.model.backbone.buffers()), before, rtol=0, atol=0)
     assert model.model.backbone.bn1.weight.grad.abs().sum() > 0
+
+
+def test_checkpointing_leaves_the_statistics_of_batch_norms_alone():
+    model = ClassQueryForVideoActionDetection(tiny_config(backbone_config=CSN)).train()
+    model.activation_checkpointing_enable()
+
+    model(**tiny_batch(model.config)).loss.backward()
+
+    norms = [m for m in model.model.backbone.modules() if isinstance(m, torch.nn.BatchNorm3d)]
+    assert {norm.num_batches_tracked.item() for norm in norms} == {1}
+
+
+@pytest.mark.parametrize("name", ["logits", "pred_boxes"])
+def test_parity_does_not_pass_what_is_not_a_number(name, golden_run):
+    facts, expected, _, _, outputs = golden_run
+    broken = copy.copy(outputs)
+    broken[name] = outputs[name] * math.nan
+
+    assert not largest_deviation(broken, facts, expected)[1] <= 1
 
 
 def test_csn_configuration_refuses_what_cannot_work():

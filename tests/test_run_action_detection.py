@@ -173,7 +173,17 @@ def test_wrong_arguments_raise_what_the_script_shows(script, monkeypatch, argume
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "nothing to do"), (["--do_predict"], "needs --model_name_or_path")],
+    [
+        ([], "nothing to do"),
+        (["--do_predict"], "needs --model_name_or_path"),
+        (["--do_train", "--model_name_or_path", "demo", "--backbone_checkpoint", "x.pth"], "start a new model"),
+        (["--do_train", "--classes", "add"], "change a trained model"),
+        (["--do_train", "--lora_rank", "2"], "change a trained model"),
+        (
+            ["--do_train", "--model_name_or_path", "demo", "--lora_rank", "2", "--freeze", "backbone"],
+            "leave --freeze out",
+        ),
+    ],
 )
 def test_incomplete_command_lines_end_with_usage(script, monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(sys, "argv", ["run_action_detection.py", *arguments])

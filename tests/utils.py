@@ -39,15 +39,16 @@ def load_golden(name: str, folder: Path = GOLDEN_DIR / "model") -> tuple[dict, d
 def largest_deviation(outputs, facts: dict, expected: dict[str, torch.Tensor]) -> tuple[float, float]:
     """Largest deviation of any output of any decoder layer, and the largest as a share of the tolerance there."""
     atol, rtol = facts["suggested"]["atol"], facts["suggested"]["rtol"]
-    deviation, share = 0.0, 0.0
+    deviation, share = torch.zeros(()), torch.zeros(())
     layers = {"": outputs} | {f"aux{i}.": layer for i, layer in enumerate(outputs.auxiliary_outputs)}
     for prefix, layer in layers.items():
         for ours, published in OUTPUTS.items():
             reference = expected[prefix + published]
             difference = (layer[ours].view_as(reference) - reference).abs()
-            deviation = max(deviation, difference.max().item())
-            share = max(share, (difference / (atol + rtol * reference.abs())).max().item())
-    return deviation, share
+            # Unlike max(), these keep a NaN.
+            deviation = torch.maximum(deviation, difference.max())
+            share = torch.maximum(share, (difference / (atol + rtol * reference.abs())).max())
+    return deviation.item(), share.item()
 
 
 def golden_config(facts: dict) -> ClassQueryConfig:

@@ -1,6 +1,5 @@
 """Other classes for a trained detector: replaced, or added without a change to those it knows."""
 
-import logging
 from collections.abc import Sequence
 from typing import Literal
 
@@ -11,16 +10,13 @@ from transformers.utils import is_peft_available
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection
 
 
-logger = logging.getLogger(__name__)
-
-
 def change_classes(
     model: ClassQueryForVideoActionDetection, labels: Sequence[str], how: Literal["same", "replace", "add"]
 ) -> ClassQueryForVideoActionDetection:
     """Fit a detector to the classes of a data set, which are others than its own.
 
-    Where only a few names differ, it is a matter of spelling ("answer phone" and "answer (phone)"): the model takes
-    the names of the data.
+    Where names differ in capitals, punctuation and spaces only ("Hand clap" and "hand_clap"), the model takes those of
+    the data.
 
     Args:
         model: A trained detector; stays as it is but for such names.
@@ -31,9 +27,7 @@ def change_classes(
         ValueError: If other classes are refused, or the data does not begin with the classes of the model.
     """
     old = list(model.config.id2label.values())
-    respelled = [pair for pair in zip(old, labels, strict=False) if pair[0] != pair[1]]
-    if how == "same" and len(old) == len(labels) and len(respelled) <= len(old) // 3:
-        logger.warning("taken to be the same classes: " + "; ".join(f"{a!r} and {b!r}" for a, b in respelled))
+    if how == "same" and [_plain(label) for label in old] == [_plain(label) for label in labels]:
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {label: index for index, label in enumerate(labels)}
         return model
@@ -50,6 +44,10 @@ def change_classes(
         f"the classes of the model are not those of the data: {_first(old)} and {_first(labels)}; give the data of "
         "this model, or --classes replace or add"
     )
+
+
+def _plain(label: str) -> str:
+    return "".join(character for character in label.casefold() if character.isalnum())
 
 
 def _first(labels: Sequence[str]) -> str:
@@ -144,7 +142,8 @@ class TrainLowRankUpdates(TrainerCallback):
     """Freeze the backbone, the encoder and the decoder's layers, and train low-rank updates of their matrices (LoRA).
 
     The heads and the class queries are trained as they are. At the end of training the updates are merged, so that an
-    ordinary detector is saved; checkpoints on the way hold the updates by themselves.
+    ordinary detector is saved. Checkpoints on the way hold matrices and updates apart: they serve to resume a run with
+    the same rank, not as detectors.
 
     Args:
         model: Is changed in place.

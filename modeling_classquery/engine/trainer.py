@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
+from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.training_args import ParallelMode
 
+from classquery import ClassQueryForVideoActionDetection
 from classquery.engine.ema import AveragingTrainer
 from classquery.engine.evaluation import FrameScorer, Record, clip_records, once_per_clip
 from classquery.engine.monitoring import LossMonitor
@@ -38,20 +40,23 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer):
 
     def __init__(
         self,
-        *args,
+        model: ClassQueryForVideoActionDetection,
+        args: TrainingArguments,
+        *,
         optimization: OptimizationArguments | None = None,
         scorer: Callable[[Sequence[Record]], dict[str, float]] | None = None,
         **kwargs,
     ):
-        super().__init__(*args, **kwargs)
         self.optimization = optimization or OptimizationArguments()
+        if self.optimization.total_batch_size is not None:
+            # Before anything, as DeepSpeed's configuration, is filled in from it.
+            args.gradient_accumulation_steps = accumulation_steps(
+                self.optimization.total_batch_size, args.train_batch_size * args.world_size
+            )
+        super().__init__(model, args, **kwargs)
         self.scorer = scorer or FrameScorer(self.model.config.id2label)
         self.monitor = LossMonitor(self.optimization.loss_explosion_factor)
         self._loss_divisors, self._rates = None, {}
-        if self.optimization.total_batch_size is not None:
-            self.args.gradient_accumulation_steps = accumulation_steps(
-                self.optimization.total_batch_size, self.args.train_batch_size * self.args.world_size
-            )
         # There is no synchronised batch norm on CPU.
         is_distributed = self.args.parallel_mode == ParallelMode.DISTRIBUTED and self.args.device.type == "cuda"
         if self.optimization.sync_batch_norm and is_distributed:
