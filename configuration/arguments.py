@@ -1,9 +1,14 @@
 """What a recipe says about the data."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from classquery.data.action_datasets import DatasetName
+from classquery.engine.optimization import require_argument
+
+
+_PARTS = ("flip_probability", "saturation_jitter", "value_jitter", "score_threshold", "actor_threshold")
 
 
 @dataclass
@@ -65,3 +70,18 @@ class DataArguments:
     actor_threshold: float = field(
         default=0.5, metadata={"help": "Lowest confidence of an actor that --do_predict reports."}
     )
+
+    def __post_init__(self) -> None:
+        require_argument(self, "fold", self.fold in (0, 1, 2), "0, 1 or 2")
+        shortest = self.resize_shortest_edge
+        require_argument(self, "resize_shortest_edge", shortest >= 1, "at least 1")
+        if self.max_resize_shortest_edge is not None:
+            is_range = self.max_resize_shortest_edge >= shortest
+            require_argument(self, "max_resize_shortest_edge", is_range, f"at least --resize_shortest_edge {shortest}")
+        for name in _PARTS:
+            require_argument(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        require_argument(self, "hue_jitter", 0 <= self.hue_jitter <= 180, "between 0 and 180")
+        for name in ("movie_start_seconds", "color_noise"):
+            require_argument(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
+        rate = self.keyframes_per_second
+        require_argument(self, "keyframes_per_second", 0 < rate < math.inf, "more than 0")

@@ -1,11 +1,12 @@
 """Reading recipes, and refusing what they cannot mean."""
 
+import contextlib
 import dataclasses
 import difflib
 import enum
 import json
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -30,6 +31,10 @@ SECTIONS = {
     "optimization": OptimizationArguments,
     "training": TrainingArguments,
 }
+# Scores of evaluation, and those that it has of each label.
+METRICS = ("frame_map_50", "video_map_20", "video_map_50", "loss")
+LABEL_METRICS = ("frame_ap_50", "video_ap_50")
+NOT_IN_USE = "not in this model"
 
 
 class RecipeError(ValueError):
@@ -59,7 +64,8 @@ class Recipe:
             used: By section, the object or dict that holds the values of a run.
 
         Returns:
-            A line per value: its path, the value, its source; `changed` where it is not that of the recipe.
+            A line per value: its path, the value, its source; `changed` where it is not that of the recipe, as of a
+            value that the model in use does not have.
         """
         rows = []
         for path, value in self.values().items():
@@ -83,15 +89,22 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         name_or_path: One of `list_recipes()`, or a JSON file.
 
     Raises:
-        RecipeError: If there is no such recipe, it is no JSON object, or a section, key or value is unknown or cannot
-            be; names it and the closest valid one.
+        RecipeError: If there is no such recipe, it is no JSON object or its own base, or a section, key or value is
+            unknown or cannot be; names it and the closest valid one.
     """
+    return _load(name_or_path, ())
+
+
+def _load(name_or_path: str | Path, built_on_it: tuple[Path, ...]) -> Recipe:
     path = _find(RECIPE_DIR, name_or_path, list_recipes(), "recipe")
-    content = _read(path)
+    chain = (*built_on_it, path.resolve())
+    if chain[-1] in built_on_it:
+        raise RecipeError(f"a recipe is its own base: {' -> '.join(map(str, chain))}")
+    content = _read(path, dict)
     _check_sections(path, content)
-    base = load_recipe(content["base"]) if "base" in content else Recipe(path.stem)
+    base = _load(content["base"], chain) if "base" in content else Recipe(path.stem)
     if "labels" in content:
-        labels = json.loads(_find(LABEL_DIR, content["labels"], _list_labels(), "list of labels").read_text("utf-8"))
+        labels = _read(_find(LABEL_DIR, content["labels"], _list_labels(), "list of labels"), list)
         content["model"] = content.get("model", {}) | {"id2label": dict(enumerate(labels))}
     sections = {name: _merge(getattr(base, name), content.get(name, {})) for name in SECTIONS}
     for name, kind in SECTIONS.items():
@@ -99,7 +112,9 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     recipe = Recipe(path.stem, **sections, sources=base.sources | _sources_by_path(content))
     values = recipe.values()
     _refuse_unknown(f"{path}, sources", _sources_by_path(content), values)
-    _check_model(path, recipe.model)
+    for name, check in CHECKS.items():
+        with _located(f"{path}, section {name}"):
+            check(recipe)
     return dataclasses.replace(recipe, sources={p: source for p, source in recipe.sources.items() if p in values})
 
 
@@ -115,13 +130,14 @@ def _list_labels() -> list[str]:
     return sorted(path.stem for path in LABEL_DIR.glob("*.json"))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, kind: type) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise RecipeError(f"{path} is no valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path} must hold an object, got {type(content).__name__}")
+    if not isinstance(content, kind):
+        expected = "an object" if kind is dict else "a list"
+        raise RecipeError(f"{path} must hold {expected}, got {type(content).__name__}")
     return content
 
 
@@ -135,6 +151,8 @@ def _check_sections(path: Path, content: Mapping[str, Any]) -> None:
     for name in SECTIONS:
         if not isinstance(content.get(name, {}), dict):
             raise RecipeError(f"{path}, section {name} must be an object, got {content[name]!r}")
+    if not _fits(content.get("sources", {}), dict[str, list[str]]):
+        raise RecipeError(f"{path}: sources must list paths of values by their source, got {content['sources']!r}")
 
 
 def _check_values(where: str, values: Mapping[str, Any], kind: type) -> None:
@@ -165,11 +183,51 @@ def _check_backbone(where: str, values: Any) -> None:
     _check_values(where, values, BACKBONES[model_type])
 
 
-def _check_model(path: Path, model: Mapping[str, Any]) -> None:
+@contextlib.contextmanager
+def _located(where: str) -> Iterator[None]:
+    """Say where the values stand that something refuses."""
     try:
-        ClassQueryConfig(**model)
-    except StrictDataclassError as error:
-        raise RecipeError(f"{path}, section model: {error}") from error
+        yield
+    except (StrictDataclassError, ValueError) as error:
+        # A strict configuration wraps the reason in the name of its own check.
+        reason = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+        raise RecipeError(f"{where}: {reason}") from error
+
+
+def _check_processor(recipe: Recipe) -> None:
+    size = recipe.processor.get("size")
+    if size is None:
+        return
+    is_edge = isinstance(size, dict) and size.keys() == {"shortest_edge"} and _fits(size["shortest_edge"], int)
+    if not is_edge or size["shortest_edge"] < 1:
+        raise ValueError(f'size must be {{"shortest_edge": pixels}}, got {size!r}')
+
+
+def _check_training(recipe: Recipe) -> None:
+    training = recipe.training
+    for name in ("learning_rate", "weight_decay"):
+        if training.get(name, 0) < 0:
+            raise ValueError(f"{name} must be at least 0, got {training[name]}")
+    if training.get("num_train_epochs", 1) <= 0:
+        raise ValueError(f"num_train_epochs must be more than 0, got {training['num_train_epochs']}")
+    metric = training.get("metric_for_best_model")
+    labels = recipe.model.get("id2label", {}).values()
+    known = [*METRICS, *(f"{name}/{label}" for name in LABEL_METRICS for label in labels)]
+    if metric is not None and metric.removeprefix("eval_") not in known:
+        raise ValueError(
+            f"metric_for_best_model is {metric!r}{closest(metric, known)}; known: {', '.join(METRICS)}, and "
+            f"{' and '.join(LABEL_METRICS)} of a label as {LABEL_METRICS[0]}/LABEL"
+        )
+
+
+# What the annotations of a section cannot say; each raises where the values cannot be.
+CHECKS: dict[str, Callable[[Recipe], Any]] = {
+    "model": lambda recipe: ClassQueryConfig(**recipe.model),
+    "processor": _check_processor,
+    "data": lambda recipe: DataArguments(**recipe.data),
+    "optimization": lambda recipe: OptimizationArguments(**recipe.optimization),
+    "training": _check_training,
+}
 
 
 def _choices(hint: Any) -> list[str]:
@@ -193,9 +251,14 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if kind is tuple:
-        return isinstance(value, list)
-    if kind in (bool, str, list, dict, types.NoneType):
+    if kind in (list, tuple):
+        elements = get_args(hint)[:1]
+        return isinstance(value, list) and all(_fits(item, element) for element in elements for item in value)
+    if kind is dict and origin:
+        # Names of JSON are strings, whatever they stand for.
+        _, element = get_args(hint)
+        return isinstance(value, dict) and all(_fits(item, element) for item in value.values())
+    if kind in (bool, str, dict, types.NoneType):
         return isinstance(value, kind)
     return True
 
@@ -221,6 +284,10 @@ def _leaves(path: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _value_at(path: str, holder: Any) -> Any:
     for name in path.split("."):
+        # A model with another kind of backbone than that of the recipe has other values.
+        has = name in holder if isinstance(holder, Mapping) else hasattr(holder, name)
+        if not has:
+            return NOT_IN_USE
         holder = holder[name] if isinstance(holder, Mapping) else getattr(holder, name)
     return holder.value if isinstance(holder, enum.Enum) else holder
 
@@ -236,10 +303,11 @@ def _refuse_unknown(where: str, keys: Iterable[str], known: Iterable[str]) -> No
     known = list(known)
     for key in keys:
         if key not in known:
-            raise RecipeError(f"{where}: unknown {key!r}{closest(key, known)}")
+            listed = f"; known: {', '.join(known)}" if 0 < len(known) <= 15 else ""
+            raise RecipeError(f"{where}: unknown {key!r}{closest(key, known)}{listed}")
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """A hint at the known name that is most like another, or nothing."""
-    matches = difflib.get_close_matches(name, list(known), n=1)
+    """A hint at the known name that is most like another; nothing if none is known."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
     return f", did you mean {matches[0]!r}?" if matches else ""

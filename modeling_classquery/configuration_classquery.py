@@ -1,5 +1,6 @@
 """Configuration of the ClassQuery video action detector and of its backbones."""
 
+import math
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -19,6 +20,32 @@ CORRECTED = {
     "padding": "masked",
     "box_modulation": "clamped",
 }
+
+_AT_LEAST_ONE = (
+    "num_frames",
+    "frame_stride",
+    "num_queries",
+    "d_model",
+    "encoder_layers",
+    "decoder_layers",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
+    "encoder_n_points",
+)
+_NOT_NEGATIVE = (
+    "class_cost",
+    "bbox_cost",
+    "giou_cost",
+    "class_loss_coefficient",
+    "bbox_loss_coefficient",
+    "giou_loss_coefficient",
+    "actor_loss_coefficient",
+    "eos_coefficient",
+    "positive_weight",
+    "focal_gamma",
+)
 
 
 @strict
@@ -65,7 +92,10 @@ class ClassQueryViTConfig(PreTrainedConfig):
     position_table: Literal["released", "factorized"] = "released"
 
     def validate_architecture(self):
-        """Check the relations between the fields."""
+        """Check the ranges of the fields and the relations between them."""
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "tubelet_size"):
+            _require(self, name, getattr(self, name) >= 1, "at least 1")
+        _require(self, "drop_path_rate", 0 <= self.drop_path_rate <= 1, "between 0 and 1")
         _require_multiple("hidden_size", self.hidden_size, 4, "the feature pyramid halves it twice")
         _require_multiple("hidden_size", self.hidden_size, self.num_attention_heads, "it is split into heads")
         if self.position_table == "factorized":
@@ -102,8 +132,7 @@ class ClassQueryCSNConfig(PreTrainedConfig):
         """Check the relations between the fields."""
         if len(self.depths) != 4 or min(self.depths) < 1:
             raise ValueError(f"`depths` must hold four positive numbers of blocks, got {self.depths!r}")
-        if not 0 <= self.freeze_stages <= 5:
-            raise ValueError(f"`freeze_stages` must be between 0 and 5, got {self.freeze_stages}")
+        _require(self, "freeze_stages", 0 <= self.freeze_stages <= 5, "between 0 and 5")
 
 
 @strict
@@ -132,9 +161,10 @@ class ClassQueryConfig(PreTrainedConfig):
             Actor candidates per frame.
         class_groups (`list[int]`, *optional*):
             Sizes of groups of classes that were added one after the other. The queries of a group see those of earlier
-            groups but not of later ones, so that added classes leave the scores of the others as they are.
+            groups but not of later ones, so that added classes leave the scores of the others as they are. They sum to
+            the number of classes: to load a model for other classes, pass None as well.
         d_model (`int`, *optional*, defaults to 256):
-            Width of encoder and decoder; a multiple of 16 and of both numbers of heads.
+            Width of encoder and decoder; a multiple of 16 (32 with a CSN backbone) and of both numbers of heads.
         encoder_layers, decoder_layers (`int`, *optional*, defaults to 6):
             Number of layers.
         encoder_attention_heads, decoder_attention_heads (`int`, *optional*, defaults to 8):
@@ -147,7 +177,8 @@ class ClassQueryConfig(PreTrainedConfig):
             Dropout of the class features before the class readout.
         num_feature_levels (`int`, *optional*, defaults to 4):
             Levels of the feature pyramid, 2 to 4: the last is half the backbone's resolution, the one before it equals
-            it, those before double it each time. The decoder works at the resolution of the last but one.
+            it, those before double it each time. The decoder works at the resolution of the last but one. A CSN
+            backbone has 4.
         encoder_n_points (`int`, *optional*, defaults to 8):
             Points sampled per head and level in the deformable encoder.
         class_cost, bbox_cost, giou_cost (`float`, *optional*, defaults to 12, 5, 2):
@@ -266,6 +297,14 @@ class ClassQueryConfig(PreTrainedConfig):
             backbone = {"model_type": "classquery_vit", "position_table": "factorized"} | backbone
         return cls(**CORRECTED | overrides, backbone_config=backbone)
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """Make a configuration of a dict, with other values over those in it."""
+        # The base class would check the groups in the dict against another `num_labels` before it replaces them.
+        if "class_groups" in kwargs:
+            config_dict = config_dict | {"class_groups": kwargs.pop("class_groups")}
+        return super().from_dict(config_dict, **kwargs)
+
     def __post_init__(self, **kwargs):
         if self.problem_type is None:
             self.problem_type = "multi_label_classification"
@@ -276,19 +315,33 @@ class ClassQueryConfig(PreTrainedConfig):
             self.label2id = {label: index for index, label in self.id2label.items()}
 
     def validate_architecture(self):
-        """Check the relations between the fields."""
+        """Check the ranges of the fields and the relations between them."""
+        self._check_ranges()
         _require_multiple("d_model", self.d_model, 16, "position encodings split it 2:3:3")
         for name in ("encoder_attention_heads", "decoder_attention_heads"):
             _require_multiple("d_model", self.d_model, getattr(self, name), f"it is split into `{name}`")
-        if not 2 <= self.num_feature_levels <= 4:
-            raise ValueError(f"`num_feature_levels` must be 2, 3 or 4, got {self.num_feature_levels}")
-        if self.class_groups is not None and sum(self.class_groups) != self.num_labels:
-            raise ValueError(f"`class_groups` must sum to the {self.num_labels} classes, got {self.class_groups!r}")
+        if isinstance(self.backbone_config, ClassQueryCSNConfig):
+            _require(self, "num_feature_levels", self.num_feature_levels == 4, "4 with a CSN backbone")
+            _require_multiple("d_model", self.d_model, 32, "the projection of CSN features has 32 groups of channels")
+        if self.class_groups is not None:
+            _require(self, "class_groups", min(self.class_groups, default=0) >= 1, "one or more sizes of at least 1")
+            expected = f"sizes that sum to the {self.num_labels} classes (pass class_groups=None for other classes)"
+            _require(self, "class_groups", sum(self.class_groups) == self.num_labels, expected)
         tubelet_size = getattr(self.backbone_config, "tubelet_size", 1)
         _require_multiple("num_frames", self.num_frames, tubelet_size, "the backbone joins that many frames")
-        for name in ("num_frames", "frame_stride", "num_queries", "encoder_layers", "decoder_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+
+    def _check_ranges(self) -> None:
+        for name in _AT_LEAST_ONE:
+            _require(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in _NOT_NEGATIVE:
+            _require(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
+        for name in ("dropout", "classifier_dropout", "focal_alpha"):
+            _require(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        _require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and less than 1")
+        _require(self, "frames_per_second", 0 < self.frames_per_second < math.inf, "more than 0")
+        _require(self, "num_feature_levels", 2 <= self.num_feature_levels <= 4, "2, 3 or 4")
+        problem_types = ("multi_label_classification", "single_label_classification")
+        _require(self, "problem_type", self.problem_type in problem_types, " or ".join(problem_types))
 
     @property
     def keyframe_index(self) -> int:
@@ -303,6 +356,11 @@ class ClassQueryConfig(PreTrainedConfig):
     def output_frame_indices(self, num_frames: int) -> list[int]:
         """Frames that the model detects in, of a clip of so many frames."""
         return [num_frames // 2] if self.output_frames == "keyframe" else list(range(num_frames))
+
+
+def _require(config: PreTrainedConfig, name: str, is_met: bool, expected: str) -> None:
+    if not is_met:
+        raise ValueError(f"`{name}` must be {expected}, got {getattr(config, name)!r}")
 
 
 def _require_multiple(name: str, value: int, divisor: int, reason: str) -> None:

@@ -51,6 +51,32 @@ _FOLDER_CONTENTS = (
 )
 
 
+class _NotRead:
+    """Stands in for a value beside the weights: keeps nothing and runs nothing."""
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+# What training scripts save beside the weights. None of it is ever built: numpy would trust the layout of a data type
+# that the file describes.
+_OFTEN_BESIDE_WEIGHTS = [
+    (_NotRead, name)
+    for name in (
+        "argparse.Namespace",
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray.scalar",
+        "numpy.dtype",
+        "pathlib.PosixPath",
+    )
+]
+# What torch.load raises on bytes that are no pickle, or a broken one.
+_DAMAGED = (AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError)
+
+
 @dataclass(frozen=True)
 class LoadingReport:
     """What a model took from a file.
@@ -80,12 +106,12 @@ def convert_original_state_dict(
 
     Raises:
         ValueError: If, after renaming, tensors are missing, unexpected or of another shape, or a tied duplicate
-            differs from what it repeats; lists all of it.
+            differs from what it repeats, or values are no finite floating-point numbers; lists all of it.
     """
     with torch.device("meta"):
         shapes = _shapes(ClassQueryForVideoActionDetection(config))
     source = published_detector(original, config, shapes)
-    converted = source.collect("the checkpoint does not fit the configuration")
+    converted = _collect(source, "the checkpoint does not fit the configuration")
     # Nothing reads the counters of batch norms with a fixed momentum, but torch expects them.
     norms = [name.removesuffix("running_mean") for name in shapes if name.endswith(".running_mean")]
     return converted | {f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms}
@@ -99,9 +125,15 @@ def load_checkpoint(model: ClassQueryForVideoActionDetection, path: str | Path) 
         path: File with the state dict, or with a dict that has it under `model`.
 
     Raises:
-        ValueError: If the file cannot be read, or as from [`convert_original_state_dict`].
+        ValueError: If the file cannot be read or is one of ours, or as from [`convert_original_state_dict`].
     """
-    return _load(model, published_detector(_read_tensors(path), model.config, _shapes(model)), path)
+    tensors = _read_tensors(path)
+    if _is_ours(tensors):
+        raise ValueError(
+            f"{path} holds the weights of one of our models, so there is nothing to convert: load its folder with "
+            "from_pretrained, or pass it as --transformer to start a second stage from it"
+        )
+    return _load(model, published_detector(tensors, model.config, _shapes(model)), path)
 
 
 def load_backbone(model: ClassQueryForVideoActionDetection, path: str | Path) -> LoadingReport:
@@ -147,11 +179,15 @@ def load_transformer(model: ClassQueryForVideoActionDetection, path: str | Path)
     """
     tensors = _read_tensors(path)
     shapes = _shapes(model, "model.encoder.", "model.decoder.", "model.reference_boxes")
-    if any(name.startswith("model.encoder.") for name in tensors):
+    if _is_ours(tensors):
         source = own_transformer(tensors, model.config, shapes)
     else:
         source = published_transformer(tensors, model.config, shapes)
     return _load(model, source, path)
+
+
+def _is_ours(tensors: Mapping[str, torch.Tensor]) -> bool:
+    return any(name.startswith("model.encoder.") for name in tensors)
 
 
 def _shapes(model: torch.nn.Module, *prefixes: str) -> dict[str, torch.Size]:
@@ -164,7 +200,7 @@ def _shapes(model: torch.nn.Module, *prefixes: str) -> dict[str, torch.Size]:
 
 
 def _load(model: ClassQueryForVideoActionDetection, source: WeightSource, path: str | Path) -> LoadingReport:
-    values = source.collect(f"{path} does not fit the model")
+    values = _collect(source, f"{path} does not fit the model")
     model.load_state_dict(values, strict=False)
     used = source.used
     return LoadingReport(
@@ -172,6 +208,20 @@ def _load(model: ClassQueryForVideoActionDetection, source: WeightSource, path: 
         dropped=[name for name in source.tensors if name not in used],
         initial=[name for name in _shapes(model) if name not in values],
     )
+
+
+def _collect(source: WeightSource, message: str) -> dict[str, torch.Tensor]:
+    values = source.collect(message)
+    used = {name: source.tensors[name] for name in sorted(source.used)}
+    broken = [f"  {name} ({tensor.dtype})" for name, tensor in used.items() if not _is_finite(tensor)]
+    if broken:
+        raise ValueError("\n".join([f"{message}: no finite floating-point numbers are in", *broken]))
+    return values
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # The extremes are NaN if any value is.
+    return tensor.is_floating_point() and all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
 
 
 # Files
@@ -202,10 +252,15 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
     for key in ("model", "module"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
+    if not isinstance(content, dict) or not all(map(_is_named_tensor, content.items())):
         found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path} must hold a dict of tensors, on its own or under `model` or `module`; got {found}")
     return content
+
+
+def _is_named_tensor(item: tuple[Any, Any]) -> bool:
+    name, value = item
+    return isinstance(name, str) and isinstance(value, torch.Tensor)
 
 
 def _unpickle(path: Path) -> Any:
@@ -213,13 +268,14 @@ def _unpickle(path: Path) -> Any:
         if not file.read(2).startswith((b"PK", b"\x80")):
             raise ValueError(f"{path} was not written by torch.save")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_OFTEN_BESIDE_WEIGHTS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than tensors and plain values, and reading that would run code from the file. If you "
-            "trust where it comes from, load it yourself, and torch.save only its state dict"
+            f"{path} is damaged, or holds more than tensors and plain values; reading that would run code from the "
+            "file. If you trust where it comes from, load it yourself, and torch.save only its state dict"
         ) from error
-    except (EOFError, RuntimeError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{path} is damaged or not complete: {error}") from error
 
 

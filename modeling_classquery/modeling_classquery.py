@@ -1015,7 +1015,10 @@ def _real_sizes(pixel_mask: torch.Tensor) -> list[tuple[int, int]]:
     heights, widths = pixel_mask[:, :, 0].ne(0).sum(1), pixel_mask[:, 0].ne(0).sum(1)
     if not torch.equal(pixel_mask.ne(0).sum((1, 2)), heights * widths):
         raise ValueError("`pixel_mask` must be 1 on a rectangle in the upper left corner: pad below and to the right")
-    return list(zip(heights.tolist(), widths.tolist(), strict=True))
+    sizes = list(zip(heights.tolist(), widths.tolist(), strict=True))
+    if (0, 0) in sizes:
+        raise ValueError(f"`pixel_mask` of clip {sizes.index((0, 0))} is all zero: it must be 1 on the real pixels")
+    return sizes
 
 
 def _pad_level(maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

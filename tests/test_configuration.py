@@ -52,6 +52,14 @@ def test_unknown_recipe_raises_with_the_closest_name():
         ({"base": "ava22_vit"}, "no recipe 'ava22_vit', did you mean 'ava22_vit_b'"),
         ({"sources": {"paper": ["model.num_quries"]}}, "sources: unknown 'model.num_quries'"),
         ({"model": {"num_queries": 5}, "sources": {"paper": ["model.num_querys"]}}, "mean 'model.num_queries'"),
+        ({"sources": ["a"]}, "sources must list paths of values by their source, got .'a'."),
+        ({"sources": {"paper": "a"}}, "sources must list paths"),
+        ({"labels": "ava"}, "did you mean 'ava_v2_2'"),
+        ({"base": "jhmdb"}, "did you mean '(demo_)?jhmdb_?21"),
+        (
+            {"model": {"backbone_config": {"model_type": "classquery_csn", "hidden_size": 3}}},
+            "unknown 'hidden_size', .* known: .*depths, last_stride, freeze_stages, freeze_batch_norm",
+        ),
     ],
 )
 def test_unknown_key_raises_with_the_closest_name(tmp_path, content, message):
@@ -86,6 +94,24 @@ def test_broken_json_raises(tmp_path):
         ({"training": {"optim": "adamw_tortch"}}, "optim is 'adamw_tortch', did you mean 'adamw_torch'"),
         ({"training": {"lr_scheduler_type": "cosin"}}, "did you mean 'cosine'"),
         ({"training": {"seed": True}}, "seed must be int, got True"),
+        ({"model": {"d_model": 60}}, r"recipe.json, section model: `d_model` must"),
+        ({"model": {"class_groups": ["a"]}}, "class_groups must be .*, got .'a'."),
+        ({"model": {"dropout": 2}}, "section model: `dropout` must be between 0 and 1, got 2"),
+        ({"processor": {"size": {"shortest_edg": 256}}}, "section processor: size must be .*, got {'shortest_edg'"),
+        ({"processor": {"size": 256}}, "section processor: size must be .*, got 256"),
+        ({"processor": {"size": {"shortest_edge": 0}}}, "section processor: size must be"),
+        ({"data": {"fold": 7}}, "section data: --fold must be 0, 1 or 2, got 7"),
+        ({"data": {"hue_jitter": 500}}, "--hue_jitter must be between 0 and 180, got 500"),
+        ({"data": {"flip_probability": 2}}, "--flip_probability must be between 0 and 1, got 2"),
+        ({"data": {"keyframes_per_second": 0}}, "--keyframes_per_second must be more than 0"),
+        ({"data": {"color_noise": -1}}, "--color_noise must be at least 0"),
+        ({"data": {"max_resize_shortest_edge": 200}}, "at least --resize_shortest_edge 288, got 200"),
+        ({"optimization": {"decay_epochs": ["a"]}}, "decay_epochs must be .*list.*, got .'a'."),
+        ({"optimization": {"ema_decay": 2}}, "section optimization: --ema_decay must be"),
+        ({"training": {"num_train_epochs": -3}}, "section training: num_train_epochs must be more than 0, got -3"),
+        ({"training": {"learning_rate": -1}}, "learning_rate must be at least 0, got -1"),
+        ({"training": {"metric_for_best_model": "frame_map_5"}}, "'frame_map_5', did you mean 'frame_map_50'"),
+        ({"training": {"metric_for_best_model": "eval_frame_ap_50/run"}}, "did you mean"),
     ],
 )
 def test_value_that_cannot_be_raises_and_names_the_closest(tmp_path, content, message):
@@ -94,6 +120,44 @@ def test_value_that_cannot_be_raises_and_names_the_closest(tmp_path, content, me
 
     with pytest.raises(RecipeError, match=message):
         load_recipe(path)
+
+
+@pytest.mark.parametrize("metric", ["loss", "eval_video_map_20", "frame_ap_50/golf"])
+def test_metrics_of_evaluation_choose_the_best_model(tmp_path, metric):
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({"labels": "jhmdb_21", "training": {"metric_for_best_model": metric}}))
+
+    assert load_recipe(path).training == {"metric_for_best_model": metric}
+
+
+def test_recipe_that_is_its_own_base_raises(tmp_path):
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first.write_text(json.dumps({"base": str(second)}))
+    second.write_text(json.dumps({"base": str(first)}))
+
+    with pytest.raises(RecipeError, match="its own base: .*first.json -> .*second.json -> .*first.json"):
+        load_recipe(first)
+
+
+def test_labels_that_are_no_list_raise(tmp_path):
+    (tmp_path / "labels.json").write_text("{}")
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({"labels": str(tmp_path / "labels.json")}))
+
+    with pytest.raises(RecipeError, match=r"labels.json must hold a list, got dict"):
+        load_recipe(path)
+
+
+def test_table_of_a_model_with_another_backbone_says_what_it_lacks():
+    recipe = load_recipe("demo")
+    sections = {name: getattr(recipe, name) for name in ("processor", "data", "optimization", "training")}
+    config = ClassQueryConfig(backbone_config={"model_type": "classquery_csn"})
+
+    lines = recipe.table(sections | {"model": config}).splitlines()
+
+    row = next(line for line in lines if line.startswith("model.backbone_config.hidden_size "))
+    assert row.split(maxsplit=1)[1].startswith("not in this model ")
+    assert row.endswith("changed, recipe: 64")
 
 
 def test_recipe_changes_its_base(tmp_path):

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,7 +39,14 @@ from utils import (
 
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, convert_original_state_dict
 from classquery.checkpoint_layouts_classquery import csn_backbone, published_detector
-from classquery.convert_classquery_checkpoint import load_backbone, load_checkpoint, load_transformer, main
+from classquery.convert_classquery_checkpoint import (
+    _NotRead,
+    _unpickle,
+    load_backbone,
+    load_checkpoint,
+    load_transformer,
+    main,
+)
 
 
 PUBLISHED = json.loads(gzip.decompress((GOLDEN_DIR / "model" / "published.json.gz").read_bytes()))
@@ -506,7 +514,10 @@ def test_files_that_hold_no_weights_are_refused_with_the_reason(tmp_path):
     (tmp_path / "empty").mkdir()
     for name in ("text.pth", "text.safetensors", "text.mat", "notes.txt"):
         (tmp_path / name).write_text("weights: see the other folder\n" * 10)
-    torch.save({"model": {}, "args": argparse.Namespace(lr=1e-4)}, tmp_path / "code.pth")
+    torch.save({"model": {}, "args": argparse.ArgumentParser}, tmp_path / "code.pth")
+    torch.save({3: torch.zeros(2)}, tmp_path / "numbers.pth")
+    torch.save({"model": argparse.Namespace()}, tmp_path / "namespace.pth")
+    (tmp_path / "garbage.pth").write_bytes(b"\x80\x02" + b"(e" * 9)
     torch.save({"epoch": 1, "state_dict": {"a": torch.zeros(2)}}, tmp_path / "nested.pth")
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     whole = (tmp_path / "nested.pth").read_bytes()
@@ -525,6 +536,9 @@ def test_files_that_hold_no_weights_are_refused_with_the_reason(tmp_path):
             ("nested.pth", "on its own or under `model` or `module`; got epoch, state_dict"),
             ("list.pth", "got list"),
             ("half.pth", "damaged or not complete"),
+            ("garbage.pth", "damaged or not complete"),
+            ("numbers.pth", "must hold a dict of tensors, .* got 3"),
+            ("namespace.pth", "must hold a dict of tensors, .* got model"),
         ):
             with pytest.raises(ValueError, match=reason):
                 load(model, tmp_path / name)
@@ -536,6 +550,60 @@ def test_files_that_hold_no_weights_are_refused_with_the_reason(tmp_path):
     ):
         with pytest.raises(ValueError, match=reason):
             load_backbone(csn, tmp_path / name)
+
+
+def test_what_training_scripts_save_beside_the_weights_is_passed_over(tmp_path, golden):
+    facts, state_dict = golden("vit_sf_8f")
+    beside = {
+        "args": argparse.Namespace(lr=np.float64(1e-4), out=Path("a")),
+        "best": np.float32(0.3),
+        "n": np.int64(3),
+    }
+    torch.save({"model": state_dict} | beside, tmp_path / "published.pth")
+    model = ClassQueryForVideoActionDetection(golden_config(facts))
+
+    load_checkpoint(model, tmp_path / "published.pth")
+
+    torch.testing.assert_close(model.state_dict(), golden_model(facts).state_dict(), rtol=0, atol=0)
+
+
+def test_types_that_are_passed_over_are_never_built(tmp_path):
+    class Scalar:
+        def __reduce__(self):
+            return np.float64(1).__reduce__()[0], (np.dtype("O"), b"not an object")
+
+    torch.save({"scalar": Scalar(), "args": argparse.Namespace(load=1)}, tmp_path / "a.pth")
+
+    content = _unpickle(tmp_path / "a.pth")
+
+    assert {type(value) for value in content.values()} == {_NotRead}
+    assert not any(vars(value) for value in content.values())
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [torch.zeros(3, 256, dtype=torch.int64), torch.full((3, 256), torch.nan), torch.full((3, 256), -torch.inf)],
+    ids=["integers", "nan", "inf"],
+)
+def test_weights_that_are_no_finite_numbers_are_refused_by_name(tmp_path, golden, broken):
+    facts, state_dict = golden("vit_sf_8f")
+    torch.save(state_dict | {"class_embed_b.weight": broken}, tmp_path / "published.pth")
+    model = ClassQueryForVideoActionDetection(golden_config(facts))
+    before = snapshot(model)
+
+    with pytest.raises(ValueError, match="no finite floating-point numbers are in") as error:
+        load_checkpoint(model, tmp_path / "published.pth")
+
+    assert str(error.value).splitlines()[1:] == [f"  class_embed_b.weight ({broken.dtype})"]
+    torch.testing.assert_close(snapshot(model), before, rtol=0, atol=0)
+
+
+def test_weights_of_our_own_are_not_converted_again(tmp_path):
+    model = ClassQueryForVideoActionDetection(tiny_config())
+    torch.save(model.state_dict(), tmp_path / "ours.pth")
+
+    with pytest.raises(ValueError, match="ours.pth holds the weights of one of our models, .* from_pretrained"):
+        load_checkpoint(model, tmp_path / "ours.pth")
 
 
 # Command

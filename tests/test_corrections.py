@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from utils import tiny_batch, tiny_config
 
 from classquery import ClassQueryConfig, ClassQueryCSNConfig, ClassQueryForVideoActionDetection, ClassQueryModel
@@ -246,3 +247,51 @@ def test_frames_must_fill_tubelets():
 
     with pytest.raises(ValueError, match="must be a multiple of 2, got 5"):
         model(torch.zeros(1, 5, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"backbone_config": CSN, "num_feature_levels": 3},
+            "`num_feature_levels` must be 4 with a CSN backbone, got 3",
+        ),
+        ({"backbone_config": CSN, "d_model": 48}, "`d_model` must be a multiple of 32"),
+        ({"problem_type": "regression"}, "`problem_type` must be multi_label_classification or single_label"),
+        ({"dropout": 1.5}, "`dropout` must be between 0 and 1, got 1.5"),
+        ({"classifier_dropout": -0.1}, "`classifier_dropout` must be between 0 and 1, got -0.1"),
+        ({"focal_alpha": -1.0}, "`focal_alpha` must be between 0 and 1, got -1.0"),
+        ({"label_smoothing": 1.0}, "`label_smoothing` must be at least 0 and less than 1, got 1.0"),
+        ({"frames_per_second": 0}, "`frames_per_second` must be more than 0, got 0"),
+        ({"eos_coefficient": -0.1}, "`eos_coefficient` must be at least 0, got -0.1"),
+        ({"positive_weight": math.nan}, "`positive_weight` must be at least 0, got nan"),
+        ({"decoder_attention_heads": 0}, "`decoder_attention_heads` must be at least 1, got 0"),
+        ({"class_groups": [5, 0]}, "`class_groups` must be one or more sizes of at least 1"),
+        ({"class_groups": [3, 1]}, r"sum to the 5 classes \(pass class_groups=None for other classes\), got \[3, 1\]"),
+        ({"backbone_config": VIT | {"num_attention_heads": 0}}, "`num_attention_heads` must be at least 1, got 0"),
+        ({"backbone_config": VIT | {"drop_path_rate": 2.0}}, "`drop_path_rate` must be between 0 and 1, got 2.0"),
+    ],
+)
+def test_values_that_no_model_can_have_are_refused(values, message):
+    with pytest.raises(StrictDataclassClassValidationError, match=message):
+        tiny_config(**values)
+
+
+def test_model_with_class_groups_is_loaded_for_other_classes_without_them(tmp_path):
+    ClassQueryForVideoActionDetection(tiny_config(class_groups=[3, 2])).save_pretrained(tmp_path)
+    other = {"num_labels": 4, "ignore_mismatched_sizes": True}
+
+    with pytest.raises(StrictDataclassClassValidationError, match="pass class_groups=None for other classes"):
+        ClassQueryForVideoActionDetection.from_pretrained(tmp_path, **other)
+    model = ClassQueryForVideoActionDetection.from_pretrained(tmp_path, class_groups=None, **other)
+
+    assert (model.config.num_labels, model.config.class_groups) == (4, None)
+
+
+def test_clip_without_a_real_pixel_is_refused():
+    model = ClassQueryForVideoActionDetection(tiny_config(padding="masked"))
+    mask = torch.ones(2, 32, 32)
+    mask[1] = 0
+
+    with pytest.raises(ValueError, match="`pixel_mask` of clip 1 is all zero"):
+        model(torch.zeros(2, 4, 3, 32, 32), pixel_mask=mask)

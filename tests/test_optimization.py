@@ -6,6 +6,7 @@ from utils import tiny_config
 
 from classquery import ClassQueryForVideoActionDetection
 from classquery.engine.optimization import (
+    OptimizationArguments,
     accumulation_steps,
     check_parameter_groups,
     parameter_groups,
@@ -98,3 +99,24 @@ def test_accumulation_makes_the_total_batch():
     assert accumulation_steps(16, 4) == 4
     with pytest.raises(ValueError, match="--total_batch_size 16 is no multiple of the 3 clips"):
         accumulation_steps(16, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("total_batch_size", 0, "at least 1"),
+        ("backbone_learning_rate_factor", 0.0, r"more than 0 \(--freeze backbone"),
+        ("warmup_epochs", -1.0, "at least 0"),
+        ("warmup_start_learning_rate", -1e-5, "at least 0"),
+        ("decay_epochs", [1.0, -1.0], "numbers of at least 0"),
+        ("decay_factor", -1.0, "more than 0 and at most 1"),
+        ("decay_factor", 0.0, "more than 0 and at most 1"),
+        ("decay_factor", 1.5, "more than 0 and at most 1"),
+        ("ema_decay", 1.0, "at least 0 and less than 1"),
+        ("ema_decay", float("nan"), "at least 0 and less than 1"),
+        ("loss_explosion_factor", 1.0, "more than 1"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(name, value, expected):
+    with pytest.raises(ValueError, match=f"--{name} must be {expected}.*, got "):
+        OptimizationArguments(**{name: value})

@@ -1,6 +1,7 @@
 """How parameters are updated: groups with their own rates, and the learning rate schedule of the published recipe."""
 
 import bisect
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +58,31 @@ class OptimizationArguments:
         default=100.0,
         metadata={"help": "A loss more than this many times the mean of the last 100 passes stops the run."},
     )
+
+    def __post_init__(self) -> None:
+        if self.total_batch_size is not None:
+            require_argument(self, "total_batch_size", self.total_batch_size >= 1, "at least 1")
+        factor = self.backbone_learning_rate_factor
+        expected = "more than 0 (--freeze backbone leaves the backbone as it is)"
+        require_argument(self, "backbone_learning_rate_factor", 0 < factor < math.inf, expected)
+        for name in ("warmup_epochs", "warmup_start_learning_rate"):
+            require_argument(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
+        are_epochs = all(0 <= epoch < math.inf for epoch in self.decay_epochs)
+        require_argument(self, "decay_epochs", are_epochs, "numbers of at least 0")
+        require_argument(self, "decay_factor", 0 < self.decay_factor <= 1, "more than 0 and at most 1")
+        if self.ema_decay is not None:
+            require_argument(self, "ema_decay", 0 <= self.ema_decay < 1, "at least 0 and less than 1")
+        require_argument(self, "loss_explosion_factor", self.loss_explosion_factor > 1, "more than 1")
+
+
+def require_argument(arguments: Any, name: str, is_met: bool, expected: str) -> None:
+    """Refuse the value of an argument of the command line or of a recipe.
+
+    Raises:
+        ValueError: If the condition is not met; names the argument, what is expected and the value.
+    """
+    if not is_met:
+        raise ValueError(f"--{name} must be {expected}, got {getattr(arguments, name)}")
 
 
 def parameter_groups(
