@@ -1,6 +1,6 @@
 """Print which implementations are available: `python -m classquery.kernels`."""
 
-from classquery.kernels import implementations
+from . import implementations
 
 
 for name, description in implementations().items():

@@ -1,0 +1,281 @@
+"""Time and memory of 3-D deformable attention at the sizes of the published encoders, and print a table.
+
+    python benchmarks/deformable_attention.py [--sizes AVA CSN UCF JHMDB] [--rounds 3] [--threads 2] [--device cpu]
+    python benchmarks/deformable_attention.py --model
+
+One layer, one clip, 8 heads of 32 channels, 4 levels of 8 points each, in one process and in turns:
+
+* `grid_sample`: the usual way, all samples of all levels in one tensor, weighed and summed at the end;
+* `plain`: the package's form in plain PyTorch, one level at a time;
+* `fused`: the compiled form.
+
+Times are the best of all rounds, as wall-clock seconds and, on the CPU, as seconds of processor time, which other work
+on the machine disturbs less. Memory is the peak during a call above that before it, results included.
+
+With `--model`, a whole AVA model with ViT-B and random weights looks at a clip of 16x256x340 with the plain and with
+the fused form, and the table says where the time goes.
+"""
+
+import argparse
+import ctypes
+import functools
+import gc
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, kernels
+from classquery.ops_classquery import deformable_attention_3d
+
+
+# Levels (t, h, w) of the configuration on the input in the comment, frames x height x width.
+SIZES = {
+    "AVA": [(8, 64, 84), (8, 32, 42), (8, 16, 21), (8, 8, 10)],  # ViT-B, 16x256x340
+    "CSN": [(16, 32, 43), (8, 16, 22), (4, 16, 22), (4, 8, 11)],  # AVA with CSN-152, 32x256x340
+    "UCF": [(16, 56, 72), (16, 28, 36), (16, 14, 18), (16, 7, 9)],  # ViT-B, 32x224x298
+    "JHMDB": [(20, 64, 84), (20, 32, 42), (20, 16, 21), (20, 8, 10)],  # ViT-B, 40x256x341
+}
+NUM_HEADS, HEAD_DIM, NUM_POINTS = 8, 32, 8
+
+
+def main() -> None:
+    """Measure all that was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--model", action="store_true", help="measure the whole network instead")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(f"{_machine(arguments.device)}, {arguments.threads} threads, PyTorch {torch.__version__}, fused: ", end="")
+    print(kernels.implementations()[arguments.device])
+    if arguments.model:
+        measure_model(arguments.device, arguments.rounds)
+        return
+    print("\n| size | cells | pass | form | s | cpu s | times fused | extra MB | times fused |\n" + "|---" * 9 + "|")
+    for name in arguments.sizes:
+        measure(name, arguments.device, arguments.rounds)
+
+
+def measure(name: str, device: str, rounds: int) -> None:
+    """Print the rows of one size."""
+    inputs = make_inputs(SIZES[name], device)
+    forms = {"grid_sample": sample_all_levels, "plain": in_implementation("torch"), "fused": in_implementation(device)}
+    for label, run in {"forward": forward, "forward+backward": forward_and_backward}.items():
+        costs = {form: [] for form in forms if form != "grid_sample" or _fits(SIZES[name], device)}
+        for _ in range(rounds + 1):
+            for form in costs:
+                costs[form].append(cost_of(functools.partial(run, forms[form], SIZES[name], inputs), device))
+        # The first round warms up.
+        best = {form: Cost.best(measured[1:]) for form, measured in costs.items()}
+        for form in forms:
+            print(f"| {name} | {inputs[0].shape[1]:,} | {label} | {_row(form, best)} |", flush=True)
+
+
+def measure_model(device: str, rounds: int) -> None:
+    """Print where the time of one forward pass goes, with either form of the operator."""
+    model = ClassQueryForVideoActionDetection(ClassQueryConfig()).eval().to(device)
+    pixel_values = torch.randn(1, 16, 3, 256, 340, generator=torch.Generator().manual_seed(0)).to(device)
+    network = model.model
+    parts = {
+        "backbone": [network.backbone],
+        "feature pyramid": [network.feature_pyramid],
+        "encoder": [network.encoder],
+        "deformable attention of it, with its projections": [layer.self_attn for layer in network.encoder.layers],
+        "feed-forward layers of it": [layer.feed_forward for layer in network.encoder.layers],
+        "decoder": [network.decoder],
+    }
+    forms = {"plain": "torch", "fused": device}
+    columns = {form: [] for form in forms}
+    for _ in range(rounds):
+        for form, implementation in forms.items():
+            with _Stopwatch(parts, device) as stopwatch, kernels.use_implementation(implementation), torch.no_grad():
+                cost = cost_of(functools.partial(model, pixel_values), device)
+            times = {"all": cost.seconds, "all, cpu": cost.cpu_seconds} | stopwatch.seconds
+            columns[form].append(times | {"extra MB": cost.extra_bytes / 1e6})
+    best = {form: {part: min(times[part] for times in rows) for part in rows[0]} for form, rows in columns.items()}
+    print("\n| s | plain | fused |\n|---|---|---|")
+    for part in best["plain"]:
+        print(f"| {part} | {best['plain'][part]:.2f} | {best['fused'][part]:.2f} |")
+
+
+class _Stopwatch:
+    """Seconds that modules take, by name of their group."""
+
+    def __init__(self, parts: dict[str, list[torch.nn.Module]], device: str):
+        self.seconds = dict.fromkeys(parts, 0.0)
+        self._parts, self._device = parts, device
+
+    def __enter__(self) -> "_Stopwatch":
+        self._hooks = []
+        for name, modules in self._parts.items():
+            for module in modules:
+                self._hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self._add(name, -1)))
+                self._hooks.append(module.register_forward_hook(lambda *_, name=name: self._add(name, 1)))
+        return self
+
+    def _add(self, name: str, sign: int) -> None:
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+        self.seconds[name] += sign * time.perf_counter()
+
+    def __exit__(self, *exception) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+@dataclass
+class Cost:
+    """Of one call."""
+
+    seconds: float
+    cpu_seconds: float
+    extra_bytes: int
+
+    @classmethod
+    def best(cls, costs: list["Cost"]) -> "Cost":
+        """The least of each; the memory does not vary but for what other threads free late."""
+        return cls(*(min(getattr(cost, field) for cost in costs) for field in cls.__dataclass_fields__))
+
+
+def _row(form: str, best: dict[str, Cost]) -> str:
+    if form not in best:
+        return f"{form} | does not fit | | | |"
+    cost, fused = best[form], best["fused"]
+    # Processor time where it is known to tell the calls apart; on a GPU it is that of the launches.
+    times = cost.cpu_seconds / fused.cpu_seconds if fused.cpu_seconds else cost.seconds / fused.seconds
+    cpu_seconds = f"{cost.cpu_seconds:.3f}" if fused.cpu_seconds else ""
+    megabytes, memory_times = cost.extra_bytes / 1e6, cost.extra_bytes / fused.extra_bytes
+    return f"{form} | {cost.seconds:.4f} | {cpu_seconds} | {times:.1f} | {megabytes:.0f} | {memory_times:.1f}"
+
+
+def make_inputs(shapes: list[tuple[int, int, int]], device: str) -> tuple[torch.Tensor, ...]:
+    """Arguments as in the encoder: cells ask for points around themselves, on offsets as initialized plus noise."""
+    generator = torch.Generator().manual_seed(0)
+    num_levels, num_cells = len(shapes), sum(math.prod(shape) for shape in shapes)
+    samples = (1, num_cells, NUM_HEADS, num_levels, NUM_POINTS)
+    angles = torch.arange(NUM_HEADS) * math.pi / 2
+    directions = torch.stack((angles.cos(), angles.sin(), (torch.arange(NUM_HEADS) < NUM_HEADS / 2).float()), dim=-1)
+    steps = torch.arange(1, NUM_POINTS + 1)[:, None] * directions[:, None, None]
+    inputs = (
+        torch.randn(1, num_cells, NUM_HEADS, HEAD_DIM, generator=generator),
+        torch.cat([_cell_centers(shape) for shape in shapes])[None, :, None].repeat(1, 1, num_levels, 1),
+        steps + torch.randn(*samples, 3, generator=generator) / 2,
+        torch.randn(samples, generator=generator),
+        # The released order: (x, y, t) divided by (t, w, h).
+        1 / torch.tensor(shapes, dtype=torch.float32)[:, [0, 2, 1]],
+    )
+    return tuple(tensor.to(device) for tensor in inputs)
+
+
+def _cell_centers(shape: tuple[int, int, int]) -> torch.Tensor:
+    """As (x, y, t) in [0, 1]: (t * h * w, 3)."""
+    axes = [(torch.arange(size) + 0.5) / size for size in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2).flip(-1)
+
+
+def sample_all_levels(value, shapes, references, offsets, logits, scale) -> torch.Tensor:
+    """The usual form of multi-scale deformable attention on grid_sample, here in 3-D."""
+    batch_size, num_queries, num_heads, num_levels, num_points = logits.shape
+    locations = references[:, :, None, :, None] + offsets * scale[:, None]
+    weights = logits.flatten(3).softmax(-1).transpose(1, 2).reshape(batch_size * num_heads, 1, num_queries, -1)
+    grids = 2 * locations - 1
+    samples = []
+    for level, cells in enumerate(value.split([math.prod(shape) for shape in shapes], dim=1)):
+        volume = cells.permute(0, 2, 3, 1).reshape(batch_size * num_heads, -1, *shapes[level])
+        grid = grids[:, :, :, level].transpose(1, 2).reshape(batch_size * num_heads, 1, num_queries, num_points, 3)
+        samples.append(F.grid_sample(volume, grid, align_corners=False).squeeze(2))
+    # (batch * heads, head_dim, queries, levels * points)
+    output = (torch.stack(samples, dim=-2).flatten(-2) * weights).sum(-1)
+    return output.view(batch_size, -1, num_queries).transpose(1, 2).contiguous()
+
+
+def in_implementation(name: str) -> Callable[..., torch.Tensor]:
+    """The package's operator, run by one of its implementations."""
+
+    def attend(*arguments):
+        with kernels.use_implementation(name):
+            return deformable_attention_3d(*arguments)
+
+    return attend
+
+
+def forward(form: Callable[..., torch.Tensor], shapes: list, inputs: tuple[torch.Tensor, ...]) -> None:
+    """One call without a gradient."""
+    with torch.no_grad():
+        form(inputs[0], shapes, *inputs[1:])
+
+
+def forward_and_backward(form: Callable[..., torch.Tensor], shapes: list, inputs: tuple[torch.Tensor, ...]) -> None:
+    """One call and the gradients of value, offsets and logits, as in training."""
+    value, references, offsets, logits, scale = inputs
+    learned = [tensor.detach().requires_grad_() for tensor in (value, offsets, logits)]
+    output = form(learned[0], shapes, references, learned[1], learned[2], scale)
+    torch.autograd.grad(output, learned, torch.ones_like(output))
+
+
+def cost_of(call: Callable[[], None], device: str) -> Cost:
+    """Time and memory of one call."""
+    gc.collect()
+    memory = _CudaMemory() if device == "cuda" else _ResidentMemory()
+    start, cpu_start = time.perf_counter(), time.process_time()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    return Cost(seconds, 0 if device == "cuda" else cpu_seconds, memory.extra_bytes())
+
+
+class _CudaMemory:
+    def __init__(self):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        self.before = torch.cuda.memory_allocated()
+
+    def extra_bytes(self) -> int:
+        return torch.cuda.max_memory_allocated() - self.before
+
+
+class _ResidentMemory:
+    """Of the process, as Linux counts it."""
+
+    def __init__(self):
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        self.before = _status_bytes("VmRSS")
+
+    def extra_bytes(self) -> int:
+        return _status_bytes("VmHWM") - self.before
+
+
+def _status_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def _fits(shapes: list[tuple[int, int, int]], device: str) -> bool:
+    """Whether the usual form leaves room for others: it holds about four copies of all samples of all heads."""
+    num_cells = sum(math.prod(shape) for shape in shapes)
+    needed = 4 * num_cells * NUM_HEADS * HEAD_DIM * len(shapes) * NUM_POINTS * 4
+    if device == "cuda":
+        return needed < torch.cuda.mem_get_info()[0]
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    return needed < 0.7 * available
+
+
+def _machine(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Builds what is compiled where it runs, once: results are kept on disk under a key of all that went into them."""
+
+import functools
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+SOURCES = Path(__file__).parent / "csrc"
+
+# Vectors for the machine at hand, fused multiply-adds, and otherwise exact: no -ffast-math, which would also change
+# how the rest of the process treats tiny numbers.
+CXX_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-strict-aliasing",
+    "-fvisibility=hidden",
+    "-Wno-psabi",
+    "-fPIC",
+    "-shared",
+)
+
+
+class BuildError(RuntimeError):
+    """Something could not be built; the message says why."""
+
+
+def cached(key: bytes, suffix: str, build: Callable[[], bytes]) -> Path:
+    """File with what `build` returns, which is called only if no earlier process has left it there.
+
+    The file appears at once under its final name, so processes that build at the same time do not disturb each other.
+
+    Args:
+        key: All that the result depends on.
+        suffix: Of the file's name.
+        build: Makes the content.
+
+    Raises:
+        BuildError: If `build` does, or the file cannot be written.
+    """
+    path = cache_folder() / f"{hashlib.sha256(key).hexdigest()[:24]}{suffix}"
+    if not path.exists():
+        content = build()
+        try:
+            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=suffix, delete=False) as file:
+                file.write(content)
+            os.replace(file.name, path)
+        except OSError as error:
+            raise BuildError(f"{path} could not be written: {error}") from error
+    return path
+
+
+@functools.cache
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/classquery`, by default in `~/.cache`; where nothing can be written, one for this process."""
+    # Without a home directory `~` stays as it is.
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "classquery"
+    if not (folder.is_absolute() and _is_writable(folder)):
+        folder = Path(_temporary_folder().name)
+    return folder
+
+
+def _is_writable(folder: Path) -> bool:
+    # Tried out, since permissions alone do not tell.
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
+
+
+@functools.cache
+def _temporary_folder() -> tempfile.TemporaryDirectory:
+    # Kept until the process ends, and removed then.
+    return tempfile.TemporaryDirectory(prefix="classquery-")
+
+
+def compiler() -> list[str] | None:
+    """Command of the C++ compiler: `$CXX`, or the first on the path; None if there is none."""
+    if os.environ.get("CXX"):
+        return shlex.split(os.environ["CXX"])
+    return next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+
+
+def cpp_library(source: Path) -> Path:
+    """Shared library of a C++ file in `SOURCES`, for this machine.
+
+    Raises:
+        BuildError: If there is no compiler or it fails.
+    """
+    command = compiler()
+    if os.name != "posix":
+        raise BuildError("the C++ sources are for GCC and Clang on Linux and macOS")
+    if command is None:
+        raise BuildError("no C++ compiler found; install g++ or clang++, or set CXX")
+    # The macros tell compilers and processors apart: the same cache may serve different machines.
+    macros = run_command([*command, *CXX_FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
+    sources = [path.read_bytes() for path in (source, *sorted(SOURCES.glob("*.h")))]
+    key = b"\0".join([macros, shlex.join([*command, *CXX_FLAGS]).encode(), *sources])
+    return cached(key, ".so", lambda: compile_library([*command, *CXX_FLAGS], source))
+
+
+def compile_library(command: list[str], source: Path) -> bytes:
+    """Content of the shared library that a compiler's command makes of a source."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "library.so"
+        run_command([*command, str(source), "-o", str(library)])
+        return library.read_bytes()
+
+
+def run_command(command: list[str]) -> bytes:
+    """Output of a command."""
+    try:
+        return subprocess.run(command, capture_output=True, check=True).stdout
+    except OSError as error:
+        raise BuildError(f"{command[0]} could not be started: {error}") from error
+    except subprocess.CalledProcessError as error:
+        message = error.stderr.decode(errors="replace").strip()
+        raise BuildError(f"`{shlex.join(command)}` failed:\n{message[-2000:]}") from error

@@ -1,0 +1,232 @@
+"""What only the compiled implementations promise, and the choice between them and plain PyTorch."""
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from test_ops_classquery import SHAPES, gradients, random_inputs
+
+from classquery import kernels
+from classquery.kernels import build, cpu
+from classquery.ops_classquery import deformable_attention_3d
+
+
+@pytest.fixture
+def needs_compiler():
+    if reason := cpu.unavailable():
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """As in a new process, with an empty cache."""
+    caches = (build.cache_folder, cpu.unavailable, cpu._library, kernels._warn_once)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for function in caches:
+        function.cache_clear()
+    yield tmp_path / "classquery"
+    for function in caches:
+        function.cache_clear()
+
+
+def attend(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    return deformable_attention_3d(spatio_temporal_shapes=SHAPES, **inputs)
+
+
+@pytest.mark.usefixtures("needs_compiler")
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_operators_keep_the_rules_of_torch_library(fused, dtype):
+    inputs = {name: tensor.to(dtype).requires_grad_() for name, tensor in random_inputs().items()}
+    flat = [size for shape in SHAPES for size in shape]
+    samples = inputs["sampling_offsets"], inputs["attention_logits"]
+    references = (inputs["reference_points"], inputs["offset_scale"]) if fused else (None, None)
+    arguments = (inputs["value"], flat, *samples, *references)
+
+    torch.library.opcheck(torch.ops.classquery.deformable_attention_3d, arguments)
+    grad_output = torch.ones(2, 6, 15, dtype=dtype)
+    plain = [argument.detach() if isinstance(argument, torch.Tensor) else argument for argument in arguments]
+    for needs_value, needs_samples in ((True, False), (False, True), (True, True)):
+        torch.library.opcheck(
+            torch.ops.classquery.deformable_attention_3d_backward,
+            (grad_output, *plain, needs_value, needs_samples),
+            test_utils=("test_schema", "test_faketensor"),
+        )
+
+
+@pytest.mark.usefixtures("needs_compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_results_do_not_depend_on_the_number_of_threads(dtype):
+    inputs = {name: tensor.requires_grad_() for name, tensor in random_inputs(dtype, head_dim=32).items()}
+
+    def results(num_threads: int) -> list[torch.Tensor]:
+        torch.set_num_threads(num_threads)
+        output = attend(inputs)
+        return [output, *gradients(output, list(inputs.values()))]
+
+    before = torch.get_num_threads()
+    try:
+        expected = results(1)
+        # Fewer, as many and more threads than there are slices.
+        for num_threads in (2, 6, 7):
+            for ours, theirs in zip(results(num_threads), expected, strict=True):
+                assert torch.equal(ours, theirs)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("needs_compiler")
+def test_only_the_arguments_are_kept_for_the_gradient():
+    inputs = {name: tensor.requires_grad_() for name, tensor in random_inputs().items()}
+    kept = []
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        attend(inputs)
+
+    assert {tensor.data_ptr() for tensor in kept} == {tensor.data_ptr() for tensor in inputs.values()}
+
+
+@pytest.mark.usefixtures("needs_compiler")
+def test_second_derivatives_are_refused():
+    inputs = {name: tensor.requires_grad_() for name, tensor in random_inputs().items()}
+    (gradient,) = torch.autograd.grad(attend(inputs).sum(), inputs["value"], create_graph=True)
+
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.sum().backward()
+
+
+@pytest.mark.usefixtures("needs_compiler")
+def test_a_gradient_of_the_wrong_shape_is_refused():
+    inputs = random_inputs()
+    arguments = [inputs[name] for name in ("sampling_offsets", "attention_logits", "reference_points", "offset_scale")]
+
+    with pytest.raises(ValueError, match="grad_output must have shape"):
+        torch.ops.classquery.deformable_attention_3d_backward(
+            torch.ones(2, 6, 14), inputs["value"], [size for shape in SHAPES for size in shape], *arguments, True, True
+        )
+
+
+@pytest.mark.usefixtures("needs_compiler")
+def test_references_without_a_scale_are_refused():
+    inputs = random_inputs()
+    flat = [size for shape in SHAPES for size in shape]
+    arguments = [inputs[name] for name in ("sampling_offsets", "attention_logits", "reference_points")]
+
+    with pytest.raises(ValueError, match="go together"):
+        torch.ops.classquery.deformable_attention_3d(inputs["value"], flat, *arguments, None)
+
+
+@pytest.mark.usefixtures("needs_compiler")
+def test_compiled_graphs_hold_one_operator_and_exported_ones_plain_pytorch():
+    inputs = random_inputs(torch.float32)
+
+    class Attend(torch.nn.Module):
+        def forward(self, inputs):
+            return attend(inputs)
+
+    targets = []
+
+    def record(graph, example_inputs):
+        targets.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph
+
+    torch.compile(Attend(), fullgraph=True, backend=record)(inputs)
+    exported = torch.export.export(Attend(), (inputs,))
+
+    assert targets == ["classquery.deformable_attention_3d"]
+    assert not any("classquery" in str(node.target) for node in exported.graph.nodes)
+    # float32: sums in another order.
+    torch.testing.assert_close(exported.module()(inputs), attend(inputs), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("needs_compiler")
+def test_the_fastest_is_chosen_unless_another_is_asked_for(monkeypatch):
+    assert kernels.chosen("cpu") == "cpu"
+    assert kernels.chosen("mps") == "torch"
+    monkeypatch.setenv("CLASSQUERY_KERNELS", "torch")
+    assert kernels.chosen("cpu") == "torch"
+    with kernels.use_implementation("cpu"):
+        assert kernels.chosen("cpu") == "cpu"
+        with pytest.raises(RuntimeError, match="the tensors are on mps"):
+            kernels.chosen("mps")
+    with kernels.use_implementation("auto"):
+        assert kernels.chosen("cpu") == "cpu"
+    assert kernels.chosen("cpu") == "torch"
+
+
+def test_unknown_implementations_are_refused(monkeypatch):
+    with (
+        pytest.raises(ValueError, match="use_implementation must be one of auto, torch, cpu"),
+        kernels.use_implementation("gpu"),
+    ):
+        pass
+    monkeypatch.setenv("CLASSQUERY_KERNELS", "fast")
+    with pytest.raises(ValueError, match="CLASSQUERY_KERNELS must be one of"):
+        kernels.chosen("cpu")
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [("/nowhere/c++", "could not be started"), ("false", "failed"), (None, "no C\\+\\+ compiler")],
+)
+def test_without_a_working_compiler_plain_pytorch_runs_and_says_so_once(fresh, monkeypatch, caplog, compiler, reason):
+    if compiler is None:
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    else:
+        monkeypatch.setenv("CXX", compiler)
+    inputs = random_inputs()
+
+    with caplog.at_level(logging.WARNING):
+        output = attend(inputs)
+        attend(inputs)
+
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert reason.replace("\\", "") in record.message
+    with kernels.use_implementation("torch"):
+        assert torch.equal(output, attend(inputs))
+    with kernels.use_implementation("cpu"), pytest.raises(RuntimeError, match=reason):
+        attend(inputs)
+    assert kernels.implementations()["cpu"].startswith("not available: ")
+
+
+@pytest.mark.usefixtures("needs_compiler")
+def test_a_build_is_kept_for_the_next_process(fresh, monkeypatch):
+    assert cpu.unavailable() is None
+    (library,) = fresh.iterdir()
+
+    monkeypatch.setattr(build, "compile_library", None)
+    cpu._library.cache_clear()
+    cpu._library()
+
+    assert list(fresh.iterdir()) == [library]
+
+
+@pytest.mark.usefixtures("needs_compiler")
+def test_builds_at_the_same_time_do_not_disturb_each_other(fresh, monkeypatch):
+    monkeypatch.setattr(build, "CXX_FLAGS", [flag.replace("-O3", "-O0") for flag in build.CXX_FLAGS])
+    with ThreadPoolExecutor() as executor:
+        paths = list(executor.map(lambda _: build.cpp_library(build.SOURCES / "deformable_attention.cpp"), range(3)))
+
+    assert len(set(paths)) == 1
+    assert list(fresh.iterdir()) == paths[:1]
+    assert cpu.unavailable() is None
+
+
+@pytest.mark.usefixtures("needs_compiler")
+def test_without_a_writable_cache_the_build_lasts_for_the_process(fresh, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
+
+    assert cpu.unavailable() is None
+    assert attend(random_inputs()).isfinite().all()
+    assert build.cache_folder().name.startswith("classquery-")
+
+
+@pytest.mark.usefixtures("needs_compiler")
+def test_a_library_that_cannot_be_loaded_is_a_reason_not_a_crash(fresh, monkeypatch):
+    monkeypatch.setattr(build, "compile_library", lambda command, source: b"no library")
+
+    assert "could not be loaded" in cpu.unavailable()
