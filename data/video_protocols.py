@@ -5,6 +5,7 @@ videos into tubes.
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -35,7 +36,7 @@ class VideoDetections(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TubeProtocol:
+class TubeProtocol(ABC):
     """How tubes are compared and counted: the base of all protocols.
 
     Args:
@@ -57,9 +58,9 @@ class TubeProtocol:
     recall_epsilon: float = 0.0
     count_missing_labels: bool = False
 
+    @abstractmethod
     def link(self, found: VideoDetections) -> list[Tube]:
         """Return tubes with `"video"` and `"label"`, by label, then by video, then in the order they were found."""
-        raise NotImplementedError
 
     def adapted(self, found: VideoDetections, truth: Sequence[Tube]) -> "TubeProtocol":
         """Fill in what depends on the data; raise ValueError if this protocol cannot count them."""
