@@ -31,7 +31,7 @@ VIDEO_DATA = {  # Videos, frames of each, actors at most, labels, protocol.
     "ucf101_24": (914, 150, 3, 24, "classquery_ucf"),
     "jhmdb_21": (268, 35, 1, 21, "classquery_jhmdb"),
 }
-TESTS = Path(__file__).parents[1] / "tests" / "test_metrics.py"
+TESTS = Path(__file__).parents[1] / "tests" / "test_metrics_frame.py"
 
 Table = dict[str, np.ndarray]
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from classquery.data import frame_metrics
 from classquery.data.metrics import ava_label_ids, frame_map
+from classquery.data.metrics import frame as frame_module
 
 
 GOLDEN = Path(__file__).parent / "golden" / "evaluation"
@@ -313,7 +313,7 @@ def test_box_with_two_labels_is_one_ground_truth_for_each():
 
 
 def test_example_of_the_docstring_is_right():
-    assert doctest.testmod(frame_metrics) == (0, 3)
+    assert doctest.testmod(frame_module) == (0, 3)
 
 
 def test_one_threshold_gives_one_row_and_a_sequence_one_row_for_each():

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from classquery.data.linking import box_iou
+from classquery.data.metrics.linking import box_iou
 
 
 logger = logging.getLogger(__name__)

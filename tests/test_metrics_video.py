@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_metrics import area_under_envelope
+from test_metrics_frame import area_under_envelope
 from transformers.utils import ModelOutput
 
-from classquery.data import linking, video_metrics
-from classquery.data.metrics import frame_map, link_best_paths, link_greedily, tube_iou, tube_map, video_map
+from classquery.data.metrics import frame_map, link_best_paths, link_greedily, linking, tube_iou, tube_map, video_map
+from classquery.data.metrics import video as video_module
 from classquery.video_processing_classquery import ClassQueryVideoProcessor, action_scores
 
 
@@ -382,7 +382,7 @@ def plain_average_precisions(tubes, truth, num_labels, threshold, rules):
 
 
 def rules_of(protocol, options):
-    return vars(video_metrics.PROTOCOLS[protocol]) | options
+    return vars(video_module.PROTOCOLS[protocol]) | options
 
 
 def random_case(seed, first_frame=1, first_true_frame=1):
@@ -458,7 +458,7 @@ def test_video_map_matches_plain_evaluator(protocol, options, seed):
 
 def test_examples_of_the_docstrings_are_right():
     assert doctest.testmod(linking) == (0, 4)
-    assert doctest.testmod(video_metrics) == (0, 5)
+    assert doctest.testmod(video_module) == (0, 5)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -952,7 +952,7 @@ def test_video_in_parts_gives_the_same_tubes(monkeypatch):
     arguments = detections_of_case(case), tubes_of_case(case)
     expected = video_map(*arguments, protocol="classquery_ucf")
 
-    monkeypatch.setattr("classquery.data.video_protocols._PAIRS_AT_ONCE", 1)
+    monkeypatch.setattr("classquery.data.metrics.protocols._PAIRS_AT_ONCE", 1)
     result = video_map(*arguments, protocol="classquery_ucf")
 
     assert [tube["score"] for tube in result["tubes"]] == [tube["score"] for tube in expected["tubes"]]

@@ -3,7 +3,7 @@
 The boxes of single frames are linked into tubes (`linking`), these are compared with the tubes of the ground truth,
 and the AP of a label is the area under the monotone envelope of precision over recall, as for frame mAP. Papers differ
 in all of it. A protocol is one way of counting, written as options whose defaults give its numbers, see
-`video_protocols`:
+`protocols`:
 
 * `"standard"`, `StandardProtocol`: tubes start and end anywhere, as ACT-detector and MultiSports count them.
 * `"classquery_ucf"` and `"classquery_jhmdb"`, `ClassQueryUcfProtocol` and `ClassQueryJhmdbProtocol`: the published
@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from classquery.data.frame_metrics import (
+from classquery.data.metrics.frame import (
     area_under_envelope,
     mean_over_labels,
     validate_comparable,
@@ -33,8 +33,8 @@ from classquery.data.frame_metrics import (
     validated_table,
     validated_thresholds,
 )
-from classquery.data.linking import Tube
-from classquery.data.video_protocols import (
+from classquery.data.metrics.linking import Tube
+from classquery.data.metrics.protocols import (
     ClassQueryJhmdbProtocol,
     ClassQueryUcfProtocol,
     StandardProtocol,

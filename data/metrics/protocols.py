@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from classquery.data.linking import Tube, best_paths, box_iou, greedy_tubes, pack_rows, tube_iou
+from classquery.data.metrics.linking import Tube, best_paths, box_iou, greedy_tubes, pack_rows, tube_iou
 
 
 logger = logging.getLogger(__name__)
