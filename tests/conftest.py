@@ -1,7 +1,14 @@
-"""A small demo data set, written once for all tests that read one."""
+"""What all tests share: one thread for each process of tests, and a small demo data set."""
+
+import os
 
 import pytest
-import torch
+
+
+# Before torch is imported, and for the processes that tests start: `pytest -n` has a process for every core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402
 
 from classquery.data.demo import write_demo
 
