@@ -333,11 +333,11 @@ def evaluate(trainer: ActionDetectionTrainer, actor_crop: dict[str, float] | Non
     records, _, metrics = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
     if actor_crop is not None:
         metrics["eval_actor_crop_frame_map_50"] = actor_crop["frame_map_50"]
+    if trainer.is_world_process_zero():
+        save_records(records, Path(trainer.args.output_dir) / "eval_predictions.parquet")
     trainer.log(metrics)
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
-    if trainer.is_world_process_zero():
-        save_records(records, Path(trainer.args.output_dir) / "eval_predictions.parquet")
 
 
 def predict(

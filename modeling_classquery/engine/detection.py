@@ -1,15 +1,12 @@
 """Detect actions in a whole video: one pass over its frames, one clip around each keyframe, in constant memory."""
 
-import contextlib
 import difflib
 import itertools
 import json
 import math
 import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +17,7 @@ from transformers.utils import logging
 from classquery.configuration_classquery import ClassQueryConfig
 from classquery.data.clip_reader import ClipReader, Frame, VideoInfo, VideoReadError, iterate_frames
 from classquery.data.clips import clip_seconds
+from classquery.data.whole_files import replacing
 from classquery.modeling_classquery import ClassQueryDetectionOutput, ClassQueryForVideoActionDetection
 from classquery.video_processing_classquery import ClassQueryVideoProcessor
 
@@ -147,18 +145,6 @@ def _up_to_damage(frames: Iterator[Frame]) -> Iterator[Frame]:
         yield from frames
     except VideoReadError as error:
         logger.warning("the video ends early: %s", error)
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give the path of a new file beside `path` that takes its place at the end, or is deleted after an error."""
-    path = Path(path)
-    partial_path = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
-    try:
-        yield partial_path
-        partial_path.replace(path)
-    finally:
-        partial_path.unlink(missing_ok=True)
 
 
 def label_id_of(label: str, config: ClassQueryConfig) -> int:

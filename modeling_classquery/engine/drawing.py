@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from classquery.data.clip_reader import ClipReader
-from classquery.engine.detection import KeyframeDetections, readable_frames, replacing
+from classquery.data.whole_files import replacing
+from classquery.engine.detection import KeyframeDetections, readable_frames
 
 
 # Pillow draws better than supervision here: without OpenCV the latter's labels are jagged and take 0.5 s per frame

@@ -14,6 +14,7 @@ from torchvision.ops import box_convert
 
 from classquery.data.clips import KeyframeClips, TubeClips
 from classquery.data.metrics import frame_map, video_map
+from classquery.data.whole_files import replacing
 
 
 Record = dict[str, Any]
@@ -179,9 +180,8 @@ def _per_label(name: str, average_precision: np.ndarray, id2label: dict[int, str
 def save_records(records: Sequence[Record], path: Path) -> None:
     """Write records as Parquet, one row per clip, whole or not at all."""
     columns = {name: _column([record[name] for record in records]) for name in records[0]}
-    unfinished = path.with_suffix(".unfinished")
-    pq.write_table(pa.table(columns), unfinished)
-    unfinished.replace(path)
+    with replacing(path) as partial_path:
+        pq.write_table(pa.table(columns), partial_path)
 
 
 def _column(values: list) -> pa.Array:

@@ -1,17 +1,21 @@
 """Training and evaluation on transformers' Trainer, with an evaluation that counts every clip exactly once."""
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.data_loader import BatchSamplerShard
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.training_args import ParallelMode
 
 from classquery import ClassQueryForVideoActionDetection
+from classquery.data.whole_files import write_json
 from classquery.engine.ema import AveragingTrainer
 from classquery.engine.evaluation import FrameScorer, Record, clip_records, once_per_clip
 from classquery.engine.monitoring import LossMonitor
@@ -149,9 +153,14 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer):
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last and is_training
         try:
-            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+            dataloader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
         finally:
             self.args.dataloader_drop_last = drop_last
+        if not is_training and isinstance(dataloader.batch_sampler, BatchSamplerShard):
+            # So that the last processes repeat whole batches instead of filling up the last one: what a network makes
+            # of a clip depends on the others in its batch, by rounding and by what they are padded to.
+            dataloader.batch_sampler.batch_size = None
+        return dataloader
 
     def evaluation_loop(
         self,
@@ -163,28 +172,49 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer):
     ) -> EvalLoopOutput:
         """Detect in every clip and score the detections.
 
+        Clips are divided into the same batches on any number of processes, so the result is the same bit for bit where
+        they compute alike. Another batch size gives other rounding errors.
+
         Returns:
             `predictions`: one record per clip in the order of the data set (see `clip_records`), the same on every
-            process; `metrics`: `frame_map_50`, the AP of each label, and the mean over batches of the loss, which
-            depends on the batch size like the loss itself.
+            process; `metrics`: those of the scorer, and the mean over clips of the loss of their batch, which depends
+            on the batch size like the loss itself.
 
         Raises:
             RuntimeError: If a clip was not predicted, or one was that is not in the data set.
         """
         model = self._prepared_for_evaluation()
         self.callback_handler.eval_dataloader = dataloader
-        records, losses = [], []
+        records, losses = [], {}
         for batch in dataloader:
             batch = self._prepare_inputs(batch)
             with torch.inference_mode(), self.compute_loss_context_manager():
                 outputs = model(**batch)
             records += clip_records(self.processing_class, outputs, batch["labels"])
-            losses += [outputs.loss.item()] * len(batch["labels"])
+            losses |= {label["clip_id"]: outputs.loss.item() for label in batch["labels"]}
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         records = once_per_clip(gather_object(records), dataloader.dataset.clip_ids)
-        metrics = {"loss": float(np.mean(gather_object(losses))), **self.scorer(records)}
+        losses = dict(gather_object(list(losses.items())))
+        metrics = {"loss": float(np.mean([losses[record["clip_id"]] for record in records]))}
+        metrics |= self._scores(records)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=records, label_ids=None, metrics=metrics, num_samples=len(records))
+
+    def _scores(self, records: Sequence[Record]) -> dict[str, float]:
+        """Score on the main process, which all wait for: the others would need as much memory again."""
+        scores = [self.scorer(records) if self.is_world_process_zero() else None]
+        return broadcast_object_list(scores)[0]
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """Write `<split>_results.json` and add to `all_results.json` as Trainer does, but each whole or not at all."""
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self.args.output_dir)
+        write_json(folder / f"{split}_results.json", metrics, indent=4, sort_keys=True)
+        if combined:
+            path = folder / "all_results.json"
+            earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            write_json(path, earlier | metrics, indent=4, sort_keys=True)
 
     def _prepared_for_evaluation(self) -> torch.nn.Module:
         """Wrap and cast the model as Trainer does, outside of training for `*_full_eval` and autocast, too."""

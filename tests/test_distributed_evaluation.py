@@ -1,0 +1,133 @@
+"""An evaluation on several processes: the same numbers and the same file bit for bit, each clip once, never half."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from accelerate.data_loader import BatchSamplerShard
+from tiny_evaluation import evaluate
+from tiny_training import tiny_trainer
+
+from classquery.engine import evaluation
+from classquery.engine.evaluation import save_records
+
+
+TESTS = Path(__file__).parent
+# The script that everybody runs, and a smaller one that can be made to die.
+SCRIPTS = {"tiny": TESTS / "tiny_evaluation.py", "run": TESTS.parent / "run_action_detection.py"}
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def start(num_processes: int, script: str, *arguments: str) -> subprocess.CompletedProcess:
+    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}")
+    command = [sys.executable, *launcher, str(SCRIPTS[script]), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def evaluate_tiny(num_processes: int, data_dir: Path, output_dir: Path, **arguments) -> subprocess.CompletedProcess:
+    return start(
+        num_processes, "tiny", json.dumps({"data_dir": str(data_dir), "output_dir": str(output_dir), **arguments})
+    )
+
+
+def results(folder: Path) -> tuple[bytes, dict[str, float]]:
+    """The bytes of the predictions, and the metrics but for durations."""
+    metrics = json.loads((folder / "eval_results.json").read_text())
+    kept = {name: value for name, value in metrics.items() if not name.endswith(("runtime", "per_second", "_time"))}
+    return (folder / "eval_predictions.parquet").read_bytes(), kept
+
+
+@pytest.fixture(scope="module")
+def alone(one_thread, demo_dir, tmp_path_factory):
+    """The folder of an evaluation in this process."""
+    folder = tmp_path_factory.mktemp("alone")
+    evaluate(tiny_trainer(demo_dir, folder))
+    return folder
+
+
+# The 14 clips make four batches of three and one of two: neither two nor three processes get equally many.
+@pytest.mark.parametrize(
+    "num_processes", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
+)
+def test_any_number_of_processes_evaluates_as_one(num_processes, demo_dir, tmp_path, alone):
+    run = evaluate_tiny(num_processes, demo_dir, tmp_path)
+
+    assert run.returncode == 0, run.stderr[-3000:]
+    predictions, metrics = results(tmp_path)
+    expected_predictions, expected_metrics = results(alone)
+    assert predictions == expected_predictions
+    assert metrics == expected_metrics
+    clip_ids = pq.read_table(tmp_path / "eval_predictions.parquet")["clip_id"].to_pylist()
+    assert len(clip_ids) == len(set(clip_ids)) == 14
+
+
+@pytest.mark.slow
+def test_run_script_gives_the_same_on_one_two_and_three_processes(demo_dir, tmp_path):
+    shared = ("--recipe", "demo", "--model_name_or_path", "demo", "--do_eval", "--use_cpu", "--data_dir", demo_dir)
+    runs = []
+    for num_processes in (1, 2, 3):
+        folder = tmp_path / str(num_processes)
+        options = ("--output_dir", folder, "--per_device_eval_batch_size", 2, "--disable_tqdm", True)
+        run = start(num_processes, "run", *map(str, shared + options))
+        assert run.returncode == 0, run.stderr[-3000:]
+        runs.append(results(folder))
+
+    assert runs[0] == runs[1] == runs[2]
+    assert runs[0][1]["eval_frame_map_50"] > 0.5  # The demo model has learnt the demo data.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_killed_evaluation_leaves_the_files_of_the_last_one(num_processes, kind, demo_dir, tmp_path, alone):
+    for path in alone.glob("*_results.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "eval_predictions.parquet").write_bytes((alone / "eval_predictions.parquet").read_bytes())
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    run = evaluate_tiny(num_processes, demo_dir, tmp_path, die={"num_batches": 2, "signal": kind})
+
+    assert run.returncode != 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert results(tmp_path) == results(alone)
+
+
+def test_predictions_that_cannot_be_written_leave_those_that_are_there(tmp_path, monkeypatch, alone):
+    path = tmp_path / "eval_predictions.parquet"
+    path.write_text("earlier")
+
+    def fill_the_disk(table, target):
+        target.write_text("half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(evaluation.pq, "write_table", fill_the_disk)
+    with pytest.raises(OSError, match="no space left"):
+        save_records([{"clip_id": "a"}], path)
+
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert path.read_text() == "earlier"
+
+
+@pytest.mark.parametrize("num_processes", range(1, 8))
+def test_processes_divide_the_batches_of_a_single_one(num_processes, demo_dir, tmp_path, monkeypatch):
+    trainer = tiny_trainer(demo_dir, tmp_path)
+    whole = list(trainer.get_test_dataloader(trainer.train_dataset).batch_sampler)
+    shards = []
+    for process in range(num_processes):
+        monkeypatch.setattr(type(trainer.accelerator), "num_processes", num_processes)
+        monkeypatch.setattr(type(trainer.accelerator), "process_index", process)
+        sampler = trainer.get_test_dataloader(trainer.train_dataset).batch_sampler
+        assert isinstance(sampler, BatchSamplerShard) == (num_processes > 1)
+        shards.append(list(sampler))
+
+    assert len({len(shard) for shard in shards}) == 1  # Networks divided among processes wait for each other.
+    batches = [batch for of_round in zip(*shards, strict=True) for batch in of_round]
+    assert batches[: len(whole)] == whole
+    assert all(batch in whole for batch in batches)

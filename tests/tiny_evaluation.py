@@ -1,0 +1,55 @@
+"""Evaluate a tiny detector as a script, in processes of its own that can be killed.
+
+torchrun --nproc_per_node=2 tests/tiny_evaluation.py '{"data_dir": "DATA", "output_dir": "OUT"}'
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from tiny_training import tiny_trainer
+from transformers import TrainerCallback
+
+from classquery.engine.evaluation import save_records
+from classquery.engine.trainer import ActionDetectionTrainer
+
+
+class Die(TrainerCallback):
+    """Kill this process behind a number of batches."""
+
+    def __init__(self, num_batches: int, kind: signal.Signals):
+        self.num_left, self.kind = num_batches, kind
+
+    def on_prediction_step(self, *arguments, **kwargs):
+        """Count down."""
+        self.num_left -= 1
+        if not self.num_left:
+            os.kill(os.getpid(), self.kind)
+
+
+def evaluate(trainer: ActionDetectionTrainer) -> None:
+    """Evaluate the training clips, of which there are more, and write what the run script does."""
+    records, _, metrics = trainer.predict(trainer.train_dataset, metric_key_prefix="eval")
+    if trainer.is_world_process_zero():
+        save_records(records, Path(trainer.args.output_dir) / "eval_predictions.parquet")
+    trainer.save_metrics("eval", metrics)
+
+
+def main() -> None:
+    """Evaluate as the arguments say."""
+    torch.set_num_threads(1)
+    arguments = json.loads(sys.argv[1])
+    die = arguments.pop("die", None)
+    trainer = tiny_trainer(**arguments)
+    if die:
+        trainer.add_callback(Die(die["num_batches"], signal.Signals[die["signal"]]))
+    evaluate(trainer)
+    PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
