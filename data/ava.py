@@ -1,9 +1,13 @@
-"""Reader of AVA v2.2 in its official files; rows of other data in the same layout are read alike.
+"""Reader of AVA v2.2; rows of other data in the same layout are read alike.
 
     data_dir/annotations/ava_train_v2.2.csv, ava_val_v2.2.csv       one row per box and action
     data_dir/annotations/ava_val_excluded_timestamps_v2.2.csv       keyframes that nobody trains or evaluates on
     data_dir/annotations/ava_action_list_v2.2.pbtxt                 names of the actions
-    data_dir/videos/<video_id>.mp4                                  or .mkv, .webm, .avi, in `videos/<split>/`, too
+    data_dir/videos/<video_id>.mp4                                  or another suffix, in `videos/<split>/`, too
+
+In place of the csv, which counts if both are there: `ava_{train,val}_v22_updated.json`, as published with the paper's
+code. It does not say who is who. In place of a video: the folder of its frames,
+`frames/<video_id>/<video_id>_000001.jpg` or `rawframes/<video_id>/img_00001.jpg`.
 
 Differs from the reader of the paper's code, which was written for detections with a score where AVA has the person id:
 no row is dropped because of its person id (that would lose everybody with id 0), two people with the same box stay
@@ -11,20 +15,33 @@ two, and missing videos are an error instead of being replaced by random other o
 """
 
 import csv
+import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
 from datasets import Dataset
 
-from classquery.data.schema import AnnotationError, ProblemCollector, parse_box, shorten, to_dataset
+from classquery.data.schema import (
+    BOX_TOLERANCE,
+    VIDEO_SUFFIXES,
+    AnnotationError,
+    ProblemCollector,
+    columns_to_dataset,
+    parse_box,
+    shorten,
+)
 
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi")
+FRAME_FOLDERS = ("frames", "rawframes")
 DOWNLOAD_HINT = "Download the annotations from https://research.google.com/ava/download.html"
 _SPLITS = {"train": "train", "validation": "val", "val": "val"}
 
@@ -112,47 +129,35 @@ AVA_LABELS = (
 )
 
 
+# One row per action of a person; several rows of one box and one person are one actor.
+_CORNERS = ["x1", "y1", "x2", "y2"]
+_COLUMNS = ["video_id", "timestamp", *_CORNERS, "label", "person_id"]
+
+
 class _Keyframe(NamedTuple):
     video_id: str
     timestamp: int  # Whole seconds.
 
-    @property
-    def clip_id(self) -> str:
-        return f"{self.video_id}_{self.timestamp:04d}"
 
-
-class _Person(NamedTuple):
-    """Who is annotated. Both parts are needed: two people may have the same box, and all ids may be 0."""
-
-    box: tuple[float, float, float, float]
-    person_id: int
-
-
-class _Row(NamedTuple):
-    """One row of the annotation file: one action of one person."""
-
-    keyframe: _Keyframe
-    person: _Person
-    label: int  # 0-based.
-
-
-_People = dict[_Person, set[int]]  # Everybody at one keyframe with the labels of each, in the order of the file.
-
-
-def load_ava(data_dir: str | Path, split: str, *, movie_start_seconds: float = 900.0) -> Dataset:
+def load_ava(
+    data_dir: str | Path, split: str, *, movie_start_seconds: float = 900.0, frames_fps: float = 30.0
+) -> Dataset:
     """Read the annotations of one split, without opening the videos.
 
     Args:
-        data_dir: Folder with `videos/` and the annotation files, these in `annotations/` or directly inside.
+        data_dir: Folder with `videos/`, `frames/` or `rawframes/` and the annotation files, these in `annotations/` or
+            directly inside.
         split: "train" or "validation" ("val" means the same).
-        movie_start_seconds: What the annotations call the start of the video files: 900 for movies cut at 15 minutes,
-            as AVA is usually prepared, 0 for whole movies.
+        movie_start_seconds: What the annotations call the start of the video files, or of the folders of frames: 900
+            for movies cut at 15 minutes, as AVA is usually prepared, 0 for whole movies.
+        frames_fps: Frames per second in folders of frames; 30 as AVA is usually prepared.
 
     Returns:
         One row per keyframe that has actors and is not excluded, in the order of the file, with `ACTION_FEATURES`. A
-        tube holds the one box of an actor at `timestamp`. Everything that needs the video (`fps`, `num_frames`,
-        `height`, `width`, `center_frame`, `frames` of the tubes) is null: the frame is the one shown at
-        `video_seconds`, whatever the frame rate.
+        tube holds the one box of an actor at `timestamp`; `track_id` is the person id, null if the JSON was read.
+        Everything that needs the video (`num_frames`, `height`, `width`, `center_frame`, `frames` of the tubes, and
+        `fps` but for folders of frames) is null: the frame is the one shown at `video_seconds`, whatever the frame
+        rate. Videos count before folders of frames.
 
     Raises:
         AnnotationError: With all problems of a file, by row: wrong number of columns, timestamp or person id that is
@@ -164,24 +169,23 @@ def load_ava(data_dir: str | Path, split: str, *, movie_start_seconds: float = 9
     if split not in _SPLITS:
         raise ValueError(f"split must be one of {list(_SPLITS)}, got {split!r}.")
     data_dir = Path(data_dir)
-    labels = load_ava_labels(data_dir)
-    keyframes = _read_people(_annotation_file(data_dir, split), len(labels), movie_start_seconds)
-    for keyframe in _read_excluded(data_dir, split):
-        keyframes.pop(keyframe, None)
-    videos = _find_videos(data_dir, {keyframe.video_id for keyframe in keyframes})
-    return to_dataset(
-        [
-            {
-                "clip_id": keyframe.clip_id,
-                "video": str(videos[keyframe.video_id]),
-                "source": "video",
-                "timestamp": keyframe.timestamp,
-                "video_seconds": keyframe.timestamp - movie_start_seconds,
-                "tubes": _tubes(people),
-            }
-            for keyframe, people in keyframes.items()
-        ]
-    )
+    path = _annotation_file(data_dir, split)
+    read = _read_json if path.suffix == ".json" else _read_csv
+    actions = read(path, len(load_ava_labels(data_dir)), movie_start_seconds)
+    actions = _without(actions, _read_excluded(data_dir, split))
+    keyframes, tubes = _group(actions)
+    videos = _find_videos(data_dir, set(keyframes["video_id"]))
+    sources = [videos[video_id] for video_id in keyframes["video_id"]]
+    columns = {
+        "clip_id": [f"{video_id}_{timestamp:04d}" for video_id, timestamp in keyframes.itertuples(index=False)],
+        "video": [video for video, _ in sources],
+        "source": [source for _, source in sources],
+        "fps": [frames_fps if source == "frames" else None for _, source in sources],
+        "timestamp": keyframes["timestamp"].to_numpy(np.float32),
+        "video_seconds": (keyframes["timestamp"] - movie_start_seconds).to_numpy(np.float32),
+        "tubes": tubes,
+    }
+    return columns_to_dataset(columns, len(keyframes))
 
 
 def load_ava_labels(data_dir: str | Path) -> dict[int, str]:
@@ -232,30 +236,74 @@ def _annotation_folders(data_dir: Path) -> tuple[Path, Path]:
     return data_dir / "annotations", data_dir
 
 
-def _find_annotation_file(data_dir: Path, names: list[str]) -> Path | None:
+def _find_annotation_file(data_dir: Path, names: Sequence[str]) -> Path | None:
     """Return the first of the files that exists."""
-    candidates = (folder / name for folder in _annotation_folders(data_dir) for name in names)
+    candidates = (folder / name for name in names for folder in _annotation_folders(data_dir))
     return next((path for path in candidates if path.is_file()), None)
 
 
 def _annotation_file(data_dir: Path, split: str) -> Path:
-    name = f"ava_{_SPLITS[split]}_v2.2.csv"
-    path = _find_annotation_file(data_dir, [name])
+    names = f"ava_{_SPLITS[split]}_v2.2.csv", f"ava_{_SPLITS[split]}_v22_updated.json"
+    path = _find_annotation_file(data_dir, names)
     if path is None:
         folder, alternative = _annotation_folders(data_dir)
-        raise FileNotFoundError(f"No {name} in {folder} or {alternative}. {DOWNLOAD_HINT} and put them into {folder}.")
+        raise FileNotFoundError(
+            f"No {names[0]} (or {names[1]}) in {folder} or {alternative}. {DOWNLOAD_HINT} and put them into {folder}."
+        )
     return path
 
 
-def _read_people(path: Path, num_labels: int, movie_start_seconds: float) -> dict[_Keyframe, _People]:
-    keyframes: dict[_Keyframe, _People] = {}
+# The csv
+
+
+def _read_csv(path: Path, num_labels: int, movie_start_seconds: float) -> pd.DataFrame:
+    """Read all rows at once, in a tenth of the time; one by one, to say what is wrong, if something is."""
+    actions = _parse_columns(path)
+    if actions is None or not _are_sound(actions, num_labels, movie_start_seconds):
+        actions = _parse_rows(path, num_labels, movie_start_seconds)
+    return actions
+
+
+def _parse_columns(path: Path) -> pd.DataFrame | None:
+    """Parse the columns of the csv, or return None if it is not made of such columns."""
+    types = dict.fromkeys(_COLUMNS, pa.int64()) | {"video_id": pa.string()} | dict.fromkeys(_CORNERS, pa.float64())
+    try:
+        table = pa.csv.read_csv(
+            path,
+            read_options=pa.csv.ReadOptions(column_names=_COLUMNS),
+            convert_options=pa.csv.ConvertOptions(column_types=types),
+        )
+    except pa.ArrowInvalid:
+        return None
+    if any(column.null_count for column in table.columns):
+        return None
+    actions = table.to_pandas()
+    actions["label"] -= 1
+    return actions
+
+
+def _are_sound(actions: pd.DataFrame, num_labels: int, movie_start_seconds: float) -> bool:
+    """Check everything that `_parse_row` checks, and move corners to the edge of the frame as `parse_box` does."""
+    boxes = actions[_CORNERS].to_numpy()
+    actions[_CORNERS] = boxes.clip(0, 1)
+    return bool(
+        # False for what is not a number.
+        (abs(boxes - 0.5) <= 0.5 + BOX_TOLERANCE).all()
+        and (actions["x1"] < actions["x2"]).all()
+        and (actions["y1"] < actions["y2"]).all()
+        and actions["label"].between(0, num_labels - 1).all()
+        and (actions["timestamp"] >= movie_start_seconds).all()
+    )
+
+
+def _parse_rows(path: Path, num_labels: int, movie_start_seconds: float) -> pd.DataFrame:
+    rows = []
     problems = ProblemCollector(path)
     for number, cells in _csv_rows(path):
         with problems.in_row(number):
-            row = _parse_row(cells, num_labels, movie_start_seconds)
-            keyframes.setdefault(row.keyframe, {}).setdefault(row.person, set()).add(row.label)
+            rows.append(_parse_row(cells, num_labels, movie_start_seconds))
     problems.raise_if_any()
-    return keyframes
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -265,34 +313,53 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         yield from ((reader.line_num, cells) for cells in reader if cells)
 
 
-def _parse_row(cells: list[str], num_labels: int, movie_start_seconds: float) -> _Row:
+def _parse_row(cells: list[str], num_labels: int, movie_start_seconds: float) -> tuple:
+    """Check one row, and return the values of `_COLUMNS`."""
     if len(cells) != 8:
         raise AnnotationError(
             "a row needs 8 columns (video_id, timestamp, x1, y1, x2, y2, action_id, person_id), "
             f"got {len(cells)}: {','.join(cells)}"
         )
     video_id, timestamp, *corners, label_id, person_id = cells
-    keyframe = _Keyframe(video_id, _whole_number(timestamp, "timestamp in seconds"))
-    if keyframe.timestamp < movie_start_seconds:
+    _refuse_detection(label_id, person_id)
+    seconds = _parse_timestamp(timestamp, movie_start_seconds)
+    box, person = parse_box(corners), _whole_number(person_id, "person_id")
+    return video_id, seconds, *box, _parse_label(label_id, num_labels), person
+
+
+def _refuse_detection(label_id: str, person_id: str) -> None:
+    """Refuse a row of the files of predicted people, which have a score where AVA has the person id."""
+    if re.fullmatch(r"[01]?\.\d+", person_id):
+        raise AnnotationError(
+            f"action_id {label_id!r} and person_id {person_id!r} look like a detected person with a score: this "
+            "reader needs the annotations, not a file of predicted boxes"
+        )
+
+
+def _parse_timestamp(timestamp: str, movie_start_seconds: float) -> int:
+    seconds = _whole_number(timestamp, "timestamp in seconds")
+    if seconds < movie_start_seconds:
         raise AnnotationError(
             f"timestamp {timestamp} is before the start of the movie, movie_start_seconds={movie_start_seconds:g}"
         )
-    person = _Person(parse_box(corners), _whole_number(person_id, "person_id"))
-    return _Row(keyframe, person, _parse_label(label_id, num_labels))
+    return seconds
 
 
-def _parse_label(text: str, num_labels: int) -> int:
+def _parse_label(text: Any, num_labels: int, first: int = 1) -> int:
     label_id = _whole_number(text, "action_id")
-    if not 1 <= label_id <= num_labels:
-        raise AnnotationError(f"unknown action_id {label_id}, the label map has 1 to {num_labels}")
-    return label_id - 1
+    if not first <= label_id < first + num_labels:
+        raise AnnotationError(f"unknown action_id {label_id}, the label map has {first} to {first + num_labels - 1}")
+    return label_id - first
 
 
-def _whole_number(text: str, name: str) -> int:
+def _whole_number(value: Any, name: str) -> int:
     try:
-        return int(text)
-    except ValueError:
-        raise AnnotationError(f"{name} must be a whole number, got {text!r}") from None
+        number = int(value)
+    except (OverflowError, TypeError, ValueError):
+        number = None
+    if number is None or (isinstance(value, float) and number != value):
+        raise AnnotationError(f"{name} must be a whole number, got {value!r}")
+    return number
 
 
 def _read_excluded(data_dir: Path, split: str) -> set[_Keyframe]:
@@ -312,22 +379,125 @@ def _read_excluded(data_dir: Path, split: str) -> set[_Keyframe]:
     return excluded
 
 
-def _find_videos(data_dir: Path, video_ids: set[str]) -> dict[str, Path]:
-    """Return the file of each video; its name without the suffix is the id."""
+# The JSON
+
+
+def _read_json(path: Path, num_labels: int, movie_start_seconds: float) -> pd.DataFrame:
+    """Read `{"video_frame_bbox": {"<video_id>,<timestamp>": {"bboxes": [...], "acts": [...]}}, "frame_keys_list"}`.
+
+    Its actions count from 0, those of the csv from 1. The number of a box at its keyframe stands in for the person id,
+    so that people with the same box stay apart. Boxes without an action are left out, as in the paper's code.
+    """
+    keyframes, keys = _load_json(path)
+    rows = []
+    problems = ProblemCollector(path)
+    for key in keys:
+        with problems.at(key):
+            video_id, timestamp = _parse_key(key, keyframes, movie_start_seconds)
+            for person, (box, labels) in enumerate(_actors_of(keyframes[key])):
+                with problems.at(f"{key}, box {person}"):
+                    corners = parse_box(box)
+                    labels = [_parse_label(label, num_labels, first=0) for label in labels]
+                    rows += [(video_id, timestamp, *corners, label, person) for label in labels]
+    problems.raise_if_any()
+    return pd.DataFrame(rows, columns=_COLUMNS).assign(track_id=None)
+
+
+def _load_json(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the keyframes by key, and the keys of those that count."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AnnotationError(f"{path} is no valid JSON, perhaps cut off: {error}") from error
+    keyframes = content.get("video_frame_bbox") if isinstance(content, dict) else None
+    if not isinstance(keyframes, dict):
+        raise AnnotationError(
+            f"{path} must hold an object with 'video_frame_bbox', from keyframe to boxes and actions"
+        )
+    keys = content.get("frame_keys_list", list(keyframes))
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise AnnotationError(f"{path} must hold a list of names as 'frame_keys_list'")
+    return keyframes, keys
+
+
+def _parse_key(key: str, keyframes: dict[str, Any], movie_start_seconds: float) -> tuple[str, int]:
+    video_id, separator, timestamp = key.rpartition(",")
+    if not separator or key not in keyframes:
+        raise AnnotationError("a keyframe is '<video_id>,<timestamp>', and 'video_frame_bbox' must have it")
+    return video_id, _parse_timestamp(timestamp, movie_start_seconds)
+
+
+def _actors_of(keyframe: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the box and the actions of everybody at a keyframe."""
+    boxes, actions = (keyframe.get(name) if isinstance(keyframe, dict) else None for name in ("bboxes", "acts"))
+    are_lists = isinstance(boxes, list) and isinstance(actions, list) and len(boxes) == len(actions)
+    if not are_lists or not all(isinstance(part, list) for part in (*boxes, *actions)):
+        raise AnnotationError("'bboxes' must be a list of boxes, and 'acts' a list of actions for each of them")
+    yield from zip(boxes, actions, strict=True)
+
+
+# Keyframes and actors
+
+
+def _without(actions: pd.DataFrame, excluded: set[_Keyframe]) -> pd.DataFrame:
+    keyframes = pd.MultiIndex.from_frame(actions[["video_id", "timestamp"]])
+    return actions[~keyframes.isin(list(excluded))] if excluded else actions
+
+
+def _group(actions: pd.DataFrame) -> tuple[pd.DataFrame, pa.Array]:
+    """Find the keyframes (video_id, timestamp) and the actors of each of them, both in the order of their first row.
+
+    An actor is told by its box and its person id. Both are needed: two people may have the same box, and all ids may
+    be 0.
+    """
+    actions = actions.assign(keyframe=actions.groupby(["video_id", "timestamp"], sort=False).ngroup())
+    actions = actions.sort_values("keyframe", kind="stable")
+    actions["actor"] = actions.groupby(["keyframe", *_CORNERS, "person_id"], sort=False).ngroup()
+    keyframes = actions.drop_duplicates("keyframe")[["video_id", "timestamp"]]
+    actors = actions.drop_duplicates("actor")
+    labels = actions[["actor", "label"]].drop_duplicates().sort_values(["actor", "label"])
+    return keyframes, _tubes(actors, labels)
+
+
+def _tubes(actors: pd.DataFrame, labels: pd.DataFrame) -> pa.Array:
+    """Nest the labels (actor, label) in the actors, and these in their keyframes."""
+    boxes = pa.array(actors[_CORNERS].to_numpy(np.float32).ravel())
+    tubes = pa.StructArray.from_arrays(
+        [
+            pa.array(actors["track_id" if "track_id" in actors else "person_id"], pa.int32(), from_pandas=True),
+            pa.ListArray.from_arrays(_offsets(labels["actor"]), pa.array(labels["label"], pa.int16())),
+            pa.nulls(len(actors), pa.list_(pa.int32())),
+            # A list of one box for each actor.
+            pa.ListArray.from_arrays(
+                pa.array(np.arange(len(actors) + 1, dtype=np.int32)), pa.FixedSizeListArray.from_arrays(boxes, 4)
+            ),
+        ],
+        ["track_id", "labels", "frames", "boxes"],
+    )
+    return pa.ListArray.from_arrays(_offsets(actors["keyframe"]), tubes)
+
+
+def _offsets(groups: pd.Series) -> pa.Array:
+    """Return where each group 0, 1, ... begins in an ascending series, and where the last one ends."""
+    return pa.array(np.cumsum([0, *np.bincount(groups)]), pa.int32())
+
+
+# The videos
+
+
+def _find_videos(data_dir: Path, video_ids: set[str]) -> dict[str, tuple[str, str]]:
+    """Return the file of each video, whose name without the suffix is the id, or its folder of frames; and which."""
     folder = data_dir / "videos"
+    videos = {
+        path.name: (str(path), "frames") for name in reversed(FRAME_FOLDERS) for path in (data_dir / name).glob("*")
+    }
     paths = sorted(path for pattern in ("*", "*/*") for path in folder.glob(pattern))
-    videos = {path.stem: path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES}
+    videos |= {path.stem: (str(path), "video") for path in paths if path.suffix.lower() in VIDEO_SUFFIXES}
     missing = sorted(video_ids - videos.keys())
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(video_ids)} videos are not in {folder} or its subfolders "
-            f"(as {', '.join(VIDEO_SUFFIXES)}): {shorten(missing)}"
+            f"(as {', '.join(VIDEO_SUFFIXES)}), nor are their frames in {' or '.join(FRAME_FOLDERS)}: "
+            f"{shorten(missing)}"
         )
     return videos
-
-
-def _tubes(people: _People) -> list[dict]:
-    return [
-        {"track_id": person.person_id, "labels": sorted(labels), "frames": None, "boxes": [person.box]}
-        for person, labels in people.items()
-    ]

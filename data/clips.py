@@ -10,7 +10,7 @@ from datasets import Dataset
 from torchvision.ops import box_convert
 
 from classquery.data.clip_reader import ClipReader
-from classquery.data.frame_folder import read_frame_folder
+from classquery.data.frame_folder import frame_indices_at, read_frame_folder
 
 
 def clip_seconds(
@@ -152,7 +152,7 @@ class KeyframeClips(_Clips):
             VideoReadError: If the video cannot be read.
         """
         row = self.rows[index]
-        frame_indices = self.reader.frame_indices_at(row["video"], clip_seconds(row["video_seconds"], **self.sampling))
+        frame_indices = self._frame_indices_at(row, clip_seconds(row["video_seconds"], **self.sampling))
         boxes = torch.tensor([tube["boxes"] for tube in row["tubes"]]).reshape(-1, 1, 4)
         valid = torch.ones(len(boxes), 1, dtype=torch.bool)
         return {
@@ -160,6 +160,11 @@ class KeyframeClips(_Clips):
             **self._decode(index, row, frame_indices, boxes, valid),
             "frame_mask": torch.ones(1, dtype=torch.bool),
         }
+
+    def _frame_indices_at(self, row: dict[str, Any], seconds: np.ndarray) -> np.ndarray:
+        if row["source"] == "frames":
+            return frame_indices_at(row["video"], seconds, row["fps"])
+        return self.reader.frame_indices_at(row["video"], seconds)
 
 
 class TubeClips(_Clips):

@@ -1,4 +1,4 @@
-"""Videos that are stored as a folder of numbered images, as UCF101-24 and JHMDB-21 are distributed."""
+"""Videos stored as a folder of numbered images, as UCF101-24 and JHMDB-21 are distributed and AVA often is."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from PIL import Image
 from classquery.data.clip_reader import VideoReadError
 
 
-_IMAGE_NAME = re.compile(r"(?P<prefix>[^.].*?|)(?P<number>\d+)(?P<suffix>\.(?:jpe?g|png))", re.IGNORECASE)
+_IMAGE_NAME = re.compile(r"(?P<prefix>(?:[^.].*?)?)(?<!\d)(?P<number>\d+)(?P<suffix>\.(?:jpe?g|png))", re.IGNORECASE)
 # A few hundred bytes each; UCF101-24 has 3,207 folders.
 _MAX_INDEXED_FOLDERS = 4096
 
@@ -60,6 +60,32 @@ def read_frame_folder(folder: str | os.PathLike[str], frame_indices: Sequence[in
     if len(sizes) > 1:
         raise VideoReadError(f"cannot read {folder}: its images differ in (height, width): {sorted(sizes)}")
     return np.stack(images)[positions]
+
+
+def frame_indices_at(
+    folder: str | os.PathLike[str], seconds: Sequence[float] | np.ndarray, frames_per_second: float
+) -> np.ndarray:
+    """Find the frames nearest to some times; the twin of `ClipReader.frame_indices_at`.
+
+    Args:
+        folder: As for `read_frame_folder`.
+        seconds: Times after the first frame, in seconds, of any shape. Times before the first or after the last frame
+            give that frame.
+        frames_per_second: The rate at which the frames were taken from the video, which the folder does not tell.
+
+    Returns:
+        int64 frame indices of the shape of `seconds`.
+
+    Raises:
+        VideoReadError: If the folder is missing, empty or has gaps.
+    """
+    nearest = np.rint(np.asarray(seconds, dtype=np.float64) * frames_per_second).astype(np.int64)
+    return nearest.clip(0, count_frames(folder) - 1)
+
+
+def count_frames(folder: str | os.PathLike[str]) -> int:
+    """Count the frames of a folder, as for `read_frame_folder`, without opening them."""
+    return _index(os.fspath(folder)).num_frames
 
 
 def _read_image(path: Path) -> np.ndarray:

@@ -6,7 +6,9 @@ from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
+import pyarrow as pa
+from datasets import Dataset, DatasetInfo, Features, List, Value
+from datasets.table import InMemoryTable
 
 
 # One row per keyframe (AVA), or per whole video with all its tubes (UCF101-24, JHMDB-21, MultiSports). Readers do not
@@ -35,6 +37,7 @@ ACTION_FEATURES = Features(
     }
 )
 
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 MAX_SHOWN = 20
 BOX_TOLERANCE = 1e-3
 _LOOKS_LIKE_PIXELS = 2.0
@@ -99,27 +102,32 @@ def shorten(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_SHOWN]) + more
 
 
-def parse_box(corners: Sequence[str | float]) -> tuple[float, float, float, float]:
+def parse_box(
+    corners: Sequence[str | float], *, pixel_hint: str = "divide by width and height"
+) -> tuple[float, float, float, float]:
     """Check one box and move corners that rounding put just outside the frame back to its edge.
 
     Args:
         corners: x1, y1, x2, y2 as fractions of the width and height of the frame, numbers or text.
+        pixel_hint: What to do about corners that look like pixels.
 
     Returns:
         (x1, y1, x2, y2) in [0, 1].
 
     Raises:
-        AnnotationError: If a corner is not a finite number or further than `BOX_TOLERANCE` outside [0, 1], or the box
-            is empty.
+        AnnotationError: If there are not four, a corner is not a finite number or further than `BOX_TOLERANCE` outside
+            [0, 1], or the box is empty.
     """
     try:
         box = tuple(float(corner) for corner in corners)
-    except ValueError:
+    except (TypeError, ValueError):
         raise AnnotationError(f"a corner of the box is not a number, got {tuple(corners)}") from None
+    if len(box) != 4:
+        raise AnnotationError(f"a box has four corners x1, y1, x2, y2, got {box}")
     if not all(math.isfinite(corner) for corner in box):
         raise AnnotationError(f"the corners of a box must be finite, got {box}")
     if min(box) < -BOX_TOLERANCE or max(box) > 1 + BOX_TOLERANCE:
-        hint = "; these look like pixels: divide by width and height" if max(box) > _LOOKS_LIKE_PIXELS else ""
+        hint = f"; these look like pixels: {pixel_hint}" if max(box) > _LOOKS_LIKE_PIXELS else ""
         raise AnnotationError(f"the corners of a box must lie in [0, 1], got {box}{hint}")
     x1, y1, x2, y2 = (min(max(corner, 0.0), 1.0) for corner in box)
     for low, high, axis in ((x1, x2, "x"), (y1, y2, "y")):
@@ -130,5 +138,14 @@ def parse_box(corners: Sequence[str | float]) -> tuple[float, float, float, floa
 
 def to_dataset(rows: Sequence[Mapping[str, Any]]) -> Dataset:
     """Return the rows as a data set with `ACTION_FEATURES`; columns that a row lacks are null there."""
-    columns = {name: [row.get(name) for row in rows] for name in ACTION_FEATURES}
-    return Dataset.from_dict(columns, features=ACTION_FEATURES)
+    return columns_to_dataset({name: [row.get(name) for row in rows] for name in ACTION_FEATURES}, len(rows))
+
+
+def columns_to_dataset(columns: Mapping[str, Any], num_rows: int) -> Dataset:
+    """Return columns, lists or Arrow arrays, as a data set with `ACTION_FEATURES`; those that are missing are null."""
+    schema = ACTION_FEATURES.arrow_schema
+    arrays = []
+    for field in schema:
+        values = columns.get(field.name)
+        arrays.append(pa.nulls(num_rows, field.type) if values is None else pa.array(values, field.type))
+    return Dataset(InMemoryTable(pa.table(arrays, schema=schema)), info=DatasetInfo(features=ACTION_FEATURES))

@@ -1,11 +1,17 @@
 """The reader of AVA: what it makes of good files, and what it says about bad ones."""
 
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from classquery.data import ava
 from classquery.data.ava import AVA_LABELS, load_ava, load_ava_labels
+from classquery.data.clips import KeyframeClips
 from classquery.data.schema import ACTION_FEATURES, AnnotationError, ProblemCollector, parse_box
 
 
@@ -160,7 +166,9 @@ def test_load_ava_lists_missing_videos(tmp_path):
         ("1a2b3c4d5e6,0902,0.1,0.2,0.3,0.4,81,0", "unknown action_id 81, the label map has 1 to 80"),
         ("1a2b3c4d5e6,0902,0.1,0.2,0.3,0.4,0,0", "unknown action_id 0"),
         ("1a2b3c4d5e6,0902,0.1,0.2,0.3,0.4,,0", "action_id must be a whole number, got ''"),
-        ("1a2b3c4d5e6,0902,0.1,0.2,0.3,0.4,12,0.93", "person_id must be a whole number, got '0.93'"),
+        ("1a2b3c4d5e6,0902,0.1,0.2,0.3,0.4,12,Bob", "person_id must be a whole number, got 'Bob'"),
+        ("1a2b3c4d5e6,0902,0.1,0.2,0.3,0.4,,0.993", "needs the annotations, not a file of predicted boxes"),
+        ("1a2b3c4d5e6,0902,0.1,0.2,0.3,0.4,12,0.93", "person_id '0.93' look like a detected person"),
     ],
 )
 def test_load_ava_names_the_row_of_a_problem(tmp_path, row, message):
@@ -168,6 +176,139 @@ def test_load_ava_names_the_row_of_a_problem(tmp_path, row, message):
 
     with pytest.raises(AnnotationError, match=rf"(?s)1 problem in .*ava_train_v2\.2\.csv:\n  row 2: .*{message}"):
         load_ava(folder, "train")
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS.replace("0.995", "1.0005"), ROWS.replace(",0902", ", 902"), ""])
+def test_load_ava_reads_all_rows_at_once_as_one_by_one(tmp_path, rows, monkeypatch):
+    folder = write_ava(tmp_path, rows, excluded="1a2b3c4d5e6,0903\n")
+    at_once = list(load_ava(folder, "train"))
+
+    monkeypatch.setattr(ava, "_are_sound", lambda *_: False)
+
+    assert at_once == list(load_ava(folder, "train"))
+
+
+def test_load_ava_takes_rows_in_any_order(tmp_path):
+    lines = ROWS.splitlines(keepends=True)
+    mixed = "".join(lines[i] for i in (5, 0, 4, 2, 3, 1))
+
+    rows = load_ava(write_ava(tmp_path, mixed), "train")
+
+    assert rows["clip_id"][:] == ["-0123456789_1798", "1a2b3c4d5e6_0902", "_-ab_cd-efg_0902", "1a2b3c4d5e6_0903"]
+    assert [tube["labels"] for tube in rows[1]["tubes"]] == [[11, 78], [79]]
+
+
+# The published JSON
+
+
+def write_json(folder: Path, keyframes: dict[str, Any], **other: Any) -> Path:
+    """Write the published JSON in place of the csv."""
+    write_ava(folder, "")
+    (folder / "annotations" / "ava_train_v2.2.csv").unlink()
+    path = folder / "annotations" / "ava_train_v22_updated.json"
+    path.write_text(json.dumps({"video_frame_bbox": keyframes} | other))
+    return folder
+
+
+BOX = [0.1, 0.2, 0.3, 0.4]
+KEYFRAMES = {
+    "1a2b3c4d5e6,0902": {"bboxes": [[0.031, 0.162, 0.67, 0.995], [0.5, 0.1, 0.75, 0.9]], "acts": [[11, 78], [79]]},
+    "1a2b3c4d5e6,0903": {"bboxes": [[0.034, 0.189, 0.669, 0.98]], "acts": [[11]]},
+    "_-ab_cd-efg,0902": {"bboxes": [[0.063, 0.049, 0.524, 0.996]], "acts": [[73]]},
+    "-0123456789,1798": {"bboxes": [[0, 0, 1, 1]], "acts": [[0]]},
+}
+
+
+def test_json_holds_the_same_as_the_csv_but_for_who_is_who(tmp_path):
+    for name in ("json", "csv"):
+        (tmp_path / name).mkdir()
+    from_csv = list(load_ava(write_ava(tmp_path / "csv", ROWS), "train"))
+    for row in from_csv:
+        row["video"] = row["video"].replace("csv", "json")
+        row["tubes"] = [tube | {"track_id": None} for tube in row["tubes"]]
+
+    assert list(load_ava(write_json(tmp_path / "json", KEYFRAMES), "train")) == from_csv
+
+
+def test_csv_counts_before_the_json(tmp_path):
+    write_json(tmp_path, {})
+    write_ava(tmp_path, ROWS)
+
+    assert len(load_ava(tmp_path, "train")) == 4
+
+
+def test_json_may_list_the_keyframes_that_count(tmp_path):
+    folder = write_json(tmp_path, KEYFRAMES, frame_keys_list=["_-ab_cd-efg,0902", "1a2b3c4d5e6,0903"])
+
+    assert load_ava(folder, "train")["clip_id"][:] == ["_-ab_cd-efg_0902", "1a2b3c4d5e6_0903"]
+
+
+def test_json_keeps_two_people_with_the_same_box_and_nobody_without_an_action(tmp_path):
+    folder = write_json(tmp_path, {"1a2b3c4d5e6,0902": {"bboxes": [BOX, BOX, BOX], "acts": [[11], [], [13, 11]]}})
+
+    assert [tube["labels"] for tube in load_ava(folder, "train")[0]["tubes"]] == [[11], [11, 13]]
+
+
+@pytest.mark.parametrize(
+    ("keyframes", "message"),
+    [
+        ({"1a2b3c4d5e6,0902": {"bboxes": [BOX], "acts": [[80]]}}, "box 0: unknown action_id 80, .* 0 to 79"),
+        ({"1a2b3c4d5e6,0902": {"bboxes": [BOX], "acts": [[1.5]]}}, "whole number, got 1.5"),
+        ({"1a2b3c4d5e6,0902": {"bboxes": [BOX], "acts": [["12", None]]}}, "whole number, got None"),
+        ({"1a2b3c4d5e6,0902": {"bboxes": [BOX[:3]], "acts": [[1]]}}, "four corners"),
+        ({"1a2b3c4d5e6,0902": {"bboxes": [[64, 48, 128, 96]], "acts": [[1]]}}, "look like pixels"),
+        ({"1a2b3c4d5e6,0902": {"bboxes": [BOX], "acts": []}}, "for each of them"),
+        ({"1a2b3c4d5e6,0902": [BOX]}, "for each of them"),
+        ({"1a2b3c4d5e6,0899": {"bboxes": [BOX], "acts": [[1]]}}, "before the start"),
+        ({"1a2b3c4d5e6": {"bboxes": [BOX], "acts": [[1]]}}, "<video_id>,<timestamp>"),
+    ],
+)
+def test_json_names_the_keyframe_of_a_problem(tmp_path, keyframes, message):
+    with pytest.raises(AnnotationError, match=rf"(?s)1 problem in .*json:\n  1a2b3c4d5e6.*{message}"):
+        load_ava(write_json(tmp_path, keyframes), "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"video_frame_bbox": {', "no valid JSON"),
+        ("[]", "'video_frame_bbox'"),
+        ('{"video_frame_bbox": {}, "frame_keys_list": [1]}', "frame_keys_list"),
+    ],
+)
+def test_json_of_another_kind_is_refused(tmp_path, text, message):
+    folder = write_json(tmp_path, {})
+    (folder / "annotations" / "ava_train_v22_updated.json").write_text(text)
+
+    with pytest.raises(AnnotationError, match=message):
+        load_ava(folder, "train")
+
+
+# Folders of frames
+
+
+@pytest.mark.parametrize("style", ["frames/{0}/{0}_{1:06d}.png", "rawframes/{0}/img_{1:05d}.png"])
+def test_folders_of_frames_take_the_place_of_videos(tmp_path, style):
+    """The keyframe of second 902 is number 60, counted from 0, at 30 frames per second from 900 on."""
+    folder = write_ava(tmp_path, f"{GOOD_ROW}\n", videos=())
+    for index in range(70):
+        path = folder / style.format("1a2b3c4d5e6", index + 1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 6, 3), index, np.uint8)).save(path)
+
+    rows = load_ava(folder, "train")
+    clip = KeyframeClips(rows, num_labels=80, num_frames=16, frame_stride=2)[0]
+
+    assert (rows[0]["source"], rows[0]["fps"]) == ("frames", 30)
+    assert clip["frames"][:, 0, 0, 0].tolist() == [min(60 - 16 + 2 * k, 69) for k in range(16)]
+
+
+def test_videos_count_before_folders_of_frames(tmp_path):
+    folder = write_ava(tmp_path, ROWS, videos=VIDEOS[1:])
+    for name in ("1a2b3c4d5e6", "-0123456789"):
+        (folder / "frames" / name).mkdir(parents=True)
+
+    assert load_ava(folder, "train")["source"][:] == ["frames", "frames", "video", "video"]
 
 
 def test_load_ava_shows_the_first_twenty_problems_and_counts_all(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from classquery.data.clip_reader import VideoReadError
-from classquery.data.frame_folder import read_frame_folder
+from classquery.data.frame_folder import count_frames, frame_indices_at, read_frame_folder
 
 
 def write_frames(folder: Path, names: list[str]) -> Path:
@@ -22,6 +22,7 @@ def write_frames(folder: Path, names: list[str]) -> Path:
     [
         [f"{number:05d}.png" for number in range(1, 12)],
         [f"{number}.png" for number in range(12)],
+        [f"{number}.png" for number in range(1, 12)],
         [f"img_{number:05d}.png" for number in range(1, 12)],
         [f"-5KQ66BBWC4_{number:06d}.png" for number in range(1, 12)],
         [f"take 2_{number:02d}.PNG" for number in range(1, 103)],
@@ -37,6 +38,15 @@ def test_frames_are_found_by_their_number(tmp_path, names):
     assert frames.shape == (4, 8, 12, 3)
     assert frames.dtype == np.uint8
     assert frames[:, 5, 5].tolist() == [[9, 18, 27], [0, 0, 0], [9, 18, 27], [2, 4, 6]]
+
+
+def test_frames_are_found_by_time(tmp_path):
+    write_frames(tmp_path, [f"{number}.png" for number in range(1, 11)])
+
+    indices = frame_indices_at(tmp_path, [[-1.0, 0.0, 0.1], [0.13, 0.28, 99.0]], 25.0)
+
+    assert indices.tolist() == [[0, 0, 2], [3, 7, 9]]
+    assert count_frames(tmp_path) == 10
 
 
 def test_jpeg_and_grey_images_are_rgb(tmp_path):
