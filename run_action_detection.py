@@ -115,12 +115,14 @@ def main() -> None:
         id2label = load_action_labels(data_args.dataset, data_dir)
         model, processor = load_model(model_args, recipe, id2label)
         check_attention(model_args, model)
+        set_thresholds(processor, data_args)
         used = {"model": model.config, "processor": processor, "data": data_args, "optimization": optimization}
         logger.info(f"recipe {recipe.name}\n{recipe.table(used | {'training': training_args})}")
         train_and_evaluate(model, processor, data_dir, model_args, data_args, optimization, training_args)
     else:
         model, processor = load_model(model_args, recipe)
         check_attention(model_args, model)
+        set_thresholds(processor, data_args)
     if training_args.do_predict and training_args.process_index == 0:
         predict(model, processor, model_args, data_args, Path(training_args.output_dir))
     # Left to the interpreter's exit, the group of a multi-process run may abort.
@@ -225,6 +227,13 @@ def load_model(
     if id2label is not None and model.config.id2label != id2label:
         model = change_classes(model, list(id2label.values()), model_args.classes)
     return model, processor
+
+
+def set_thresholds(processor: ClassQueryVideoProcessor, data_args: DataArguments) -> None:
+    """Let the thresholds travel with the model."""
+    for name in ("score_threshold", "actor_threshold"):
+        if getattr(data_args, name) is not None:
+            setattr(processor, name, getattr(data_args, name))
 
 
 def freeze(model: ClassQueryForVideoActionDetection, model_args: ModelArguments) -> list[TrainerCallback]:
@@ -358,8 +367,6 @@ def predict(
             model,
             processor,
             keyframes_per_second=data_args.keyframes_per_second,
-            threshold=data_args.score_threshold,
-            actor_threshold=data_args.actor_threshold,
             attention_label=model_args.attention,
         )
         found = ", ".join(f"{label} {count}" for label, count in counts.most_common()) or "nothing"

@@ -8,7 +8,8 @@ from classquery.data.action_datasets import DatasetName
 from classquery.engine.optimization import require_argument
 
 
-_PARTS = ("flip_probability", "saturation_jitter", "value_jitter", "score_threshold", "actor_threshold")
+_PARTS = ("flip_probability", "saturation_jitter", "value_jitter")
+_OPTIONAL_PARTS = ("score_threshold", "actor_threshold")
 
 
 @dataclass
@@ -61,14 +62,17 @@ class DataArguments:
     color_noise: float = field(
         default=0.0, metadata={"help": "Deviation of a random shift of all colours along their principal axes."}
     )
-    keyframes_per_second: float = field(
-        default=1.0, metadata={"help": "How often to detect in a whole video, for --do_predict."}
+    keyframes_per_second: float | None = field(
+        default=None,
+        metadata={"help": "How often to detect in a whole video; by default 1, or every frame if the model does so."},
     )
-    score_threshold: float = field(
-        default=0.3, metadata={"help": "Lowest score of an action that --do_predict reports."}
+    score_threshold: float | None = field(
+        default=None,
+        metadata={"help": "Lowest score of an action to report in a video; saved with a model, whose value is used."},
     )
-    actor_threshold: float = field(
-        default=0.5, metadata={"help": "Lowest confidence of an actor that --do_predict reports."}
+    actor_threshold: float | None = field(
+        default=None,
+        metadata={"help": "Lowest confidence of an actor to report; saved with a model, whose value is used."},
     )
 
     def __post_init__(self) -> None:
@@ -80,8 +84,11 @@ class DataArguments:
             require_argument(self, "max_resize_shortest_edge", is_range, f"at least --resize_shortest_edge {shortest}")
         for name in _PARTS:
             require_argument(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        for name in _OPTIONAL_PARTS:
+            value = getattr(self, name)
+            require_argument(self, name, value is None or 0 <= value <= 1, "between 0 and 1")
         require_argument(self, "hue_jitter", 0 <= self.hue_jitter <= 180, "between 0 and 180")
         for name in ("movie_start_seconds", "color_noise"):
             require_argument(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
         rate = self.keyframes_per_second
-        require_argument(self, "keyframes_per_second", 0 < rate < math.inf, "more than 0")
+        require_argument(self, "keyframes_per_second", rate is None or 0 < rate < math.inf, "more than 0")

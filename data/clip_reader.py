@@ -92,15 +92,21 @@ class VideoInfo:
     """Whether a clip is reached by seeking (about one group of pictures is decoded) or from the first frame on."""
 
 
-class Frame(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Frame:
     """One frame of a streamed video."""
 
     index: int
     """Number of the frame, the one that `ClipReader.read` takes."""
     seconds: float
     """Presentation time in seconds after the first frame."""
-    image: np.ndarray
-    """uint8 RGB of shape (height, width, 3)."""
+    to_image: Callable[[], np.ndarray]
+    """Makes the image: a third of the work of decoding, which frames that nobody looks at are spared."""
+
+    @property
+    def image(self) -> np.ndarray:
+        """uint8 RGB of shape (height, width, 3), made anew at each access."""
+        return self.to_image()
 
 
 class ClipReader:
@@ -287,7 +293,7 @@ def _stream_frames(index: "_VideoIndex", start: int) -> Iterator[Frame]:
     to_rgb = _rgb_converter(index)
     for frame_index, frame in _decode(index, start):
         if frame_index >= start:
-            yield Frame(frame_index, float(frame_seconds[frame_index]), to_rgb(frame))
+            yield Frame(frame_index, float(frame_seconds[frame_index]), functools.partial(to_rgb, frame))
     if index.missing_seconds:
         raise _unreadable(index.file.path, _describe_truncation(index), "fetch or export it again")
 
@@ -378,7 +384,7 @@ def _index_video(file: _File) -> _VideoIndex:
     timestamps = clock[order[is_shown]]
     can_seek = has_exact_times and scan.container in _SEEKABLE_CONTAINERS
     random_access = can_seek and bool(scan.is_restart[scan.is_keyframe].all())
-    quarter_turns = _quarter_turns(scan.first_frame)
+    num_turns = quarter_turns(scan.first_frame)
     return _VideoIndex(
         file=file,
         info=_describe(file.path, scan, timestamps, time_base, random_access),
@@ -387,9 +393,9 @@ def _index_video(file: _File) -> _VideoIndex:
         has_exact_times=has_exact_times,
         seek_points=np.sort(clock[scan.is_restart & can_seek]),
         # decord numbers the frames around one that is not shown differently from one read to the next.
-        use_decord=random_access and scan.codec in _DECORD_CODECS and quarter_turns == 0 and bool(is_shown.all()),
+        use_decord=random_access and scan.codec in _DECORD_CODECS and num_turns == 0 and bool(is_shown.all()),
         num_packets=len(clock),
-        quarter_turns=quarter_turns,
+        quarter_turns=num_turns,
         missing_seconds=scan.missing_seconds,
     )
 
@@ -490,7 +496,7 @@ def _are_sound_times(times: np.ndarray) -> bool:
 def _describe(path: str, scan: _Scan, timestamps: np.ndarray, time_base: Fraction, random_access: bool) -> VideoInfo:
     intervals = len(timestamps) - 1
     frame_rate = intervals / (int(timestamps[-1] - timestamps[0]) * time_base) if intervals else scan.frame_rate
-    height, width = _turn(scan.first_frame.height, scan.first_frame.width, _quarter_turns(scan.first_frame))
+    height, width = _turn(scan.first_frame.height, scan.first_frame.width, quarter_turns(scan.first_frame))
     return VideoInfo(
         path=path,
         num_frames=len(timestamps),
@@ -502,7 +508,7 @@ def _describe(path: str, scan: _Scan, timestamps: np.ndarray, time_base: Fractio
     )
 
 
-def _quarter_turns(frame: "VideoFrame") -> int:
+def quarter_turns(frame: "VideoFrame") -> int:
     """How often to turn a frame counter-clockwise by 90 degrees, as the file asks for."""
     return round(frame.rotation / 90) % 4
 
@@ -599,15 +605,22 @@ def _read_with_pyav(index: _VideoIndex, wanted: np.ndarray) -> np.ndarray:
 
 
 def _rgb_converter(index: _VideoIndex) -> Callable[["VideoFrame"], np.ndarray]:
-    """Return the function from decoded frames to uint8 RGB images of shape (height, width, 3)."""
-    height, width = _turn(index.info.height, index.info.width, index.quarter_turns)
+    return rgb_converter(index.info.height, index.info.width, index.quarter_turns)
+
+
+def rgb_converter(height: int, width: int, quarter_turns: int = 0) -> Callable[["VideoFrame"], np.ndarray]:
+    """Return the function from decoded frames to uint8 RGB images of shape (height, width, 3).
+
+    `quarter_turns` tells how often a frame is turned counter-clockwise by 90 degrees, to that height and width.
+    """
+    height, width = _turn(height, width, quarter_turns)
     # One for all frames: making a new one for each, as VideoFrame.to_ndarray does, takes six times as long.
     reformatter = VideoReformatter()
 
     def to_rgb(frame: "VideoFrame") -> np.ndarray:
         # The size is given for streams that change theirs: every frame gets the size of the first.
         image = reformatter.reformat(frame, width, height, "rgb24").to_ndarray()
-        return np.ascontiguousarray(np.rot90(image, index.quarter_turns))
+        return np.ascontiguousarray(np.rot90(image, quarter_turns))
 
     return to_rgb
 

@@ -62,6 +62,11 @@ def read_frame_folder(folder: str | os.PathLike[str], frame_indices: Sequence[in
     return np.stack(images)[positions]
 
 
+def is_frame_folder(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds numbered images."""
+    return any(_IMAGE_NAME.fullmatch(name) for name in os.listdir(folder))
+
+
 def frame_indices_at(
     folder: str | os.PathLike[str], seconds: Sequence[float] | np.ndarray, frames_per_second: float
 ) -> np.ndarray:

@@ -27,7 +27,7 @@ def demo_checkpoint() -> str:
 # be imported before.
 _LAZY = {
     "convert_original_state_dict": "classquery.convert_classquery_checkpoint",
-    "detect_video": "classquery.engine.detection",
+    "detect": "classquery.engine.detection",
     "load_detector": "classquery.engine.checkpoint",
 }
 
@@ -47,6 +47,6 @@ __all__ = [
     "ClassQueryViTConfig",
     "convert_original_state_dict",
     "demo_checkpoint",
-    "detect_video",
+    "detect",
     "load_detector",
 ]

@@ -19,6 +19,10 @@ class ClassQueryVideoProcessor(BaseVideoProcessor):
 
     Resizing is bicubic with antialiasing, on 8-bit frames, as PIL does it; the long side is truncated to whole pixels.
 
+    Below which scores detections are not shown is saved with the processor, because it belongs to the trained model:
+    `score_threshold` for actions, `class_thresholds` for those of some names, `actor_threshold` for actors; all in
+    [0, 1].
+
     Example:
 
     ```python
@@ -45,6 +49,9 @@ class ClassQueryVideoProcessor(BaseVideoProcessor):
     do_normalize = True
     do_convert_rgb = True
     do_sample_frames = False
+    score_threshold = 0.3
+    class_thresholds = None
+    actor_threshold = 0.5
     model_input_names = ["pixel_values", "pixel_mask"]
 
     def preprocess(self, videos: VideoInput, **kwargs: Unpack[VideosKwargs]) -> BatchFeature:

@@ -1,7 +1,11 @@
 """Detection over whole videos: which frames the model sees, what is reported, and what happens to bad files."""
 
+import functools
+import itertools
 import json
 import logging
+import math
+import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -15,14 +19,11 @@ from utils import tiny_config
 
 from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
 from classquery.data.clip_reader import ClipReader, Frame, VideoReadError
-from classquery.data.clips import clip_seconds
-from classquery.engine.detection import (
-    ActorDetection,
-    KeyframeDetections,
-    assemble_clips,
-    detect_video,
-    write_detections,
-)
+from classquery.data.clips import clip_seconds, tile_starts
+from classquery.data.video_sources import VideoSource
+from classquery.engine.detection import ClipPlan, Sampling, assemble_clips, detect
+from classquery.engine.results import ActorDetection, FrameDetections
+from classquery.engine.writing import write_detections
 
 
 NAMES = ("stand", "walk", "sit", "hand wave", "carry/hold (an object)")
@@ -70,7 +71,8 @@ def damage(path: str) -> str:
 def make_model(**overrides) -> ClassQueryForVideoActionDetection:
     """A small model whose scores differ from class to class and from actor to actor."""
     torch.manual_seed(0)
-    config = tiny_config(frame_stride=3, id2label=dict(enumerate(NAMES)), class_readout="per_class", **overrides)
+    values = {"frame_stride": 3, "id2label": dict(enumerate(NAMES)), "class_readout": "per_class"} | overrides
+    config = tiny_config(**values)
     model = ClassQueryForVideoActionDetection(config)
     torch.nn.init.normal_(model.class_readout)
     return model.eval()
@@ -120,7 +122,7 @@ def test_model_sees_the_clips_that_clip_reader_and_processor_give(
         hook = model.register_forward_pre_hook(
             lambda _, args, kwargs, seen=seen: seen.extend(kwargs["pixel_values"]), with_kwargs=True
         )
-        results = list(detect_video(video, model, processor, keyframes_per_second=keyframes_per_second))
+        results = list(detect(video, model, processor, keyframes_per_second=keyframes_per_second))
         hook.remove()
 
         assert len(seen) == len(results) > 0
@@ -130,7 +132,7 @@ def test_model_sees_the_clips_that_clip_reader_and_processor_give(
 
 
 def test_keyframes_are_the_frames_nearest_to_regular_times(model, processor, variable_path):
-    results = list(detect_video(variable_path, model, processor, keyframes_per_second=2))
+    results = list(detect(variable_path, model, processor, keyframes_per_second=2))
 
     wanted = np.arange(0, VARIABLE_RATE[-1] + 1e-6, 0.5)
     nearest = [int(np.abs(VARIABLE_RATE - seconds).argmin()) for seconds in wanted]
@@ -141,13 +143,13 @@ def test_keyframes_are_the_frames_nearest_to_regular_times(model, processor, var
 def test_last_frame_is_a_keyframe_if_its_time_is_regular(model, processor, tmp_path):
     path = write_video(tmp_path / "video.mp4", np.arange(31) / 10)
 
-    results = list(detect_video(path, model, processor))
+    results = list(detect(path, model, processor))
 
     assert [result.frame_index for result in results] == [0, 10, 20, 30]
 
 
 def test_no_frame_is_a_keyframe_twice(model, processor, path):
-    results = list(detect_video(path, model, processor, keyframes_per_second=50, batch_size=16))
+    results = list(detect(path, model, processor, keyframes_per_second=50, batch_size=16))
 
     assert [result.frame_index for result in results] == list(range(len(CONSTANT_RATE)))
 
@@ -158,22 +160,32 @@ def test_no_frame_is_a_keyframe_twice(model, processor, path):
 def test_detection_takes_any_video(seconds, size, model, processor, tmp_path):
     path = write_video(tmp_path / "video.mp4", seconds, size)
 
-    results = list(detect_video(path, model, processor, **EVERYTHING))
+    results = list(detect(path, model, processor, **EVERYTHING))
 
     assert [result.seconds for result in results] == list(range(int(seconds[-1]) + 1))
     assert all(len(result.actors) == model.config.num_queries for result in results)
 
 
-def stream(num_frames: int, missing: Sequence[int] = ()) -> Iterator[Frame]:
+def stream(num_frames: int, missing: Sequence[int] = (), ends_with: Exception | None = None) -> Iterator[Frame]:
     for index in range(num_frames):
         if index not in missing:
-            yield Frame(index, index / 10, np.array([index]))
+            yield Frame(index, index / 8, functools.partial(np.array, [index]))
+    if ends_with is not None:
+        raise ends_with
 
 
-def clip_indices(num_frames: int) -> np.ndarray:
-    """Clips of 5 frames with stride 4 around every sixth frame."""
-    keyframes = np.arange(0, num_frames, 6)
-    return (keyframes[:, None] + 4 * np.arange(-2, 3)).clip(0, num_frames - 1)
+def clips_around(*keyframes: int) -> ClipPlan:
+    """Clips of 5 frames with stride 4."""
+    positions = ((keyframe + 4 * np.arange(-2, 3)) / 8 for keyframe in keyframes)
+    return ClipPlan(positions, by_index=False, anchor=2, reported=[2], seconds_between=0.0)
+
+
+def numbers(clips) -> list[list[int]]:
+    return [clip.frames.flatten().tolist() for clip in clips]
+
+
+def keyframes(clips) -> list[int]:
+    return [frame_index for clip in clips for _, frame_index, _ in clip.reported]
 
 
 def largest_number_of_frames_alive(num_frames: int) -> int:
@@ -186,7 +198,7 @@ def largest_number_of_frames_alive(num_frames: int) -> int:
         counts.append(len(alive))
         return frame
 
-    for _ in assemble_clips(stream(num_frames), clip_indices(num_frames), num_frames, prepare):
+    for _ in assemble_clips(stream(num_frames), clips_around(*range(0, num_frames, 6)), prepare):
         pass
     return max(counts)
 
@@ -195,55 +207,109 @@ def test_number_of_frames_in_memory_does_not_grow_with_the_video():
     assert largest_number_of_frames_alive(2000) == largest_number_of_frames_alive(100) <= 17
 
 
-@pytest.mark.parametrize(("missing", "expected"), [([10], [4, 8, 12, 16, 20]), ([8], [4, 4, 12, 16, 20])])
-def test_frame_that_the_decoder_skips_is_replaced_by_the_nearest_of_its_clip(missing, expected):
-    clips = assemble_clips(stream(30, missing), np.array([[4, 8, 12, 16, 20]]), 30, torch.from_numpy)
+def test_clips_overlap_and_repeat_the_first_and_the_last_frame():
+    clips = assemble_clips(stream(20), clips_around(*range(0, 60, 6)), torch.from_numpy)
 
-    assert [clip.frames.flatten().tolist() for clip in clips] == [expected]
-
-
-def test_last_clip_before_damage_repeats_its_last_frame():
-    clips = list(assemble_clips(stream(20), clip_indices(60), 60, torch.from_numpy))
-
-    assert [clip.frame_index for clip in clips] == [0, 6, 12, 18]
-    assert clips[-1].frames.flatten().tolist() == [10, 14, 18, 18, 18]
+    assert numbers(clips) == [[0, 0, 0, 4, 8], [0, 2, 6, 10, 14], [4, 8, 12, 16, 19], [10, 14, 18, 19, 19]]
 
 
-def test_keyframe_that_the_decoder_skips_is_left_out():
-    clips = assemble_clips(stream(60, missing=range(10, 20)), clip_indices(60), 60, torch.from_numpy)
+@pytest.mark.parametrize(
+    ("missing", "expected"), [([10], [4, 8, 12, 16, 20]), ([8], [4, 7, 12, 16, 20]), ([8, 12], [4, 7, 11, 16, 20])]
+)
+def test_frame_that_the_decoder_skips_is_replaced_by_the_nearest(missing, expected):
+    clips = assemble_clips(stream(30, missing), clips_around(12), torch.from_numpy)
 
-    assert [clip.frame_index for clip in clips] == [0, 6, 24, 30, 36, 42, 48, 54]
+    assert numbers(clips) == [expected]
+
+
+def test_damage_comes_after_the_clips_whose_keyframe_was_there():
+    clips = assemble_clips(
+        stream(20, ends_with=VideoReadError("damaged")), clips_around(0, 6, 12, 18, 24), torch.from_numpy
+    )
+    seen = []
+
+    with pytest.raises(VideoReadError, match="damaged"):
+        seen.extend(clips)
+
+    assert keyframes(seen) == [0, 6, 12, 18]
+
+
+def test_frame_next_to_many_missing_ones_is_reported_once():
+    clips = assemble_clips(stream(60, missing=range(10, 20)), clips_around(*range(0, 60, 6)), torch.from_numpy)
+
+    assert keyframes(clips) == [0, 6, 9, 20, 24, 30, 36, 42, 48, 54]
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 4, 7, 8, 9])
+@pytest.mark.parametrize("is_length_known", [True, False])
+def test_models_of_all_frames_see_every_frame_once(num_frames, is_length_known):
+    config = tiny_config(output_frames="all", frame_stride=1)
+    source = VideoSource("x", 1, 1, 8.0, num_frames if is_length_known else None, False, stream(num_frames))
+
+    clips = list(assemble_clips(source.frames, Sampling().plan(config, source), torch.from_numpy))
+
+    assert keyframes(clips) == list(range(num_frames))
+    assert [len(clip.frames) for clip in clips] == [4] * math.ceil(num_frames / 4)
+    if is_length_known:
+        expected = [np.arange(start, start + 4).clip(0, num_frames - 1) for start in tile_starts(num_frames, 4)]
+        assert numbers(clips) == [frames.tolist() for frames in expected]
+
+
+def test_models_of_all_frames_can_report_fewer():
+    config = tiny_config(output_frames="all", frame_stride=1)
+    source = VideoSource("x", 1, 1, 8.0, 20, False, stream(20))
+
+    clips = list(
+        assemble_clips(source.frames, Sampling(keyframes_per_second=1).plan(config, source), torch.from_numpy)
+    )
+
+    assert keyframes(clips) == [0, 8, 16]
+    assert len(clips) == 3
 
 
 # What is reported
 
 
-@pytest.mark.parametrize("output_frames", ["keyframe", "all"])
-def test_detections_equal_those_of_a_direct_call_of_the_model(output_frames, processor, variable_path):
-    model = make_model(output_frames=output_frames)
-    results = list(detect_video(variable_path, model, processor, batch_size=3, **EVERYTHING))
+def assert_same_detections(result: FrameDetections, expected: dict[str, torch.Tensor]) -> None:
+    """Compare a result with what the processor returns for a frame of 75x49 pixels."""
+    edges = torch.tensor([75.0, 49, 75, 49])
+    boxes = expected["boxes"].clamp(min=0).minimum(edges)
+    for actor, query in zip(result.actors, boxes[:, ::2].sum(-1).argsort().tolist(), strict=True):
+        # Batches add in another order than single clips: 1e-4 pixels.
+        torch.testing.assert_close(torch.tensor(actor.box), boxes[query], rtol=0, atol=1e-3)
+        assert actor.actor_score == pytest.approx(expected["actor_scores"][query].item(), abs=1e-5)
+        scores = dict(zip(NAMES, expected["scores"][query].tolist(), strict=True))
+        assert dict(actor.actions) == pytest.approx(scores, abs=1e-5)
 
-    frame = model.config.keyframe_index if output_frames == "all" else 0
+
+def test_detections_equal_those_of_a_direct_call_of_the_model(model, processor, variable_path):
+    results = list(detect(variable_path, model, processor, batch_size=3, **EVERYTHING))
+
     for keyframe, result in enumerate(results):
         with torch.no_grad():
             outputs = model(**processor(read_clip(variable_path, keyframe, model.config)))
-        expected = processor.post_process_action_detection(outputs, target_sizes=[(49, 75)])[0][frame]
-        order = expected["boxes"].clamp(min=0).clamp(max=torch.tensor([75, 49, 75, 49]))[:, ::2].sum(-1).argsort()
-        for actor, query in zip(result.actors, order.tolist(), strict=True):
-            # Batches add in another order than single clips: 1e-4 pixels.
-            torch.testing.assert_close(
-                torch.tensor(actor.box),
-                expected["boxes"][query].clamp(min=0).clamp(max=torch.tensor([75.0, 49, 75, 49])),
-                rtol=0,
-                atol=1e-3,
-            )
-            assert actor.actor_score == pytest.approx(expected["actor_scores"][query].item(), abs=1e-5)
-            scores = dict(zip(NAMES, expected["scores"][query].tolist(), strict=True))
-            assert dict(actor.actions) == pytest.approx(scores, abs=1e-5)
+        assert_same_detections(result, processor.post_process_action_detection(outputs, target_sizes=[(49, 75)])[0][0])
+
+
+def test_detections_in_all_frames_equal_a_direct_call_on_tiles(processor, variable_path):
+    model = make_model(output_frames="all", frame_stride=1)
+
+    results = list(detect(variable_path, model, processor, batch_size=3, **EVERYTHING))
+
+    frames = ClipReader().read(variable_path, range(len(VARIABLE_RATE)))
+    assert [result.frame_index for result in results] == list(range(len(frames)))
+    for start in tile_starts(len(frames), 4):
+        indices = np.arange(start, start + 4).clip(0, len(frames) - 1)
+        with torch.no_grad():
+            outputs = model(**processor(frames[indices]))
+        detections = processor.post_process_action_detection(outputs, target_sizes=[(49, 75)])[0]
+        for position, detections_in_frame in enumerate(detections, start):
+            if 0 <= position < len(frames):
+                assert_same_detections(results[position], detections_in_frame)
 
 
 def test_actions_come_highest_first_and_actors_from_left_to_right(model, processor, path):
-    for result in detect_video(path, model, processor, **EVERYTHING):
+    for result in detect(path, model, processor, **EVERYTHING):
         centers = [actor.box[0] + actor.box[2] for actor in result.actors]
         assert centers == sorted(centers)
         for actor in result.actors:
@@ -252,15 +318,15 @@ def test_actions_come_highest_first_and_actors_from_left_to_right(model, process
 
 
 def test_thresholds_leave_out_actions_and_actors(model, processor, path):
-    everything = next(detect_video(path, model, processor, **EVERYTHING))
+    everything = next(detect(path, model, processor, **EVERYTHING))
     actor_threshold = sorted(actor.actor_score for actor in everything.actors)[1]
     confident = [actor for actor in everything.actors if actor.actor_score >= actor_threshold]
     # The best score of all that remains: only one of the two actors reaches it, with one action.
     best = max(confident, key=lambda actor: actor.actions[0][1])
     threshold = best.actions[0][1]
 
-    selected = next(detect_video(path, model, processor, threshold=threshold, actor_threshold=actor_threshold))
-    all_actions = next(detect_video(path, model, processor, threshold=0, actor_threshold=actor_threshold))
+    selected = next(detect(path, model, processor, threshold=threshold, actor_threshold=actor_threshold))
+    all_actions = next(detect(path, model, processor, threshold=0, actor_threshold=actor_threshold))
 
     assert selected.actors == [ActorDetection(best.box, best.actor_score, best.actions[:1])]
     assert all_actions.actors == confident
@@ -268,7 +334,7 @@ def test_thresholds_leave_out_actions_and_actors(model, processor, path):
 
 
 def test_keyframe_without_actors_is_reported_too(model, processor, path):
-    results = list(detect_video(path, model, processor, actor_threshold=1.1))
+    results = list(detect(path, model, processor, actor_threshold=1.1))
 
     assert [result.actors for result in results] == [[], [], []]
 
@@ -276,33 +342,136 @@ def test_keyframe_without_actors_is_reported_too(model, processor, path):
 def test_model_runs_in_evaluation_mode_without_gradients_and_in_its_own_precision(processor, path):
     model = make_model().to(torch.bfloat16).train()
 
-    results = list(detect_video(path, model, processor, **EVERYTHING))
+    results = list(detect(path, model, processor, **EVERYTHING))
 
     assert not model.training
     assert all(parameter.grad is None for parameter in model.parameters())
     assert np.isfinite([actor.box for result in results for actor in result.actors]).all()
 
 
+def test_thresholds_of_the_processor_count_unless_others_are_given(model, path, tmp_path):
+    processor = ClassQueryVideoProcessor(
+        size={"shortest_edge": 32}, score_threshold=1.1, class_thresholds={"sit": 0.0}, actor_threshold=0.0
+    )
+    processor.save_pretrained(tmp_path)
+    processor = ClassQueryVideoProcessor.from_pretrained(tmp_path)
+
+    stored = next(detect(path, model, processor))
+    given = next(detect(path, model, processor, threshold=0.0, class_thresholds={"sit": 1.1, "walk": 1.1}))
+
+    assert stored.labels == [["sit"]] * 3
+    assert {label for labels in given.labels for label in labels} == set(NAMES) - {"sit", "walk"}
+
+
+def test_classes_and_top_k_choose_among_the_actions(model, processor, path):
+    everything = next(detect(path, model, processor, **EVERYTHING))
+
+    chosen = next(detect(path, model, processor, classes=["sit", "walk"], **EVERYTHING))
+    best = next(detect(path, model, processor, top_k=2, **EVERYTHING))
+
+    of_two = [[action for action in actor.actions if action[0] in ("sit", "walk")] for actor in everything.actors]
+    assert [actor.actions for actor in chosen.actors] == of_two
+    assert [actor.actions for actor in best.actors] == [actor.actions[:2] for actor in everything.actors]
+
+
+@pytest.mark.parametrize("option", ["classes", "attention", "class_thresholds"])
+def test_unknown_class_raises_with_the_closest_names(option, model, processor, path):
+    value = {"hand-wave": 0.5} if option == "class_thresholds" else ["hand-wave"]
+
+    with pytest.raises(ValueError, match=r"no class 'hand-wave'; the closest names are \['hand wave', "):
+        detect(path, model, processor, **{option: value})
+
+
+def test_keyframe_stride_counts_frames(model, processor, path):
+    results = detect(path, model, processor, keyframe_stride=7)
+
+    assert [result.frame_index for result in results] == list(range(0, len(CONSTANT_RATE), 7))
+
+
+def test_rate_and_stride_together_raise(model, processor, path):
+    with pytest.raises(ValueError, match="not both"):
+        detect(path, model, processor, keyframe_stride=2, keyframes_per_second=1)
+
+
+def test_model_without_its_processor_raises(model, path):
+    with pytest.raises(ValueError, match="needs the processor"):
+        detect(path, model)
+
+
+def test_results_are_arrays_and_tables(model, processor, path):
+    result = next(detect(path, model, processor, top_k=2, **EVERYTHING))
+
+    assert result.boxes.shape == (3, 4)
+    assert result.actor_scores.shape == (3,)
+    assert [len(labels) for labels in result.labels] == [len(scores) for scores in result.scores] == [2, 2, 2]
+    table = result.to_dataframe()
+    assert list(table["label"]) == [label for labels in result.labels for label in labels]
+    assert list(table["score"]) == pytest.approx([score for scores in result.scores for score in scores], abs=1e-4)
+    assert table[["x_min", "y_min", "x_max", "y_max"]].to_numpy()[::2] == pytest.approx(result.boxes, abs=0.01)
+    assert set(table["video"]) == {path}
+
+
+def test_result_without_actors_is_an_empty_table():
+    result = FrameDetections(0, 0.0, [])
+
+    assert result.boxes.shape == (0, 4)
+    assert len(result.to_dataframe()) == 0
+    assert "label" in result.to_dataframe()
+
+
+def test_supervision_gets_one_detection_per_actor(model, processor, path):
+    pytest.importorskip("supervision")
+    result = next(detect(path, model, processor, **EVERYTHING))
+
+    detections = result.to_supervision()
+
+    assert detections.xyxy == pytest.approx(result.boxes)
+    assert list(detections["class_name"]) == [NAMES[index] for index in detections.class_id]
+    assert list(detections["class_name"]) == [labels[0] for labels in result.labels]
+    assert detections[:1]["labels"][0] == result.labels[0]
+
+
+@pytest.mark.parametrize("package", ["supervision", "pandas"])
+def test_missing_package_is_named(package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    convert = {"supervision": FrameDetections.to_supervision, "pandas": FrameDetections.to_dataframe}[package]
+
+    with pytest.raises(ImportError, match=f"pip install {package}"):
+        convert(FrameDetections(0, 0.0, []))
+
+
 # Attention
 
 
 @pytest.mark.parametrize(("class_attention_heads", "num_heads"), [("released", 2), ("interleaved", 4)])
-@pytest.mark.parametrize("output_frames", ["keyframe", "all"])
-def test_attention_is_the_mean_over_the_heads_that_see_content(
-    output_frames, class_attention_heads, num_heads, processor, path
-):
-    model = make_model(output_frames=output_frames, class_attention_heads=class_attention_heads)
+def test_attention_is_the_mean_over_the_heads_that_see_content(class_attention_heads, num_heads, processor, path):
+    model = make_model(class_attention_heads=class_attention_heads)
 
-    first = next(detect_video(path, model, processor, attention_label="sit", **EVERYTHING))
+    first = next(detect(path, model, processor, attention=["sit", "walk"], **EVERYTHING))
 
     with torch.no_grad():
         outputs = model(**processor(read_clip(path, 0.0, model.config)), output_attentions=True)
-    frame = model.config.keyframe_index if output_frames == "all" else 0
-    of_all_queries = outputs.class_attentions[-1][0, frame, :, NAMES.index("sit"), :num_heads].mean(1).numpy()
-    queries = outputs.pred_boxes[0, frame, :, 0].argsort().tolist()
-    for actor, query in zip(first.actors, queries, strict=True):
-        np.testing.assert_allclose(actor.attention, of_all_queries[query], atol=1e-6)
-        assert actor.attention.sum() == pytest.approx(1, abs=1e-5)
+    queries = outputs.pred_boxes[0, 0, :, 0].argsort().tolist()
+    for label in ("sit", "walk"):
+        of_all_queries = outputs.class_attentions[-1][0, 0, :, NAMES.index(label), :num_heads].mean(1).numpy()
+        for actor, query in zip(first.actors, queries, strict=True):
+            np.testing.assert_allclose(actor.attentions[label], of_all_queries[query], atol=1e-6)
+            assert actor.attentions[label].sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_attention_in_all_frames_is_that_of_each_frame(processor, path):
+    model = make_model(output_frames="all", frame_stride=1)
+    results = list(itertools.islice(detect(path, model, processor, attention="sit", batch_size=2, **EVERYTHING), 8))
+
+    with torch.no_grad():
+        start = tile_starts(len(CONSTANT_RATE), 4)[1]
+        clip = ClipReader().read(path, range(start, start + 4))
+        outputs = model(**processor(clip), output_attentions=True)
+    attention = outputs.class_attentions[-1][0, :, :, NAMES.index("sit"), :2].mean(2).numpy()
+    for frame in range(4):
+        order = outputs.pred_boxes[0, frame, :, 0].argsort().tolist()
+        reported = [actor.attentions["sit"] for actor in results[start + frame].actors]
+        np.testing.assert_allclose(reported, attention[frame, order], atol=1e-6)
 
 
 def test_released_heads_that_are_left_out_look_at_the_same_place_for_all_classes(model, processor, path):
@@ -315,23 +484,26 @@ def test_released_heads_that_are_left_out_look_at_the_same_place_for_all_classes
 
 
 def test_attention_is_left_out_unless_asked_for(model, processor, path):
-    assert all(actor.attention is None for actor in next(detect_video(path, model, processor, **EVERYTHING)).actors)
-
-
-def test_unknown_class_raises_with_the_closest_names(model, processor, path):
-    with pytest.raises(ValueError, match=r"no class 'hand-wave'; the closest names are \['hand wave', "):
-        detect_video(path, model, processor, attention_label="hand-wave")
+    assert all(actor.attentions == {} for actor in next(detect(path, model, processor, **EVERYTHING)).actors)
 
 
 # Bad input
 
 
 @pytest.mark.parametrize(
-    "argument", [{"keyframes_per_second": 0}, {"keyframes_per_second": np.inf}, {"batch_size": 0}]
+    "argument",
+    [
+        {"keyframes_per_second": 0},
+        {"keyframes_per_second": np.inf},
+        {"keyframe_stride": 0},
+        {"batch_size": 0},
+        {"top_k": 0},
+        {"timeout_seconds": 0},
+    ],
 )
 def test_numbers_out_of_range_raise(argument, model, processor, path):
-    with pytest.raises(ValueError, match="must be positive"):
-        detect_video(path, model, processor, **argument)
+    with pytest.raises(ValueError, match="must be positive|at least 1"):
+        detect(path, model, processor, **argument)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a video"])
@@ -341,7 +513,29 @@ def test_unreadable_video_raises_at_the_call(content, model, processor, tmp_path
         path.write_bytes(content)
 
     with pytest.raises(VideoReadError, match="cannot read"):
-        detect_video(path, model, processor)
+        detect(path, model, processor)
+
+
+def test_sound_without_pictures_raises_at_the_call(model, processor, tmp_path):
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+
+    with pytest.raises(VideoReadError, match="no video stream"):
+        detect(path, model, processor)
+
+
+def test_large_frames_are_reduced_as_they_come(model, processor, tmp_path):
+    path = write_video(tmp_path / "4k.mp4", np.arange(3) / 20, (3840, 2160))
+
+    (result,) = detect(path, model, processor, **EVERYTHING)
+
+    assert result.size == (2160, 3840)
+    assert (result.boxes <= [3840, 2160, 3840, 2160]).all()
 
 
 @pytest.mark.parametrize("spoil", [cut, damage])
@@ -349,9 +543,9 @@ def test_results_end_with_one_warning_where_the_video_is_damaged(spoil, model, p
     whole = write_video(tmp_path / "whole.mp4", np.arange(100) / 20)
     spoiled = spoil(write_video(tmp_path / "spoiled.mp4", np.arange(100) / 20))
 
-    results = list(detect_video(spoiled, model, processor, **EVERYTHING))
+    results = list(detect(spoiled, model, processor, **EVERYTHING))
 
-    expected = list(detect_video(whole, model, processor, **EVERYTHING))
+    expected = list(detect(whole, model, processor, **EVERYTHING))
     assert 2 <= len(results) < len(expected) == 5
     assert results[0].to_dict() == expected[0].to_dict()
     assert [result.frame_index for result in results] == [20 * second for second in range(len(results))]
@@ -362,11 +556,11 @@ def test_results_end_with_one_warning_where_the_video_is_damaged(spoil, model, p
 # JSON
 
 
-ACTOR = ActorDetection((1.004, 2, 30, 47.5), 0.91239, [("sit", 0.8), ("walk", 0.31)], np.ones((2, 2)) / 4)
+ACTOR = ActorDetection((1.004, 2, 30, 47.5), 0.91239, [("sit", 0.8), ("walk", 0.31)], {"sit": np.ones((2, 2)) / 4})
 
 
 def test_json_holds_the_video_and_its_detections(path, tmp_path):
-    keyframes = [KeyframeDetections(0, 0.0, [ACTOR]), KeyframeDetections(20, 1.0, [])]
+    keyframes = [FrameDetections(0, 0.0, [ACTOR]), FrameDetections(20, 1.0, [])]
 
     write_detections(tmp_path / "detections.json", ClipReader().info(path), iter(keyframes))
 
@@ -399,10 +593,10 @@ def test_failure_keeps_the_json_that_was_there(moment, path, tmp_path):
     output.write_text("good")
 
     def keyframes():
-        yield KeyframeDetections(0, 0.0, [ACTOR])
+        yield FrameDetections(0, 0.0, [ACTOR])
         if moment == "detecting":
             raise VideoReadError("damaged")
-        yield KeyframeDetections(1, 0.1, [ActorDetection(ACTOR.box, 0.9, [(object(), 0.5)])])
+        yield FrameDetections(1, 0.1, [ActorDetection(ACTOR.box, 0.9, [(object(), 0.5)])])
 
     with pytest.raises((VideoReadError, TypeError)):
         write_detections(output, ClipReader().info(path), keyframes())

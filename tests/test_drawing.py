@@ -12,8 +12,8 @@ from test_detection import CONSTANT_RATE, VARIABLE_RATE, cut, damage, write_vide
 
 from classquery.data.clip_reader import ClipReader, VideoReadError, iterate_frames
 from classquery.engine import drawing
-from classquery.engine.detection import ActorDetection, KeyframeDetections
 from classquery.engine.drawing import draw_keyframe, draw_training_curve, write_annotated_video
+from classquery.engine.results import ActorDetection, FrameDetections
 
 
 FIRST_COLOR = (0x56, 0xB4, 0xE9)
@@ -21,8 +21,12 @@ ACTIONS = [("talk to (e.g., self, a person, a group)", 0.93), ("sit", 0.5)]
 GREY = Image.new("RGB", (128, 96), (128, 128, 128))
 
 
-def keyframe_with(*boxes: tuple, seconds: float = 0.0, actions: list = ACTIONS, attention=None) -> KeyframeDetections:
-    return KeyframeDetections(0, seconds, [ActorDetection(box, 0.9, actions, attention) for box in boxes])
+def keyframe_with(*boxes: tuple, seconds: float = 0.0, actions: list = ACTIONS, attention=None) -> FrameDetections:
+    return FrameDetections(
+        0,
+        seconds,
+        [ActorDetection(box, 0.9, actions, {} if attention is None else {"sit": attention}) for box in boxes],
+    )
 
 
 def differs(one: Image.Image, other: Image.Image) -> np.ndarray:
@@ -154,10 +158,10 @@ def test_heat_map_is_drawn_where_a_class_looks():
 
 def test_attentions_of_actors_count_the_same():
     strong, weak = attention_at(1, 1), attention_at(4, 6)
-    actors = [ActorDetection((0, 0, 1, 1), 0.9, [], attention) for attention in (strong, 0.01 * weak)]
+    actors = [ActorDetection((0, 0, 1, 1), 0.9, [], {"sit": attention}) for attention in (strong, 0.01 * weak)]
     overlay = drawing._Overlay((640, 480), [])
 
-    overlay.draw_heat([actor.attention for actor in actors])
+    overlay.draw_heat([actor.attentions["sit"] for actor in actors])
 
     assert overlay.image.getpixel((120, 120)) == overlay.image.getpixel((520, 360))
 
@@ -228,7 +232,7 @@ def test_failure_keeps_the_video_that_was_there(tmp_path):
     source = write_video(tmp_path / "source.mp4", CONSTANT_RATE)
     output = tmp_path / "drawn.mp4"
     output.write_text("good")
-    broken = KeyframeDetections(40, 2.0, [ActorDetection(None, 0.9, ACTIONS)])
+    broken = FrameDetections(40, 2.0, [ActorDetection(None, 0.9, ACTIONS)])
 
     with pytest.raises(VideoReadError):
         write_annotated_video(tmp_path / "missing.mp4", output, [])

@@ -1,12 +1,11 @@
-"""Detect actions in a whole video: one pass over its frames, one clip around each keyframe, in constant memory."""
+"""Detect actions in any video: one pass over its frames, in constant memory, decoding while the model computes."""
 
 import difflib
 import itertools
-import json
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,139 +14,157 @@ from torchvision.ops import clip_boxes_to_image
 from transformers.utils import logging
 
 from classquery.configuration_classquery import ClassQueryConfig
-from classquery.data.clip_reader import ClipReader, Frame, VideoInfo, VideoReadError, iterate_frames
-from classquery.data.clips import clip_seconds
-from classquery.data.whole_files import replacing
+from classquery.data.clip_reader import Frame, VideoReadError
+from classquery.data.clips import clip_seconds, tile_starts
+from classquery.data.video_sources import Source, VideoSource, list_sources, open_source
+from classquery.engine.background import Background
+from classquery.engine.checkpoint import load_detector
+from classquery.engine.results import ActorDetection, FrameDetections
 from classquery.modeling_classquery import ClassQueryDetectionOutput, ClassQueryForVideoActionDetection
 from classquery.video_processing_classquery import ClassQueryVideoProcessor
 
 
 logger = logging.get_logger(__name__)
 
-
-@dataclass(frozen=True)
-class ActorDetection:
-    """An actor in one frame and what they do."""
-
-    box: tuple[float, float, float, float]
-    """(x_min, y_min, x_max, y_max) in pixels of the original frame, clipped to it."""
-    actor_score: float
-    """Confidence in [0, 1] that this is an actor."""
-    actions: list[tuple[str, float]]
-    """Names and scores in [0, 1] of the actions, highest first."""
-    attention: np.ndarray | None = field(default=None, compare=False, repr=False)
-    """Where one class looks for this actor: float32 (h, w) over the whole frame, summing to 1."""
-
-    def to_dict(self) -> dict:
-        """Return what JSON can hold, rounded for reading, without the attention."""
-        return {
-            "box": [round(edge, 2) for edge in self.box],
-            "actor_score": round(self.actor_score, 4),
-            "actions": [{"label": label, "score": round(score, 4)} for label, score in self.actions],
-        }
+DEMO_NOTICE = "The demo model knows nothing but the people, balls and kites of the demo movies: train or load another."
+# Times are sums and quotients of floats: 2.9999999 keyframes after the first are 3.
+_TIME_TOLERANCE = 1e-6
 
 
-@dataclass(frozen=True)
-class KeyframeDetections:
-    """The actors of one frame of a video."""
-
-    frame_index: int
-    """Number of the frame, as `ClipReader` counts."""
-    seconds: float
-    """Its time after the first frame."""
-    actors: list[ActorDetection]
-    """From left to right, so that an actor keeps its place from one keyframe to the next; may be empty."""
-
-    def to_dict(self) -> dict:
-        """Return what JSON can hold."""
-        return {
-            "frame_index": self.frame_index,
-            "seconds": round(self.seconds, 4),
-            "actors": [actor.to_dict() for actor in self.actors],
-        }
-
-
-def detect_video(
-    path: str | os.PathLike[str],
-    model: ClassQueryForVideoActionDetection,
-    processor: ClassQueryVideoProcessor,
+def detect(
+    source: Source,
+    model: ClassQueryForVideoActionDetection | str = "demo",
+    processor: ClassQueryVideoProcessor | None = None,
     *,
-    keyframes_per_second: float = 1.0,
-    threshold: float = 0.3,
-    actor_threshold: float = 0.5,
-    attention_label: str | None = None,
+    keyframes_per_second: float | None = None,
+    keyframe_stride: int | None = None,
+    threshold: float | None = None,
+    class_thresholds: Mapping[str, float] | None = None,
+    actor_threshold: float | None = None,
+    classes: Sequence[str] | None = None,
+    top_k: int | None = None,
+    attention: str | Sequence[str] = (),
     batch_size: int = 4,
-) -> Iterator[KeyframeDetections]:
-    """Detect actors and their actions at regular times of a video, while it is decoded once from start to end.
+    frames_per_second: float | None = None,
+    live: bool | None = None,
+    timeout_seconds: float = 10.0,
+) -> Iterator[FrameDetections]:
+    """Detect actors and their actions in videos, as their frames come.
+
+    A model that detects in the keyframe of a clip gets a clip around each keyframe, with the frames that training
+    takes (`clip_seconds`); clips overlap where keyframes are close. A model that detects in every frame
+    (`output_frames="all"`) gets clips that tile the video (`tile_starts`), and each frame is reported once.
 
     Args:
-        path: The video file.
-        model: The detector; it is put in evaluation mode and runs on its own device, in its own precision.
-        processor: The processor that belongs to it.
+        source: A file, folder, pattern, camera number, stream, frames, or a list of these: see `list_sources`.
+        model: The detector, which is put in evaluation mode and runs on its own device, in its own precision; or a
+            folder or a name on the Hub; or `demo` for the small model in the package.
+        processor: The processor that belongs to the model, if that is not a name.
         keyframes_per_second: Keyframes are the frames nearest to 0, 1 / rate, 2 / rate, ... seconds up to the last
-            frame, each frame once. The clip around a keyframe has the frames that training takes (`clip_seconds`).
-        threshold: Lowest score in [0, 1] of an action to report.
-        actor_threshold: Lowest confidence in [0, 1] of an actor to report; actors without any action are left out.
-        attention_label: Name of a class whose attention in the last decoder layer to report with each actor. It is the
-            mean over the heads that see content and covers the frame but for the remainder of a patch that the model
-            drops on the right and at the bottom. Costs the unfused attention and the memory for all classes and frames
-            of the clips, so lower `batch_size` for large models.
-        batch_size: Number of clips per forward pass.
+            frame, each frame once. By default 1, but all frames if the model detects in all.
+        keyframe_stride: Instead of a rate: every n-th frame is a keyframe, at the mean frame rate of the video.
+        threshold: Lowest score in [0, 1] of an action to report; by default that of the processor.
+        class_thresholds: Other thresholds for some classes; by default those of the processor.
+        actor_threshold: Lowest confidence in [0, 1] of an actor to report; by default that of the processor. Actors
+            without any action are left out.
+        classes: Names of the classes to report; all by default.
+        top_k: Report so many actions of an actor at most.
+        attention: Names of classes whose attention in the last decoder layer to report with each actor. It is the
+            mean over the heads that see content, because the others look at the same place for all classes, and covers
+            the frame but for the remainder of a patch that the model drops on the right and at the bottom. Costs the
+            unfused attention and the memory for all classes and frames of the clips, so lower `batch_size` for large
+            models.
+        batch_size: Number of clips per forward pass, at most.
+        frames_per_second: Frame rate of images and arrays; by default the one that the model counts in.
+        live: Whether frames go on coming while the model is busy. Then the oldest clips are dropped rather than that
+            results lag behind, and the next result says how many (`num_dropped`). By default true of cameras and of
+            streams without an end.
+        timeout_seconds: How long to wait for a camera or stream before it counts as ended.
 
     Returns:
-        One result per keyframe, in order of time, as the frames come. If the end of the video is damaged, a warning
-        is logged and the results end at the last keyframe that can be decoded.
+        The results in order. If the end of a video is damaged, or a stream stops, a warning is logged and its results
+        end at the last keyframe that can be decoded. Of several videos, one that cannot be read is passed over with a
+        warning.
 
     Raises:
-        ValueError: At the call, if the class is unknown or if a number is out of range.
-        VideoReadError: At the call, if the video cannot be read at all.
+        ValueError: At the call, if a class is unknown or a number out of range.
+        VideoReadError, FileNotFoundError: At the call, if there is no video, or the only one cannot be read at all.
+        CheckpointError: At the call, if the model cannot be loaded.
     """
-    if not 0 < keyframes_per_second < math.inf or batch_size < 1:
-        raise ValueError(f"both must be positive and finite, got {keyframes_per_second = } and {batch_size = }")
-    label_id = None if attention_label is None else label_id_of(attention_label, model.config)
-    info, clip_indices = _plan_clips(path, model.config, keyframes_per_second)
-    detector = _ClipDetector(model.eval(), processor, (info.height, info.width), threshold, actor_threshold, label_id)
-    clips = assemble_clips(readable_frames(path), clip_indices, info.num_frames, detector.resize)
-    batches = iter(lambda: list(itertools.islice(clips, batch_size)), [])
-    return itertools.chain.from_iterable(map(detector.detect, batches))
-
-
-def write_detections(
-    path: str | os.PathLike[str], video_info: VideoInfo, keyframes: Iterable[KeyframeDetections]
-) -> None:
-    """Write the detections of a video as JSON; a file that is there is replaced when all is written, or kept.
-
-    The attention is not written.
-    """
-    content = {
-        "video": video_info.path,
-        "frames_per_second": video_info.frames_per_second,
-        "num_frames": video_info.num_frames,
-        "height": video_info.height,
-        "width": video_info.width,
-        "keyframes": [keyframe.to_dict() for keyframe in keyframes],
+    model, processor = _load(model, processor)
+    detector = ClipDetector.from_options(
+        model,
+        processor,
+        threshold=threshold,
+        class_thresholds=class_thresholds,
+        actor_threshold=actor_threshold,
+        classes=classes,
+        top_k=top_k,
+        attention=[attention] if isinstance(attention, str) else attention,
+        batch_size=batch_size,
+    )
+    sampling = Sampling(keyframes_per_second, keyframe_stride)
+    options = {
+        "frames_per_second": frames_per_second or model.config.frames_per_second,
+        "live": live,
+        "timeout_seconds": timeout_seconds,
     }
-    with replacing(path) as partial_path:
-        partial_path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    sources = list_sources(source)
+    if len(sources) == 1:
+        return detect_in(open_source(sources[0], **options), detector, sampling)
+    return itertools.chain.from_iterable(
+        detect_in(opened, detector, sampling) for opened in _open_readable(sources, options)
+    )
 
 
-def readable_frames(path: str | os.PathLike[str]) -> Iterator[Frame]:
-    """Stream a video as `iterate_frames` does, but end with a warning where the rest is damaged or missing.
+def _load(
+    model: ClassQueryForVideoActionDetection | str, processor: ClassQueryVideoProcessor | None
+) -> tuple[ClassQueryForVideoActionDetection, ClassQueryVideoProcessor]:
+    if isinstance(model, str):
+        if model == "demo":
+            logger.warning_once(DEMO_NOTICE)
+        loaded, its_processor = load_detector(model)
+        return loaded, processor or its_processor
+    if processor is None:
+        raise ValueError("a model needs the processor that was saved with it: detect(source, model, processor)")
+    return model, processor
 
-    Raises:
-        VideoReadError: At the call, if the video cannot be read at all.
-    """
-    return _up_to_damage(iterate_frames(path))
+
+def _open_readable(sources: Sequence[Source], options: dict) -> Iterator[VideoSource]:
+    for source in sources:
+        try:
+            yield open_source(source, **options)
+        except VideoReadError as error:
+            logger.warning("a video is passed over: %s", error)
 
 
-def _up_to_damage(frames: Iterator[Frame]) -> Iterator[Frame]:
-    try:
-        yield from frames
-    except VideoReadError as error:
-        logger.warning("the video ends early: %s", error)
+def detect_in(source: VideoSource, detector: "ClipDetector", sampling: "Sampling") -> Iterator[FrameDetections]:
+    """Detect in an opened video; what `detect` does for each."""
+    config = detector.model.config
+    clips = assemble_clips(source.frames, sampling.plan(config, source), detector.resize)
+    capacity = detector.batch_size if source.is_live else 2 * detector.batch_size
+    total_dropped = 0
+    with Background(clips, capacity=capacity, drop_oldest=source.is_live) as background:
+        while True:
+            try:
+                batch, num_dropped = background.take(detector.batch_size)
+            except VideoReadError as error:
+                logger.warning("the video ends early: %s", error)
+                break
+            if not batch:
+                break
+            total_dropped += num_dropped
+            for frame in detector.detect(batch, source):
+                yield replace(frame, num_dropped=num_dropped)
+                num_dropped = 0
+    if total_dropped:
+        logger.warning(
+            "%s: %d keyframes were dropped, the model is slower than the source", source.name, total_dropped
+        )
 
 
 def label_id_of(label: str, config: ClassQueryConfig) -> int:
+    """Look up a class by its name."""
     label_ids = {name: index for index, name in config.id2label.items()}
     if label not in label_ids:
         nearest = difflib.get_close_matches(label, label_ids, cutoff=0.0)
@@ -158,99 +175,288 @@ def label_id_of(label: str, config: ClassQueryConfig) -> int:
 # Clips
 
 
-class Clip(NamedTuple):
-    """Frames around a keyframe."""
+class ClipPlan(NamedTuple):
+    """Where the frames of each clip are in the video, and which of them to detect in."""
 
-    frame_index: int
-    """Number of the keyframe."""
-    seconds: float
-    """Time of the keyframe."""
-    frames: torch.Tensor
-    """Shape (num_frames, 3, height, width), uint8."""
+    positions: Iterator[np.ndarray]
+    """Shape (num_frames,) for each clip, not descending within clips and from clip to clip; may start below 0."""
+    by_index: bool
+    """Whether positions are numbers of frames instead of seconds."""
+    anchor: int
+    """Index of the frame of a clip that must not lie behind the end of the video."""
+    reported: Sequence[int]
+    """Indices of the frames of a clip to detect in."""
+    seconds_between: float
+    """Of these only the first one at or after each multiple of so many seconds; 0 for all of them."""
 
 
-def _plan_clips(
-    path: str | os.PathLike[str], config: ClassQueryConfig, keyframes_per_second: float
-) -> tuple[VideoInfo, np.ndarray]:
-    """Choose the frames of each clip: int64 of shape (num_keyframes, num_frames)."""
-    reader = ClipReader()
-    info = reader.info(path)
-    last_seconds = (info.num_frames - 1) / info.frames_per_second
-    # The tolerance is for quotients of floats: 2.9999999 keyframes after the first are 3.
-    num_keyframes = int(last_seconds * keyframes_per_second + 1e-6) + 1
-    seconds = [
-        clip_seconds(
-            keyframe / keyframes_per_second,
+@dataclass(frozen=True)
+class Sampling:
+    """How often to detect; see `detect`.
+
+    Raises:
+        ValueError: If both are given, or one is not positive.
+    """
+
+    keyframes_per_second: float | None = None
+    keyframe_stride: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.keyframes_per_second is not None and self.keyframe_stride is not None:
+            raise ValueError("give keyframes_per_second or keyframe_stride, not both")
+        rate, stride = self.keyframes_per_second, self.keyframe_stride
+        if not (rate is None or 0 < rate < math.inf) or not (stride is None or stride >= 1):
+            raise ValueError(f"keyframes_per_second must be positive and finite, keyframe_stride at least 1: {self}")
+
+    def rate(self, config: ClassQueryConfig, source: VideoSource) -> float | None:
+        """Keyframes per second, or None for every frame."""
+        if self.keyframe_stride is not None:
+            return source.frames_per_second / self.keyframe_stride
+        if self.keyframes_per_second is None and config.output_frames == "keyframe":
+            return 1.0
+        return self.keyframes_per_second
+
+    def plan(self, config: ClassQueryConfig, source: VideoSource) -> ClipPlan:
+        """Lay clips around keyframes, or tile the video with them if the model detects in all frames."""
+        rate = self.rate(config, source)
+        if config.output_frames == "all":
+            return ClipPlan(
+                _tiles(config, source.num_frames),
+                by_index=True,
+                anchor=0,
+                reported=range(config.num_frames),
+                seconds_between=1 / rate if rate else 0.0,
+            )
+        return ClipPlan(
+            _clips_around_keyframes(config, rate),
+            by_index=False,
+            anchor=config.keyframe_index,
+            reported=[config.keyframe_index],
+            seconds_between=0.0,
+        )
+
+    def num_keyframes(self, config: ClassQueryConfig, source: VideoSource) -> int | None:
+        """About how many results a video gives, where its length is known."""
+        rate, num_frames = self.rate(config, source), source.num_frames
+        if num_frames is None or rate is None:
+            return num_frames
+        return min(num_frames, int((num_frames - 1) / source.frames_per_second * rate + _TIME_TOLERANCE) + 1)
+
+
+def _clips_around_keyframes(config: ClassQueryConfig, rate: float) -> Iterator[np.ndarray]:
+    """Give times in seconds, without end."""
+    for keyframe in itertools.count():
+        yield clip_seconds(
+            keyframe / rate,
             num_frames=config.num_frames,
             frame_stride=config.frame_stride,
             frames_per_second=config.frames_per_second,
         )
-        for keyframe in range(num_keyframes)
-    ]
-    clip_indices = reader.frame_indices_at(path, np.stack(seconds))
-    # A frame is nearest to several times where the video has fewer frames than keyframes were asked for.
-    _, first_uses = np.unique(clip_indices[:, config.keyframe_index], return_index=True)
-    return info, clip_indices[first_uses]
+
+
+def _tiles(config: ClassQueryConfig, num_video_frames: int | None) -> Iterator[np.ndarray]:
+    """Give numbers of every `frame_stride`-th frame; where the length is not known, from the first frame on."""
+    stride = config.frame_stride
+    if num_video_frames is None:
+        starts = itertools.count(0, config.num_frames)
+    else:
+        starts = tile_starts(math.ceil(num_video_frames / stride), config.num_frames)
+    for start in starts:
+        yield stride * np.arange(start, start + config.num_frames)
+
+
+class Clip(NamedTuple):
+    """Frames as the model takes them."""
+
+    frames: torch.Tensor
+    """Shape (num_frames, 3, height, width), uint8."""
+    reported: list[tuple[int, int, float]]
+    """Of each frame to detect in: its index in the clip, its number in the video, and its seconds."""
 
 
 def assemble_clips(
-    frames: Iterable[Frame],
-    clip_indices: np.ndarray,
-    num_frames: int,
-    prepare: Callable[[np.ndarray], torch.Tensor],
+    frames: Iterable[Frame], plan: ClipPlan, prepare: Callable[[np.ndarray], torch.Tensor]
 ) -> Iterator[Clip]:
-    """Cut overlapping clips out of a stream, keeping the frames of the next clip only.
+    """Cut overlapping clips out of a stream, keeping only what incomplete clips need.
 
     Args:
         frames: The frames of a video in order; some may be missing.
-        clip_indices: Shape (num_clips, clip_length); rows and columns do not decrease. The keyframe is in the middle,
-            at `clip_length // 2`.
-        num_frames: Number of frames of the video.
+        plan: Where the frames of clips are. Each is the nearest one that comes, of two equally near the earlier; those
+            before the first frame repeat it, those behind the last frame that.
         prepare: Called once with the image of each frame that some clip needs.
 
     Yields:
-        The clips whose keyframe is there, each as soon as its last frame is. Another frame that is missing is replaced
-        by the nearest one there is, like those beyond the ends of a video.
+        Each clip when the frame behind its last one has come. No frame is reported twice.
+
+    Raises:
+        VideoReadError: What `frames` raises, after the last clip whose keyframe has come.
     """
-    is_wanted = np.zeros(num_frames, dtype=bool)
-    is_wanted[clip_indices] = True
-    kept: dict[int, Frame] = {}
-    num_done = 0
-    for frame in frames:
-        if is_wanted[frame.index]:
-            kept[frame.index] = frame._replace(image=prepare(frame.image))
-        while num_done < len(clip_indices) and clip_indices[num_done, -1] <= frame.index:
-            yield from _assemble(clip_indices[num_done], kept)
-            num_done += 1
-            first_needed = clip_indices[num_done, 0] if num_done < len(clip_indices) else num_frames
-            kept = {index: known for index, known in kept.items() if index >= first_needed}
-    # What remains if the stream ended early.
-    for indices in clip_indices[num_done:]:
-        yield from _assemble(indices, kept)
+    damage: list[VideoReadError] = []
+    assembler = _Assembler(plan, prepare)
+    for frame, following in _with_following(_until_damage(frames, damage)):
+        yield from assembler.add(frame, following)
+    if damage:
+        raise damage[0]
 
 
-def _assemble(indices: np.ndarray, kept: dict[int, Frame]) -> Iterator[Clip]:
-    """Yield the clip of some frames, or nothing if its keyframe is missing."""
-    keyframe = kept.get(int(indices[len(indices) // 2]))
-    if keyframe is not None:
-        nearest = [kept[min(kept, key=lambda known: abs(known - index))] for index in indices.tolist()]
-        yield Clip(keyframe.index, keyframe.seconds, torch.stack([frame.image for frame in nearest]))
+def _until_damage(frames: Iterable[Frame], damage: list[VideoReadError]) -> Iterator[Frame]:
+    try:
+        yield from frames
+    except VideoReadError as error:
+        damage.append(error)
+
+
+def _with_following(frames: Iterable[Frame]) -> Iterator[tuple[Frame, Frame | None]]:
+    """Pair each frame with the next one; the last with None."""
+    frames = iter(frames)
+    frame = next(frames, None)
+    while frame is not None:
+        following = next(frames, None)
+        yield frame, following
+        frame = following
+
+
+class _PreparedFrame(NamedTuple):
+    index: int
+    seconds: float
+    image: torch.Tensor
+
+
+class _OpenClip(NamedTuple):
+    """A clip whose frames are still coming."""
+
+    positions: np.ndarray
+    frames: list[_PreparedFrame]
+
+
+class _Assembler:
+    """The clips that are not complete yet."""
+
+    def __init__(self, plan: ClipPlan, prepare: Callable[[np.ndarray], torch.Tensor]):
+        self._plan = plan
+        self._prepare = prepare
+        self._upcoming = next(plan.positions, None)
+        self._open: deque[_OpenClip] = deque()
+        self._last_reported = -1
+        self._next_seconds = -math.inf
+
+    def add(self, frame: Frame, following: Frame | None) -> Iterator[Clip]:
+        """Add a frame to the clips that it belongs to, and give those that it completes."""
+        position = self._position(frame)
+        if following is None:
+            next_position = math.inf
+            self._open_clips(lambda positions: self._has_begun(positions, position))
+            self._open = deque(clip for clip in self._open if self._has_begun(clip.positions, position))
+        else:
+            next_position = self._position(following)
+            self._open_clips(lambda positions: _is_nearer(positions[0], position, next_position))
+        prepared = None
+        for clip in self._open:
+            num_new = np.count_nonzero(_is_nearer(clip.positions, position, next_position)) - len(clip.frames)
+            if num_new:
+                prepared = prepared or _PreparedFrame(frame.index, frame.seconds, self._prepare(frame.image))
+                clip.frames.extend([prepared] * num_new)
+        while self._open and len(self._open[0].frames) == len(self._open[0].positions):
+            yield from self._complete(self._open.popleft())
+
+    def _position(self, frame: Frame) -> float:
+        return frame.index if self._plan.by_index else frame.seconds
+
+    def _has_begun(self, positions: np.ndarray, last_position: float) -> bool:
+        return positions[self._plan.anchor] <= last_position + _TIME_TOLERANCE
+
+    def _open_clips(self, begins: Callable[[np.ndarray], bool]) -> None:
+        while self._upcoming is not None and begins(self._upcoming):
+            self._open.append(_OpenClip(self._upcoming, []))
+            self._upcoming = next(self._plan.positions, None)
+
+    def _complete(self, clip: _OpenClip) -> Iterator[Clip]:
+        """Yield a clip, or nothing if none of its frames is to be reported."""
+        reported = [
+            (index, clip.frames[index].index, clip.frames[index].seconds)
+            for index in self._plan.reported
+            if self._is_reported(clip, index)
+        ]
+        if reported:
+            yield Clip(torch.stack([frame.image for frame in clip.frames]), reported)
+
+    def _is_reported(self, clip: _OpenClip, index: int) -> bool:
+        """Whether to detect in a frame of a clip: not twice, not in padding, and not more often than asked for."""
+        frame, interval = clip.frames[index], self._plan.seconds_between
+        is_padding = self._plan.by_index and frame.index != clip.positions[index]
+        if frame.index <= self._last_reported or is_padding or frame.seconds + _TIME_TOLERANCE < self._next_seconds:
+            return False
+        self._last_reported = frame.index
+        if interval:
+            self._next_seconds = interval * (math.floor(frame.seconds / interval + _TIME_TOLERANCE) + 1)
+        return True
+
+
+def _is_nearer(positions: np.ndarray | float, position: float, next_position: float) -> np.ndarray | bool:
+    """Whether positions, none of them far before `position`, are nearer to it than to the next one, or as near."""
+    # In this form, it is what `ClipReader.frame_indices_at` computes, to the last bit.
+    return positions - position <= next_position - positions
 
 
 # Detections
 
 
 @dataclass(frozen=True)
-class _ClipDetector:
-    """From the frames of a video to clips, and from batches of clips to the detections in their keyframes."""
+class ClipDetector:
+    """From the frames of a video to those the model sees, and from batches of clips to what is reported.
+
+    Args:
+        model: The detector, in evaluation mode.
+        processor: The processor that belongs to it.
+        thresholds: (num_labels,): lowest score of each class to report; infinite for classes that are left out.
+        actor_threshold: Lowest confidence of an actor to report.
+        top_k: Report so many actions of an actor at most.
+        attention_ids: Classes whose attention to report.
+        batch_size: Number of clips per forward pass, at most.
+    """
 
     model: ClassQueryForVideoActionDetection
     processor: ClassQueryVideoProcessor
-    size: tuple[int, int]
-    """Height and width of the original frames."""
-    threshold: float
+    thresholds: np.ndarray
     actor_threshold: float
-    attention_label_id: int | None
+    top_k: int | None
+    attention_ids: dict[str, int]
+    batch_size: int
+
+    @classmethod
+    def from_options(
+        cls,
+        model: ClassQueryForVideoActionDetection,
+        processor: ClassQueryVideoProcessor,
+        *,
+        threshold: float | None = None,
+        class_thresholds: Mapping[str, float] | None = None,
+        actor_threshold: float | None = None,
+        classes: Sequence[str] | None = None,
+        top_k: int | None = None,
+        attention: Sequence[str] = (),
+        batch_size: int = 4,
+    ) -> "ClipDetector":
+        """Check the options of `detect` and fill in those of the processor."""
+        if batch_size < 1 or (top_k is not None and top_k < 1):
+            raise ValueError(f"both must be positive, got {batch_size = } and {top_k = }")
+        config = model.config
+        thresholds = np.full(config.num_labels, processor.score_threshold if threshold is None else threshold)
+        of_classes = processor.class_thresholds if class_thresholds is None else class_thresholds
+        for name, value in (of_classes or {}).items():
+            thresholds[label_id_of(name, config)] = value
+        if classes is not None:
+            left_out = set(range(config.num_labels)) - {label_id_of(name, config) for name in classes}
+            thresholds[list(left_out)] = np.inf
+        return cls(
+            model.eval(),
+            processor,
+            thresholds,
+            processor.actor_threshold if actor_threshold is None else actor_threshold,
+            top_k,
+            {name: label_id_of(name, config) for name in attention},
+            batch_size,
+        )
 
     def resize(self, image: np.ndarray) -> torch.Tensor:
         """Take the first step of the processor, from (height, width, 3) to (3, height, width), both uint8.
@@ -261,53 +467,55 @@ class _ClipDetector:
         return resized["pixel_values"][0, 0]
 
     @torch.inference_mode()
-    def detect(self, clips: list[Clip]) -> list[KeyframeDetections]:
-        inputs = self.processor([clip.frames for clip in clips], do_resize=False)
+    def detect(self, clips: Sequence[Clip], source: VideoSource) -> list[FrameDetections]:
+        """Detect in some clips of a video."""
+        # Bytes are sent to the device, a quarter of the floats they become.
+        inputs = self.processor([clip.frames for clip in clips], do_resize=False, device=self.model.device)
         outputs = self.model(
-            **inputs.to(self.model.device, self.model.dtype), output_attentions=self.attention_label_id is not None
+            **inputs.to(self.model.device, self.model.dtype), output_attentions=bool(self.attention_ids)
         )
-        detections = self.processor.post_process_action_detection(
-            self._of_keyframes(outputs), target_sizes=[self.size] * len(clips)
-        )
-        attentions = self._attentions(outputs)
-        return [
-            KeyframeDetections(clip.frame_index, clip.seconds, self._actors(keyframe, attention))
-            for clip, (keyframe,), attention in zip(clips, detections, attentions, strict=True)
-        ]
+        # In float32, because bfloat16 moves boxes by pixels.
+        tensors = {name: outputs[name].float() for name in ("pred_boxes", "scores", "actor_logits")}
+        size = source.height, source.width
+        label_ids = {name: label_id for label_id, name in self.model.config.id2label.items()}
+        detections = self.processor.post_process_action_detection(tensors, target_sizes=[size] * len(clips))
+        results = []
+        for number, (clip, frames) in enumerate(zip(clips, detections, strict=True)):
+            for index, frame_index, seconds in clip.reported:
+                output_frame = index if len(frames) > 1 else 0
+                attentions = self._attentions(outputs, number, output_frame)
+                actors = self._actors(frames[output_frame], attentions, size)
+                results.append(FrameDetections(frame_index, seconds, actors, size, source.name, label_ids=label_ids))
+        return results
 
-    @property
-    def _output_frame(self) -> int:
-        config = self.model.config
-        return config.keyframe_index if config.output_frames == "all" else 0
+    def _attentions(self, outputs: ClassQueryDetectionOutput, clip: int, output_frame: int) -> dict[str, torch.Tensor]:
+        """Attention (num_queries, h, w) of each class asked for in a frame of a clip."""
+        attentions = {}
+        for name, label_id in self.attention_ids.items():
+            # (queries, labels, heads, h, w) -> (queries, heads, h, w)
+            attention = outputs.class_attentions[-1][clip, output_frame, :, label_id]
+            if self.model.config.class_attention_heads == "released":
+                # The other half sees positions only: it looks at the same place for all classes.
+                attention = attention[:, : math.ceil(attention.shape[1] / 2)]
+            attentions[name] = attention.float().mean(1).cpu()
+        return attentions
 
-    def _of_keyframes(self, outputs: ClassQueryDetectionOutput) -> dict[str, torch.Tensor]:
-        """Reduce what is post-processed to one output frame; in float32, because bfloat16 moves boxes by pixels."""
-        frame = slice(self._output_frame, self._output_frame + 1)
-        return {name: outputs[name][:, frame].float() for name in ("pred_boxes", "scores", "actor_logits")}
-
-    def _attentions(self, outputs: ClassQueryDetectionOutput) -> Iterable[np.ndarray | None]:
-        """Attention of the class asked for, (num_queries, h, w) for each clip, or None."""
-        if self.attention_label_id is None:
-            return [None] * len(outputs["logits"])
-        # (batch, frames, queries, labels, heads, h, w) -> (batch, queries, heads, h, w)
-        attention = outputs.class_attentions[-1][:, self._output_frame, :, self.attention_label_id]
-        if self.model.config.class_attention_heads == "released":
-            # The other half sees positions only: it looks at the same place for all classes.
-            attention = attention[:, :, : math.ceil(attention.shape[2] / 2)]
-        return attention.float().mean(2).cpu().numpy()
-
-    def _actors(self, detections: dict[str, torch.Tensor], attention: np.ndarray | None) -> list[ActorDetection]:
-        """Select from the candidates of one keyframe."""
-        boxes = clip_boxes_to_image(detections["boxes"], self.size).tolist()
+    def _actors(
+        self, detections: dict[str, torch.Tensor], attentions: dict[str, torch.Tensor], size: tuple[int, int]
+    ) -> list[ActorDetection]:
+        """Select from the candidates of one frame."""
+        boxes = clip_boxes_to_image(detections["boxes"], size).tolist()
+        scores = detections["scores"].cpu().numpy()
         actors = []
         for query, actor_score in enumerate(detections["actor_scores"].tolist()):
-            actions = self._actions(detections["scores"][query].tolist())
-            if actor_score >= self.actor_threshold and actions:
-                query_attention = None if attention is None else attention[query].copy()
-                actors.append(ActorDetection(tuple(boxes[query]), actor_score, actions, query_attention))
+            actions = self._actions(scores[query]) if actor_score >= self.actor_threshold else []
+            if actions:
+                of_query = {name: attention[query].numpy().copy() for name, attention in attentions.items()}
+                actors.append(ActorDetection(tuple(boxes[query]), actor_score, actions, of_query))
         return sorted(actors, key=lambda actor: actor.box[0] + actor.box[2])
 
-    def _actions(self, scores: list[float]) -> list[tuple[str, float]]:
+    def _actions(self, scores: np.ndarray) -> list[tuple[str, float]]:
         names = self.model.config.id2label
-        actions = [(names[index], score) for index, score in enumerate(scores) if score >= self.threshold]
-        return sorted(actions, key=lambda action: action[1], reverse=True)
+        chosen = np.flatnonzero(scores >= self.thresholds)
+        chosen = chosen[np.argsort(-scores[chosen], kind="stable")][: self.top_k]
+        return [(names[int(index)], float(scores[index])) for index in chosen]

@@ -16,11 +16,14 @@ from typing import NamedTuple
 import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from transformers.utils import logging
 
-from classquery.data.clip_reader import ClipReader
+from classquery.data.clip_reader import ClipReader, Frame, VideoReadError, iterate_frames
 from classquery.data.whole_files import replacing
-from classquery.engine.detection import KeyframeDetections, readable_frames
+from classquery.engine.results import FrameDetections
 
+
+logger = logging.get_logger(__name__)
 
 # Pillow draws better than supervision here: without OpenCV the latter's labels are jagged and take 0.5 s per frame
 # (`LabelAnnotator`) or unevenly spaced (`RichLabelAnnotator`), opaque, without score bars, and lie on the actors.
@@ -57,7 +60,7 @@ _TIME_BASE = Fraction(1, 90_000)
 def write_annotated_video(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    keyframes: Iterable[KeyframeDetections],
+    keyframes: Iterable[FrameDetections],
     *,
     attention_label: str | None = None,
     min_short_side: int = 480,
@@ -70,7 +73,7 @@ def write_annotated_video(
     Args:
         source: The video that the detections belong to; it is decoded once more, in constant memory.
         output: The mp4 file to write.
-        keyframes: Detections, as by `detect_video`.
+        keyframes: Detections, as by `detect`.
         attention_label, min_short_side: See `draw_keyframe`.
 
     Raises:
@@ -79,9 +82,9 @@ def write_annotated_video(
     info = ClipReader().info(source)
     frame_size = (info.width, info.height)
     size = _picture_size(frame_size, min_short_side)
-    keyframes = sorted(keyframes, key=attrgetter("seconds")) or [KeyframeDetections(0, 0.0, [])]
+    keyframes = sorted(keyframes, key=attrgetter("seconds")) or [FrameDetections(0, 0.0, [])]
     turns = [(earlier.seconds + later.seconds) / 2 for earlier, later in itertools.pairwise(keyframes)]
-    by_keyframe = itertools.groupby(readable_frames(source), lambda frame: bisect_left(turns, frame.seconds))
+    by_keyframe = itertools.groupby(_readable_frames(source), lambda frame: bisect_left(turns, frame.seconds))
     with replacing(output) as partial_path, _h264_writer(partial_path, size, info.frames_per_second) as write:
         for index, frames in by_keyframe:
             overlay = _draw_overlay(keyframes[index], frame_size, size, attention_label)
@@ -89,9 +92,21 @@ def write_annotated_video(
                 write(_compose(Image.fromarray(frame.image), overlay), frame.seconds)
 
 
+def _readable_frames(path: str | os.PathLike[str]) -> Iterator[Frame]:
+    """Stream a video, but end with a warning where the rest is damaged; at the call, raise if nothing can be read."""
+    return _up_to_damage(iterate_frames(path))
+
+
+def _up_to_damage(frames: Iterator[Frame]) -> Iterator[Frame]:
+    try:
+        yield from frames
+    except VideoReadError as error:
+        logger.warning("the video ends early: %s", error)
+
+
 def draw_keyframe(
     image: Image.Image,
-    keyframe: KeyframeDetections,
+    keyframe: FrameDetections,
     *,
     attention_label: str | None = None,
     min_short_side: int = 480,
@@ -184,7 +199,7 @@ def _compose(image: Image.Image, overlay: Image.Image) -> Image.Image:
 
 
 def _draw_overlay(
-    keyframe: KeyframeDetections, frame_size: tuple[int, int], size: tuple[int, int], attention_label: str | None
+    keyframe: FrameDetections, frame_size: tuple[int, int], size: tuple[int, int], attention_label: str | None
 ) -> Image.Image:
     """Draw what lies over the frames of a keyframe: the heat map, then the boxes, then the text.
 
@@ -194,7 +209,8 @@ def _draw_overlay(
     boxes = [_Rectangle(*np.multiply(actor.box, scale).round().astype(int).tolist()) for actor in keyframe.actors]
     overlay = _Overlay(size, boxes)
     if attention_label is not None:
-        overlay.draw_heat([actor.attention for actor in keyframe.actors if actor.attention is not None])
+        attentions = [actor.attentions.get(attention_label) for actor in keyframe.actors]
+        overlay.draw_heat([attention for attention in attentions if attention is not None])
     for box, color in zip(boxes, itertools.cycle(_ACTOR_COLORS), strict=False):
         overlay.draw_box(box, color)
     if attention_label is not None:

@@ -7,8 +7,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from classquery.data.clip_reader import ClipReader
-from classquery.engine.detection import KeyframeDetections, detect_video, write_detections
+from classquery.engine.detection import detect
 from classquery.engine.drawing import draw_keyframe, write_annotated_video
+from classquery.engine.results import FrameDetections
+from classquery.engine.writing import write_detections
 from classquery.modeling_classquery import ClassQueryForVideoActionDetection
 from classquery.video_processing_classquery import ClassQueryVideoProcessor
 
@@ -30,7 +32,7 @@ def predict_video(
         model: The detector.
         processor: The processor that belongs to it.
         attention_label: Name of a class whose attention is laid over the annotated video.
-        **detection_options: Thresholds and rates of `detect_video`.
+        **detection_options: Thresholds and rates of `detect`.
 
     Returns:
         How often each action was detected, over all keyframes and actors.
@@ -40,7 +42,8 @@ def predict_video(
         VideoReadError: If the video cannot be read; nothing is written then.
     """
     info = ClipReader().info(path)
-    detections = detect_video(path, model, processor, attention_label=attention_label, **detection_options)
+    attention = [] if attention_label is None else [attention_label]
+    detections = detect(path, model, processor, attention=attention, **detection_options)
     keyframes = list(tqdm(detections, desc=f"Detecting in {Path(path).name}", unit="keyframe"))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,6 +55,6 @@ def predict_video(
     return Counter(label for keyframe in keyframes for actor in keyframe.actors for label, _ in actor.actions)
 
 
-def _clarity(keyframe: KeyframeDetections) -> float:
+def _clarity(keyframe: FrameDetections) -> float:
     """Many actors of whom even the weakest action is certain; at a cut, where shots mix, it is near one half."""
     return sum(min(score for _, score in actor.actions) - 0.5 for actor in keyframe.actors)

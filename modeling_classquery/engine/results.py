@@ -1,0 +1,167 @@
+"""What is detected: actors in a frame with their actions, as objects, arrays, tables and what supervision takes."""
+
+import importlib.util
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+
+if TYPE_CHECKING:
+    import pandas
+    import supervision
+
+_BOX_COLUMNS = ("x_min", "y_min", "x_max", "y_max")
+ROW_COLUMNS = ("video", "frame_index", "seconds", "person_id", *_BOX_COLUMNS, "actor_score", "label", "score")
+
+
+@dataclass(frozen=True)
+class ActorDetection:
+    """An actor in one frame and what they do."""
+
+    box: tuple[float, float, float, float]
+    """(x_min, y_min, x_max, y_max) in pixels of the original frame, clipped to it."""
+    actor_score: float
+    """Confidence in [0, 1] that this is an actor."""
+    actions: list[tuple[str, float]]
+    """Names and scores in [0, 1] of the actions, highest first."""
+    attentions: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
+    """Where each class asked for looks for this actor: float32 (h, w) over the whole frame, summing to 1."""
+    person_id: int | None = None
+    """Number of the person in the video, from 1, after `link_people`."""
+
+    def to_dict(self) -> dict:
+        """Return what JSON can hold, rounded for reading, without the attention."""
+        person = {} if self.person_id is None else {"person_id": self.person_id}
+        return person | {
+            "box": [round(edge, 2) for edge in self.box],
+            "actor_score": round(self.actor_score, 4),
+            "actions": [{"label": label, "score": round(score, 4)} for label, score in self.actions],
+        }
+
+
+@dataclass(frozen=True)
+class FrameDetections:
+    """The actors of one frame of a video."""
+
+    frame_index: int
+    """Number of the frame, as `ClipReader` counts."""
+    seconds: float
+    """Its time after the first frame."""
+    actors: list[ActorDetection]
+    """From left to right, so that an actor keeps its place from one keyframe to the next; may be empty."""
+    size: tuple[int, int] | None = None
+    """Height and width of the frame in pixels."""
+    video: str | None = None
+    """Path or URL of the video."""
+    num_dropped: int = 0
+    """How many keyframes just before this one a live source lost because the model was busy."""
+    label_ids: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+    """Number of each class of the model."""
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """float32 (num_actors, 4): (x_min, y_min, x_max, y_max) in pixels of the original frame."""
+        return np.array([actor.box for actor in self.actors], dtype=np.float32).reshape(-1, 4)
+
+    @property
+    def labels(self) -> list[list[str]]:
+        """Names of the actions of each actor, highest score first."""
+        return [[label for label, _ in actor.actions] for actor in self.actors]
+
+    @property
+    def scores(self) -> list[list[float]]:
+        """Scores in [0, 1] of the actions of each actor, beside `labels`."""
+        return [[score for _, score in actor.actions] for actor in self.actors]
+
+    @property
+    def actor_scores(self) -> np.ndarray:
+        """float32 (num_actors,): confidence in [0, 1] of each actor."""
+        return np.array([actor.actor_score for actor in self.actors], dtype=np.float32)
+
+    def to_dict(self) -> dict:
+        """Return what JSON can hold, without the attention."""
+        dropped = {"num_dropped": self.num_dropped} if self.num_dropped else {}
+        return {
+            "frame_index": self.frame_index,
+            "seconds": round(self.seconds, 4),
+            **dropped,
+            "actors": [actor.to_dict() for actor in self.actors],
+        }
+
+    def to_rows(self) -> list[dict]:
+        """Return a flat row for each action of each actor."""
+        return [
+            {
+                "video": self.video,
+                "frame_index": self.frame_index,
+                "seconds": round(self.seconds, 4),
+                "person_id": actor.person_id,
+                **dict(zip(_BOX_COLUMNS, (round(edge, 2) for edge in actor.box), strict=True)),
+                "actor_score": round(actor.actor_score, 4),
+                "label": label,
+                "score": round(score, 4),
+            }
+            for actor in self.actors
+            for label, score in actor.actions
+        ]
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Return `to_rows` as a table; see `to_dataframe` for many frames.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        return to_dataframe([self])
+
+    def to_supervision(self) -> "supervision.Detections":
+        """Return one detection per actor, for supervision's annotators, zones and trackers.
+
+        `confidence` is the score of the strongest action, `tracker_id` the person, where it is known. `data` holds the
+        strongest action as "class_name", and "labels", "scores" and "actor_score".
+
+        Raises:
+            ImportError: If supervision is not installed.
+        """
+        _require("supervision", "pip install supervision")
+        import supervision
+
+        people = [actor.person_id for actor in self.actors]
+        strongest = [actor.actions[0] if actor.actions else ("", 0.0) for actor in self.actors]
+        return supervision.Detections(
+            xyxy=self.boxes,
+            confidence=np.array([score for _, score in strongest], dtype=np.float32),
+            class_id=np.array([self.label_ids.get(label, -1) for label, _ in strongest], dtype=int),
+            tracker_id=None if not people or None in people else np.array(people),
+            data={
+                "class_name": np.array([label for label, _ in strongest], dtype=object),
+                "labels": _ragged(self.labels),
+                "scores": _ragged(self.scores),
+                "actor_score": self.actor_scores,
+            },
+        )
+
+
+def to_dataframe(frames: Iterable[FrameDetections]) -> "pandas.DataFrame":
+    """Lay out detections as a table with a row for each action of each actor in each frame.
+
+    Raises:
+        ImportError: If pandas is not installed.
+    """
+    _require("pandas", "pip install pandas")
+    import pandas
+
+    return pandas.DataFrame([row for frame in frames for row in frame.to_rows()], columns=list(ROW_COLUMNS))
+
+
+def _ragged(rows: list[list]) -> np.ndarray:
+    """One object per row, also where all rows have one length."""
+    array = np.empty(len(rows), dtype=object)
+    array[:] = rows
+    return array
+
+
+def _require(package: str, command: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(f"this needs {package}: {command}")
