@@ -30,6 +30,18 @@ from .loss_classquery import action_detection_loss, action_scores, inverse_sigmo
 from .modeling_classquery_csn import ClassQueryCSNBackbone, ClassQueryInputProjection
 from .modeling_classquery_vit import ClassQueryFeaturePyramid, ClassQueryViTBackbone
 from .ops_classquery import deformable_attention_3d
+from .resampling_classquery import (
+    LevelCells,
+    Shapes,
+    axis_weights,
+    cells_read,
+    cells_read_without_padding,
+    flat_indices,
+    interpolate,
+    is_transposed,
+    num_cells,
+    restrict,
+)
 
 
 @dataclass
@@ -43,8 +55,10 @@ class ClassQueryModelOutput(ModelOutput):
         Normalised features of each class for each actor candidate.
     reference_boxes (`torch.FloatTensor` of shape `(decoder_layers, batch, num_output_frames, num_queries, 4)`):
         Boxes that each decoder layer starts from: (cx, cy, w, h) in [0, 1].
-    encoder_last_hidden_state (`torch.FloatTensor` of shape `(batch, num_cells, d_model)`):
-        Output of the encoder, all levels one after the other.
+    encoder_last_hidden_state (`torch.FloatTensor` of shape `(batch, num_cells, d_model)`, *optional*, with
+        `output_hidden_states=True`):
+        Output of the encoder, all levels one after the other. A detector of keyframes computes its last layer only
+        where the keyframe is read from, unless this is asked for.
     hidden_states (`tuple(torch.FloatTensor)`, *optional*, with `output_hidden_states=True`):
         Input of the encoder and output of each of its layers, `(batch, num_cells, d_model)` each.
     class_attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True`):
@@ -302,19 +316,25 @@ class ClassQueryDeformableAttention(nn.Module):
 
     def forward(
         self,
+        query: torch.Tensor,
         hidden_states: torch.Tensor,
-        position_embeddings: torch.Tensor,
         reference_points: torch.Tensor,
-        spatio_temporal_shapes: list[tuple[int, int, int]],
+        spatio_temporal_shapes: Shapes,
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Attend from each cell to points around it; shapes as in `ClassQueryEncoder` and the operator."""
-        batch_size, num_cells, _ = hidden_states.shape
+        """Attend from some cells to points around each of them.
+
+        Args:
+            query: States of those cells with their positions added, (batch, num_queries, d_model).
+            hidden_states: States of all cells, (batch, num_cells, d_model).
+            reference_points: Centre of each of those cells in every level, (batch, num_queries, levels, 3).
+            spatio_temporal_shapes: Size (t, h, w) of each level.
+            mask: True on real cells, (batch, num_cells), or None if all are.
+        """
         value = self.value_proj(hidden_states)
         if mask is not None:
             value = value * mask[..., None].to(value.dtype)
-        query = hidden_states + position_embeddings
-        samples = (batch_size, num_cells, self.num_heads, *self.samples)
+        samples = (*query.shape[:2], self.num_heads, *self.samples)
         attended = deformable_attention_3d(
             value.unflatten(-1, (self.num_heads, -1)),
             spatio_temporal_shapes,
@@ -325,7 +345,7 @@ class ClassQueryDeformableAttention(nn.Module):
         )
         return self.output_proj(attended)
 
-    def _offset_scale(self, spatio_temporal_shapes: list[tuple[int, int, int]], device: torch.device) -> torch.Tensor:
+    def _offset_scale(self, spatio_temporal_shapes: Shapes, device: torch.device) -> torch.Tensor:
         """Length of an offset of one along (x, y, t) as part of each level: (levels, 3)."""
         # The release divides (x, y, t) by (t, w, h): its checkpoints have learned offsets of that scale.
         order = (0, 2, 1) if self.offset_order == "released" else (2, 1, 0)
@@ -342,9 +362,24 @@ class ClassQueryEncoderLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.dropout)
         self.feed_forward = ClassQueryFeedForward(config.d_model, config.encoder_ffn_dim, config.dropout)
 
-    def forward(self, hidden_states: torch.Tensor, *attention_inputs) -> torch.Tensor:
-        update = self.self_attn(hidden_states, *attention_inputs)
-        return self.feed_forward(self.self_attn_layer_norm(hidden_states + self.dropout(update)))
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: torch.Tensor,
+        reference_points: torch.Tensor,
+        spatio_temporal_shapes: Shapes,
+        mask: torch.Tensor | None,
+        kept: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Transform all cells or, given their indices `kept`, compute those only, which still attend to all."""
+        states = hidden_states
+        if kept is not None:
+            states, position_embeddings, reference_points = (
+                tensor[:, kept] for tensor in (states, position_embeddings, reference_points)
+            )
+        query = states + position_embeddings
+        update = self.self_attn(query, hidden_states, reference_points, spatio_temporal_shapes, mask)
+        return self.feed_forward(self.self_attn_layer_norm(states + self.dropout(update)))
 
 
 class ClassQueryEncoder(nn.Module):
@@ -364,17 +399,24 @@ class ClassQueryEncoder(nn.Module):
             layer.self_attn.reset_parameters()
 
     def forward(
-        self, features: list[torch.Tensor], level_masks: list[torch.Tensor]
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        self,
+        features: list[torch.Tensor],
+        level_masks: list[torch.Tensor],
+        cells: list[LevelCells] | None = None,
+        output_hidden_states: bool = False,
+    ) -> tuple[torch.Tensor, list[torch.Tensor], tuple[torch.Tensor, ...] | None]:
         """Encode.
 
         Args:
             features: One map (batch, d_model, t, h, w) per level.
             level_masks: One mask (batch, h, w) per level, true on real cells.
+            cells: Of each level, the cells to compute; all by default. The others are needed up to the last layer,
+                where they are attended to, but no longer transformed themselves.
+            output_hidden_states: Whether to return the states of all layers.
 
         Returns:
-            Input of the first and output of every layer, (batch, num_cells, d_model) each, and one position encoding
-            (batch, t, h, w, d_model) per level.
+            The states of the cells asked for, (batch, num_cells, d_model), one position encoding (batch, t, h, w,
+            d_model) per level and, if asked for, input of the first and output of every layer.
         """
         shapes = [tuple(level.shape[2:]) for level in features]
         positions = [
@@ -388,11 +430,16 @@ class ClassQueryEncoder(nn.Module):
         mask = torch.cat(
             [m[:, None].expand(-1, t, -1, -1).flatten(1) for m, (t, _, _) in zip(level_masks, shapes, strict=True)], 1
         )
-        all_hidden_states = [hidden_states]
+        kept = None if cells is None else flat_indices(cells, shapes, hidden_states.device)
+        all_hidden_states = [hidden_states] if output_hidden_states else None
         for layer in self.layers:
-            hidden_states = layer(hidden_states, position_embeddings, reference_points, shapes, mask)
-            all_hidden_states.append(hidden_states)
-        return all_hidden_states, positions
+            is_last = layer is self.layers[-1]
+            hidden_states = layer(
+                hidden_states, position_embeddings, reference_points, shapes, mask, kept if is_last else None
+            )
+            if output_hidden_states:
+                all_hidden_states.append(hidden_states)
+        return hidden_states, positions, tuple(all_hidden_states) if output_hidden_states else None
 
     @staticmethod
     def valid_ratios(level_masks: list[torch.Tensor]) -> torch.Tensor:
@@ -403,7 +450,7 @@ class ClassQueryEncoder(nn.Module):
         # Every frame of a batch is real as far as the mask knows.
         return F.pad(torch.stack(ratios, dim=1), (0, 1), value=1.0)
 
-    def reference_points(self, shapes: list[tuple[int, int, int]], level_masks: list[torch.Tensor]) -> torch.Tensor:
+    def reference_points(self, shapes: Shapes, level_masks: list[torch.Tensor]) -> torch.Tensor:
         """Centre of each cell as (x, y, t) in [0, 1] of every level: (batch, num_cells, levels, 3)."""
         ratios = self.valid_ratios(level_masks)
         points = []
@@ -836,13 +883,16 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
         batch_size, num_frames = pixel_values.shape[:2]
         features, level_masks = self.encode_frames(pixel_values, pixel_mask)
         shapes = [tuple(level.shape[2:]) for level in features]
-        hidden_states, positions = self.encoder(features, level_masks)
+        cells = None
+        if not output_hidden_states:
+            cells = self.cells_to_encode(shapes, None if pixel_mask is None else level_masks, num_frames)
+        encoded, positions, hidden_states = self.encoder(features, level_masks, cells, output_hidden_states)
         actors, classes, boxes, attentions = self.decoder(
             self._anchors(num_frames).sigmoid().repeat(batch_size, 1, 1),
-            self.resample(hidden_states[-1], shapes, level_masks, num_frames),
+            self.resample(encoded, shapes, level_masks, num_frames, cells),
             self.resample_position(positions[-2], num_frames),
             shapes[-2][1:],
-            None if pixel_mask is None else self.memory_mask(level_masks[-2], num_frames, hidden_states[-1].dtype),
+            None if pixel_mask is None else self.memory_mask(level_masks[-2], num_frames, encoded.dtype),
             output_attentions,
         )
         clips_and_frames = (batch_size, -1)
@@ -850,8 +900,8 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
             actor_hidden_states=torch.stack(actors).unflatten(1, clips_and_frames),
             class_hidden_states=torch.stack(classes).unflatten(1, (*clips_and_frames, self.config.num_queries)),
             reference_boxes=torch.stack(boxes).unflatten(1, clips_and_frames),
-            encoder_last_hidden_state=hidden_states[-1],
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            encoder_last_hidden_state=encoded if output_hidden_states else None,
+            hidden_states=hidden_states,
             class_attentions=self._class_attentions(attentions, batch_size, shapes[-2]) if output_attentions else None,
         )
 
@@ -920,12 +970,32 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
             return self.reference_boxes
         return self.reference_boxes[[f * self.config.num_frames // num_frames for f in range(num_frames)]]
 
+    def cells_to_encode(
+        self, shapes: Shapes, level_masks: list[torch.Tensor] | None, num_frames: int
+    ) -> list[LevelCells] | None:
+        """Cells of each level that the decoded frames are read from, or None for all of them.
+
+        Args:
+            shapes: Size (t, h, w) of each level.
+            level_masks: One mask (batch, h, w) per level, true on real cells; None if all are.
+            num_frames: Frames of a clip.
+        """
+        # An exported program may serve other sizes as well.
+        if self.config.output_frames == "all" or torch.compiler.is_exporting():
+            return None
+        if level_masks is None or self.config.padding == "released":
+            cells = cells_read_without_padding(self.config, shapes, num_frames)
+        else:
+            cells = cells_read(axis_weights(self.config, shapes, level_masks, num_frames))
+        return cells if num_cells(cells) < sum(map(math.prod, shapes)) else None
+
     def resample(
         self,
         hidden_states: torch.Tensor,
-        shapes: list[tuple[int, int, int]],
+        shapes: Shapes,
         level_masks: list[torch.Tensor],
         num_frames: int,
+        cells: list[LevelCells] | None = None,
     ) -> torch.Tensor:
         """Bring all levels to the size of the last but one and to the decoded frames.
 
@@ -934,44 +1004,25 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
             shapes: Size (t, h, w) of each level.
             level_masks: One mask (batch, h, w) per level, true on real cells.
             num_frames: Frames of a clip.
+            cells: Of each level, the cells that `hidden_states` holds; all by default.
 
         Returns:
             Shape (num_levels, num_clip_frames, h * w, d_model).
         """
-        padding_mode = "zeros" if self.config.resampling_grid == "released" else "border"
-        levels = []
-        states_per_level = hidden_states.split([math.prod(shape) for shape in shapes], dim=1)
-        for states, shape, mask in zip(states_per_level, shapes, level_masks, strict=True):
-            # (batch, t * h * w, d_model) -> (batch, d_model, t, h, w)
-            volume = states.transpose(1, 2).unflatten(2, shape).float()
-            grid = self._resampling_grid(shapes[-2], level_masks[-2], mask, num_frames)
-            if self.config.padding == "masked":
-                volume = volume * mask[:, None, None]
-            sampled = F.grid_sample(volume, grid, padding_mode=padding_mode, align_corners=False)
-            # (batch, d_model, frames, h, w) -> (batch * frames, h * w, d_model)
-            levels.append(sampled.permute(0, 2, 3, 4, 1).flatten(0, 1).flatten(1, 2).to(states.dtype))
-        return torch.stack(levels)
-
-    def _resampling_grid(
-        self, shape: tuple[int, int, int], mask: torch.Tensor, source_mask: torch.Tensor, num_frames: int
-    ) -> torch.Tensor:
-        """Where each cell of a level of the given shape lies in another: (batch, frames, h, w, 3), (x, y, t)."""
-        released = self.config.resampling_grid == "released"
-        if self.config.padding == "released":
-            mask, source_mask = torch.ones_like(mask), torch.ones_like(source_mask)
-        rows, columns, source_rows, source_columns = mask[:, :, 0], mask[:, 0], source_mask[:, :, 0], source_mask[:, 0]
-        if released and shape[0] == num_frames:
-            # The release takes (y, x) for (x, y) where a level already has all frames.
-            x = _resampling_axis(rows, source_columns, released)[:, :, None]
-            y = _resampling_axis(columns, source_rows, released)[:, None, :]
-        else:
-            x = _resampling_axis(columns, source_columns, released)[:, None, :]
-            y = _resampling_axis(rows, source_rows, released)[:, :, None]
-        stretched = released and shape[0] != num_frames
-        times = torch.linspace(-1, 1, num_frames, device=x.device) if stretched else _centers(num_frames, x.device)
-        times = times[self.config.output_frame_indices(num_frames)]
-        size = (len(mask), len(times), *shape[1:])
-        return torch.stack([axis.expand(size) for axis in (x[:, None], y[:, None], times[:, None, None])], dim=-1)
+        weights = axis_weights(self.config, shapes, level_masks, num_frames)
+        if cells is not None:
+            weights = restrict(weights, cells)
+        sizes = [math.prod(axis.shape[-1] for axis in level) for level in weights]
+        levels = torch.stack(
+            [
+                interpolate(states, level)
+                for states, level in zip(hidden_states.split(sizes, dim=1), weights, strict=True)
+            ]
+        )
+        if is_transposed(self.config, shapes, num_frames):
+            levels = levels.transpose(3, 4)
+        # (levels, batch, frames, h, w, d_model) -> (levels, batch * frames, h * w, d_model)
+        return levels.flatten(1, 2).flatten(2, 3)
 
     def resample_position(self, position: torch.Tensor, num_frames: int) -> torch.Tensor:
         """Pick the time slot of each decoded frame: (batch, t, h, w, d_model) -> (num_clip_frames, h * w, d_model)."""
@@ -1028,32 +1079,6 @@ def _pad_level(maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor
     masks = [single.new_ones(single.shape[-2:], dtype=torch.bool) for single in maps]
     padded, masks = ([F.pad(*pair) for pair in zip(tensors, paddings, strict=True)] for tensors in (maps, masks))
     return torch.stack(padded), torch.stack(masks)
-
-
-def _resampling_axis(mask: torch.Tensor, source_mask: torch.Tensor, released: bool) -> torch.Tensor:
-    """Where the cells along one axis lie along that of another level.
-
-    Args:
-        mask: Shape (batch, size), true on the real cells of the axis, which come first.
-        source_mask: The same of the axis to sample from, (batch, source_size).
-        released: Place the outermost cells on the edges, though they are sampled by their centres: halves the borders.
-
-    Returns:
-        Shape (batch, size), in [-1, 1] of the whole axis to sample from.
-    """
-    cells = torch.arange(mask.shape[1], device=mask.device)
-    extent, source_extent = mask.sum(1, keepdim=True), source_mask.sum(1, keepdim=True)
-    if released:
-        positions = cells / (extent - 1).clamp(min=1)
-    else:
-        half_cell = 0.5 / source_extent
-        positions = ((cells + 0.5) / extent).clamp(half_cell, 1 - half_cell)
-    return 2 * positions * source_extent / source_mask.shape[1] - 1
-
-
-def _centers(size: int, device: torch.device) -> torch.Tensor:
-    """Centres of `size` cells in [-1, 1]."""
-    return (2 * torch.arange(size, device=device) + 1) / size - 1
 
 
 class ClassQueryForVideoActionDetection(ClassQueryPreTrainedModel):

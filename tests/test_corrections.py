@@ -150,7 +150,7 @@ def test_geometric_offset_of_one_samples_the_next_cell_on_every_axis(axis, step)
         # All weight on the first level.
         attention.attention_weights.bias.view(-1, 2).copy_(torch.tensor([50.0, -50.0]))
 
-        attended = attention(states, torch.zeros_like(states), points, shapes, None)
+        attended = attention(states, states, points, shapes, None)
 
     level, moved = (tensor[0, :60].view(*shapes[0], 32) for tensor in (states, attended))
     t, h, w = (size - one for size, one in zip(shapes[0], step, strict=True))

@@ -82,7 +82,7 @@ def test_intermediate_states_match_the_published_network(golden_run):
     with torch.no_grad():
         num_frames = model.config.num_frames
         features, masks = model.encode_frames(inputs["pixel_values"], mask)
-        hidden_states, positions = model.encoder(features, masks)
+        encoded, positions, _ = model.encoder(features, masks)
         shapes = [tuple(level.shape[2:]) for level in features]
         states = model(**inputs)
         memory_position = model.resample_position(positions[-2], num_frames)
@@ -91,7 +91,7 @@ def test_intermediate_states_match_the_published_network(golden_run):
             "valid_ratios": model.encoder.valid_ratios(masks),
             "encoder_memory": outputs.encoder_last_hidden_state,
             # (levels, frames, cells, channels) -> (levels, cells, frames, channels)
-            "decoder_memory": model.resample(hidden_states[-1], shapes, masks, num_frames).transpose(1, 2),
+            "decoder_memory": model.resample(encoded, shapes, masks, num_frames).transpose(1, 2),
             "decoder_pos": memory_position.transpose(0, 1),
             "decoder_key_padding_mask": (model.memory_mask(masks[-2], num_frames, torch.float32) < 0).to(torch.uint8),
             "hs": states.actor_hidden_states.flatten(1, 2),
@@ -306,7 +306,7 @@ def test_autocast_keeps_places_in_single_precision():
 
     expected = model(**batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = model(**batch)
+        outputs = model(**batch, output_hidden_states=True)
 
     assert outputs.encoder_last_hidden_state.dtype == torch.bfloat16
     assert outputs.pred_boxes.dtype == outputs.reference_boxes.dtype == torch.float32
