@@ -39,7 +39,6 @@ from .resampling_classquery import (
     flat_indices,
     interpolate,
     is_transposed,
-    num_cells,
     restrict,
 )
 
@@ -984,10 +983,8 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
         if self.config.output_frames == "all" or torch.compiler.is_exporting():
             return None
         if level_masks is None or self.config.padding == "released":
-            cells = cells_read_without_padding(self.config, shapes, num_frames)
-        else:
-            cells = cells_read(axis_weights(self.config, shapes, level_masks, num_frames))
-        return cells if num_cells(cells) < sum(map(math.prod, shapes)) else None
+            return cells_read_without_padding(self.config, shapes, num_frames)
+        return cells_read(self.config, shapes, level_masks, num_frames)
 
     def resample(
         self,
@@ -1012,7 +1009,7 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
         weights = axis_weights(self.config, shapes, level_masks, num_frames)
         if cells is not None:
             weights = restrict(weights, cells)
-        sizes = [math.prod(axis.shape[-1] for axis in level) for level in weights]
+        sizes = [math.prod([axis.shape[-1] for axis in level]) for level in weights]
         levels = torch.stack(
             [
                 interpolate(states, level)

@@ -106,16 +106,24 @@ def _line_weights(mask: torch.Tensor, source_mask: torch.Tensor, released: bool)
     return (1 - (positions[..., None] - sources).abs()).clamp(min=0) * source_mask[:, None]
 
 
-def cells_read(weights: list[AxisWeights]) -> list[LevelCells]:
-    """Cells of each level with a weight for any frame of any clip."""
-    return [LevelCells(*(axis.flatten(0, 1).any(0).nonzero()[:, 0].tolist() for axis in level)) for level in weights]
+def cells_read(
+    config: ClassQueryConfig, shapes: Shapes, level_masks: list[torch.Tensor], num_frames: int
+) -> list[LevelCells] | None:
+    """Cells of each level with a weight for any decoded frame of any clip, or None if these are all; see above."""
+    weights = axis_weights(config, shapes, level_masks, num_frames)
+    cells = [LevelCells(*(axis.flatten(0, 1).any(0).nonzero()[:, 0].tolist() for axis in level)) for level in weights]
+    return None if num_cells(cells) == sum(map(math.prod, shapes)) else cells
 
 
 @torch.compiler.assume_constant_result
-def cells_read_without_padding(config: ClassQueryConfig, shapes: Shapes, num_frames: int) -> list[LevelCells]:
-    """Cells of each level that are read where all cells are real: depends on sizes only, and needs no device."""
-    masks = [torch.ones(1, h, w, dtype=torch.bool) for _, h, w in shapes]
-    return cells_read(axis_weights(config, shapes, masks, num_frames))
+def cells_read_without_padding(config: ClassQueryConfig, shapes: Shapes, num_frames: int) -> list[LevelCells] | None:
+    """The same where all cells are real: depends on sizes only, and needs no device."""
+    return cells_read(config, shapes, [torch.ones(1, h, w, dtype=torch.bool) for _, h, w in shapes], num_frames)
+
+
+def num_cells(cells: list[LevelCells]) -> int:
+    """How many cells these are."""
+    return sum(math.prod(map(len, level)) for level in cells)
 
 
 def flat_indices(cells: list[LevelCells], shapes: Shapes, device: torch.device) -> torch.Tensor:
@@ -157,11 +165,6 @@ def interpolate(states: torch.Tensor, weights: AxisWeights) -> torch.Tensor:
         volume = columns[:, None, None] @ volume
         frames = times @ volume.flatten(2)
     return frames.unflatten(2, volume.shape[2:]).to(states.dtype)
-
-
-def num_cells(cells: list[LevelCells]) -> int:
-    """How many cells these are."""
-    return sum(math.prod(len(axis) for axis in level) for level in cells)
 
 
 __all__ = [
