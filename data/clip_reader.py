@@ -3,29 +3,35 @@
 Frame `i` is the i-th frame a player shows. Three ways lead to it, chosen by the file's header and packets and never by
 catching an exception; the tests read painted frame numbers back through all of them.
 
-| way                        | for                                                                                    |
-|----------------------------|----------------------------------------------------------------------------------------|
-| decord, seeking            | H.264, VP8, VP9, MJPEG in mp4/mov/mkv/webm whose key frames are true restarts          |
-| PyAV, seeking by timestamp | HEVC, AV1, MPEG-2, rotated H.264 in the same containers                                |
-| PyAV, from the first frame | the rest: avi, MPEG-4 (XviD), WMV, MPEG-TS, open-GOP H.264, files without good times   |
+| way                                | for                                                                            |
+|------------------------------------|--------------------------------------------------------------------------------|
+| PyAV, seeking by timestamp         | H.264, HEVC, AV1, VP8, VP9, MPEG-2, MJPEG in mp4/mov/mkv/webm whose key frames |
+|                                    | are true restarts                                                              |
+| PyAV, from the first frame         | the rest: avi, MPEG-4 (XviD), WMV, FLV, MPEG-TS, open-GOP H.264, files without |
+|                                    | good times                                                                     |
+| decord, seeking, when asked for it | H.264, VP8, VP9, MJPEG of the first way, without rotation and hidden frames    |
 
-decord alone returns wrong frames without an error for open-GOP and intra-refresh H.264, HEVC, MPEG-2, MPEG-4 with
-B-frames, trimmed mp4 (edit lists), most of avi and all of MPEG-TS (on which it can also hang). The pixels of both
-libraries are identical; only the colours of interlaced video differ slightly.
+PyAV is the default because it is the faster one (`benchmarks/data.py`): files stay open, unneeded H.264 frames that no
+other refers to are passed over, and the next clip of a video goes on where the last one ended. decord returns wrong
+frames without an error for open-GOP and intra-refresh H.264, HEVC, MPEG-2, MPEG-4 with B-frames, trimmed mp4 (edit
+lists), most of avi and all of MPEG-TS (on which it can also hang); here it refuses these. Where both read a file their
+pixels are identical; only the colours of interlaced video differ slightly.
 """
 
 import concurrent.futures
 import contextlib
 import functools
+import importlib.util
 import itertools
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, get_args
 
 import av
 import numpy as np
@@ -34,13 +40,12 @@ from av.video.reformatter import VideoReformatter
 
 
 if TYPE_CHECKING:
-    import decord
     from av.container import InputContainer
     from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-__all__ = ["ClipReader", "Frame", "VideoInfo", "VideoReadError", "iterate_frames"]
+__all__ = ["Backend", "ClipReader", "Frame", "VideoInfo", "VideoReadError", "iterate_frames"]
 
 # FFmpeg's first name of the containers (mp4 is "mov", webm is "matroska") whose index leads a seek to a known frame.
 _SEEKABLE_CONTAINERS = ("mov", "matroska")
@@ -59,8 +64,14 @@ _TRUNCATION_TOLERANCE_SECONDS = 1.0
 _NAL_TYPE_IDR = 5
 _VP8_SHOW_FRAME_BIT = 0x10
 
-# Readers that a forked process inherited. Freeing one joins decoder threads that the fork did not copy: it hangs.
-_inherited_readers: list[object] = []
+# Freeing a reader of decord joins its threads. In a forked process, which has no copies of them, that hangs: there all
+# inherited readers are kept for good, also those that are garbage already.
+_decord_files: "weakref.WeakSet[_DecordFile]" = weakref.WeakSet()
+_inherited_decord_files: "list[_DecordFile]" = []
+if hasattr(os, "register_at_fork"):  # Windows has no fork.
+    os.register_at_fork(after_in_child=lambda: _inherited_decord_files.extend(_decord_files))
+
+Backend = Literal["auto", "pyav", "decord"]
 
 ResultT = TypeVar("ResultT")
 
@@ -116,12 +127,15 @@ class ClipReader:
     time. Several threads may share one.
 
     Args:
-        max_open_files: Largest number of decord readers to keep open in a process; the least recently used closes.
+        backend: What decodes. "auto" is the faster one of those that are exact, which is PyAV for every file so far;
+            "pyav" and "decord" ask for one, with the same frames. decord refuses the files that it gets wrong.
+        max_open_files: Largest number of files to keep open in a process; the least recently used closes.
         timeout_seconds: Longest wait for one call, in seconds; then `VideoReadError` is raised and the decoder is left
             behind. A file without random access must be decoded up to the wanted frame within this time.
 
     Raises:
-        ValueError: If an argument is not positive.
+        ImportError: If decord is asked for and not installed.
+        ValueError: If there is no such backend, or a number is not positive.
 
     Example:
 
@@ -132,18 +146,27 @@ class ClipReader:
     ```
     """
 
-    def __init__(self, *, max_open_files: int = 4, timeout_seconds: float = 60.0) -> None:
+    def __init__(self, *, backend: Backend = "auto", max_open_files: int = 4, timeout_seconds: float = 60.0) -> None:
+        if backend not in get_args(Backend):
+            raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
+        if backend == "decord" and importlib.util.find_spec("decord") is None:
+            # Two distributions install the one module.
+            raise ImportError(
+                'backend="decord" needs decord: pip install decord (x86-64 Linux, Windows) or decord2 (elsewhere); '
+                'backend="auto" works without it'
+            )
         if max_open_files < 1 or not timeout_seconds > 0:
-            raise ValueError(f"both arguments must be positive, got {max_open_files = } and {timeout_seconds = }")
+            raise ValueError(f"both numbers must be positive, got {max_open_files = } and {timeout_seconds = }")
+        self.backend = backend
         self.max_open_files = max_open_files
         self.timeout_seconds = timeout_seconds
-        self._open_files: OrderedDict[_File, decord.VideoReader] = OrderedDict()
+        self._open_files: OrderedDict[_File, _PyavFile | _DecordFile] = OrderedDict()
         self._process_id = os.getpid()
 
-    def __getstate__(self) -> dict[str, int | float]:
-        return {"max_open_files": self.max_open_files, "timeout_seconds": self.timeout_seconds}
+    def __getstate__(self) -> dict[str, str | int | float]:
+        return {name: getattr(self, name) for name in ("backend", "max_open_files", "timeout_seconds")}
 
-    def __setstate__(self, state: dict[str, int | float]) -> None:
+    def __setstate__(self, state: dict[str, str | int | float]) -> None:
         self.__init__(**state)
 
     def info(self, path: str | os.PathLike[str]) -> VideoInfo:
@@ -207,30 +230,28 @@ class ClipReader:
     def _read(self, path: str, frame_indices: np.ndarray) -> np.ndarray:
         index = _index_video(_identify(path))
         _check_range(index, frame_indices)
-        # Each frame is decoded once, and decord would seek back for every index below the one before.
+        # Each frame is decoded once, in the order of the video.
         wanted, positions = np.unique(frame_indices, return_inverse=True)
-        read = self._read_with_decord if index.use_decord else _read_with_pyav
-        return read(index, wanted)[positions]
+        return self._decode(index, wanted)[positions]
 
-    def _read_with_decord(self, index: "_VideoIndex", wanted: np.ndarray) -> np.ndarray:
+    def _decode(self, index: "_VideoIndex", wanted: np.ndarray) -> np.ndarray:
         open_files = self._open_files_of_this_process()
-        # A reader is out of the cache while it works: one that fails or hangs is not used again, and no thread meets
-        # the reader of another.
-        reader = open_files.pop(index.file, None)
+        # A file is out of the cache while it is read: one that fails or hangs is not used again, and no thread meets
+        # the file of another.
+        file = open_files.pop(index.file, None)
         while len(open_files) >= self.max_open_files:
-            open_files.popitem(last=False)
-        if reader is None:
-            reader = _open_with_decord(index.file.path)
-        # Both libraries list all packets; where they disagree on the number, the frame numbers of decord mean others.
-        if len(reader) != index.num_packets:
-            return _read_with_pyav(index, wanted)
-        frames = _decode_with_decord(reader, index.file.path, wanted)
-        open_files[index.file] = reader
+            open_files.popitem(last=False)[1].close()
+        file = file or (_DecordFile(index) if self.backend == "decord" else _PyavFile(index))
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(file.close)
+            frames = file.read(wanted)
+            on_error.pop_all()
+        open_files[index.file] = file
         return frames
 
-    def _open_files_of_this_process(self) -> "OrderedDict[_File, decord.VideoReader]":
+    def _open_files_of_this_process(self) -> "OrderedDict[_File, _PyavFile | _DecordFile]":
         if self._process_id != os.getpid():
-            _inherited_readers.append(self._open_files)
+            # Their positions in the files are shared with the parent process.
             self._open_files = OrderedDict()
             self._process_id = os.getpid()
         return self._open_files
@@ -238,18 +259,8 @@ class ClipReader:
     def _finish_in_time(self, path: str, work: Callable[[], ResultT]) -> ResultT:
         """Run `work` in a thread and wait for it, because a native decoder that hangs cannot be interrupted."""
         outcome: concurrent.futures.Future[ResultT] = concurrent.futures.Future()
-
-        def run() -> None:
-            try:
-                outcome.set_result(work())
-            except (VideoReadError, ImportError, MemoryError) as error:
-                outcome.set_exception(error)
-            finally:
-                # Without effect on an outcome; after any other error, the caller does not wait in vain.
-                outcome.cancel()
-
         # Not an executor: the interpreter waits for its threads when it exits, also for one that hangs.
-        threading.Thread(target=run, name="ClipReader", daemon=True).start()
+        threading.Thread(target=_run, args=(work, outcome), name="ClipReader", daemon=True).start()
         try:
             return outcome.result(self.timeout_seconds)
         except concurrent.futures.TimeoutError as error:
@@ -257,8 +268,22 @@ class ClipReader:
                 path,
                 f"timed out after {self.timeout_seconds:g} s",
                 "raise timeout_seconds if the file is long and has no random access, or convert it: "
-                "ffmpeg -i INPUT -c:v libx264 -g 30 OUTPUT.mp4",
+                "python -m classquery.data prepare",
             ) from error
+        finally:
+            # An error refers to its frames: with one back to it, both would live on with all that they refer to.
+            del outcome
+
+
+def _run(work: Callable[[], ResultT], outcome: "concurrent.futures.Future[ResultT]") -> None:
+    try:
+        outcome.set_result(work())
+    except (VideoReadError, ImportError, MemoryError) as error:
+        outcome.set_exception(error)
+    finally:
+        # Without effect on an outcome; after any other error, the caller does not wait in vain.
+        outcome.cancel()
+        del outcome
 
 
 def iterate_frames(path: str | os.PathLike[str], *, start_seconds: float = 0.0) -> Iterator[Frame]:
@@ -290,10 +315,10 @@ def _stream_frames(index: "_VideoIndex", start: int) -> Iterator[Frame]:
     if start == index.info.num_frames:
         return
     frame_seconds = index.frame_seconds
-    to_rgb = _rgb_converter(index)
-    for frame_index, frame in _decode(index, start):
-        if frame_index >= start:
-            yield Frame(frame_index, float(frame_seconds[frame_index]), functools.partial(to_rgb, frame))
+    with contextlib.closing(_PyavFile(index)) as file:
+        for frame_index, frame in file.frames_from(start):
+            if frame_index >= start:
+                yield Frame(frame_index, float(frame_seconds[frame_index]), functools.partial(file.to_rgb, frame))
     if index.missing_seconds:
         raise _unreadable(index.file.path, _describe_truncation(index), "fetch or export it again")
 
@@ -340,9 +365,13 @@ class _VideoIndex:
     """Whether a decoded frame is recognised by its timestamp; otherwise frames are counted from the first one."""
     seek_points: np.ndarray
     """int64, increasing: timestamps at which decoding may start; empty if the file cannot be sought."""
-    use_decord: bool
+    is_exact_with_decord: bool
     num_packets: int
     """Number of frames that decord should find."""
+    kind: str
+    """Codec and container in FFmpeg's words, for messages."""
+    can_skip_frames: bool
+    """Whether frames that no other refers to may be left out when they are not wanted."""
     quarter_turns: int
     """How often to turn a decoded frame counter-clockwise by 90 degrees."""
     missing_seconds: float
@@ -354,10 +383,15 @@ class _VideoIndex:
         return (self.timestamps - self.timestamps[0]) * float(self.time_base)
 
     def seek_point_of(self, frame_index: int) -> int | None:
-        """Return the timestamp to seek to for a frame, or None where decoding starts at the first packet."""
+        """Return the timestamp to seek to for a frame, or None where decoding starts with the file."""
         # Not a later one: the frames shown before an open key frame need the group before it.
         position = np.searchsorted(self.seek_points, self.timestamps[frame_index], side="right") - 1
-        return int(self.seek_points[position]) if position > 0 else None
+        return int(self.seek_points[position]) if position >= 0 else None
+
+    def number_at(self, timestamp: int) -> int | None:
+        """Return the number of the frame with a timestamp, or None if there is none."""
+        number = int(np.searchsorted(self.timestamps, timestamp))
+        return number if number < len(self.timestamps) and self.timestamps[number] == timestamp else None
 
 
 def _identify(path: str) -> _File:
@@ -393,8 +427,14 @@ def _index_video(file: _File) -> _VideoIndex:
         has_exact_times=has_exact_times,
         seek_points=np.sort(clock[scan.is_restart & can_seek]),
         # decord numbers the frames around one that is not shown differently from one read to the next.
-        use_decord=random_access and scan.codec in _DECORD_CODECS and num_turns == 0 and bool(is_shown.all()),
+        is_exact_with_decord=random_access
+        and scan.codec in _DECORD_CODECS
+        and num_turns == 0
+        and bool(is_shown.all()),
         num_packets=len(clock),
+        kind=f"{scan.codec} in {scan.container}",
+        # Others of these codecs have such frames, too, but only H.264 says so in every packet without exceptions.
+        can_skip_frames=random_access and scan.codec == "h264",
         quarter_turns=num_turns,
         missing_seconds=scan.missing_seconds,
     )
@@ -523,27 +563,39 @@ def _turn(height: int, width: int, quarter_turns: int) -> tuple[int, int]:
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[tuple["InputContainer", "VideoStream"]]:
     """Open a file and its video stream; errors of FFmpeg from then on become `VideoReadError`."""
+    container, stream = _open(path)
+    with container, _translated_errors(path):
+        yield container, stream
+
+
+def _open(path: str) -> tuple["InputContainer", "VideoStream"]:
     try:
         # Titles in avi files are often Latin-1, which strict decoding refuses.
         container = av.open(path, metadata_errors="replace")
     except av.error.FFmpegError as error:
         raise _unreadable(path, *_why_not_opened(path)) from error
-    with container:
-        stream = container.streams.best("video")
-        if stream is None or stream.disposition & Disposition.attached_pic:
-            raise _unreadable(
-                path, "it has no video stream (audio only, or its index is cut off)", "give the whole video"
-            )
-        if stream.codec_context is None:
-            raise _unreadable(path, "FFmpeg knows no decoder for its codec", "convert it to H.264 mp4")
-        # As many threads as decord gets: data sets decode in many workers at once.
-        stream.codec_context.thread_count = 1
-        try:
-            yield container, stream
-        except av.error.FFmpegError as error:
-            raise _unreadable(
-                path, f"the data is damaged or truncated ({error.strerror})", "fetch or export it again"
-            ) from error
+    stream = container.streams.best("video")
+    problem = None
+    if stream is None or stream.disposition & Disposition.attached_pic:
+        problem = "it has no video stream (audio only, or its index is cut off)", "give the whole video"
+    elif stream.codec_context is None:
+        problem = "FFmpeg knows no decoder for its codec", "convert it to H.264 mp4"
+    if problem:
+        container.close()
+        raise _unreadable(path, *problem)
+    # Data sets decode in many workers at once.
+    stream.codec_context.thread_count = 1
+    return container, stream
+
+
+@contextlib.contextmanager
+def _translated_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        raise _unreadable(
+            path, f"the data is damaged or truncated ({error.strerror})", "fetch or export it again"
+        ) from error
 
 
 def _why_not_opened(path: str) -> tuple[str, str]:
@@ -559,49 +611,91 @@ def _packets(container: "InputContainer", stream: "VideoStream") -> Iterator["Pa
     return itertools.dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream))
 
 
-def _decode(index: _VideoIndex, start: int) -> Iterator[tuple[int, "VideoFrame"]]:
-    """Decode all frames from number `start` on, and perhaps some before it, as pairs of number and frame."""
-    seek_point = index.seek_point_of(start)
-    if seek_point is not None:
-        numbered_frames = _decode_from(index, seek_point)
-        first = next(numbered_frames, None)
-        # A container may lead to a later key frame than asked for: then only the way from the first frame is safe.
-        if first is not None and first[0] <= start:
-            yield first
-            yield from numbered_frames
-            return
-    yield from _decode_from(index, None)
+class _PyavFile:
+    """A file opened with PyAV, whose frames come out with their numbers; it stays where the last frame left it."""
 
+    def __init__(self, index: _VideoIndex) -> None:
+        self.to_rgb = _rgb_converter(index)
+        self._index = index
+        self._wanted: set[int] | None = None
+        """Timestamps of the frames that must come out, if others need not."""
+        self._open()
 
-def _decode_from(index: _VideoIndex, seek_point: int | None) -> Iterator[tuple[int, "VideoFrame"]]:
-    with _opened(index.file.path) as (container, stream):
+    def close(self) -> None:
+        self._container.close()
+        # The generator refers to this object: left to the garbage collector, decoders would pile up.
+        self._frames, self._stream = iter(()), None
+
+    def read(self, wanted: np.ndarray) -> np.ndarray:
+        """Decode frames `wanted` (int64, increasing): uint8 RGB of shape (len(wanted), height, width, 3)."""
+        index = self._index
+        frames = np.empty((len(wanted), index.info.height, index.info.width, 3), np.uint8)
+        slots = {int(frame_index): slot for slot, frame_index in enumerate(wanted)}
+        self._wanted = set(index.timestamps[wanted].tolist()) if index.can_skip_frames else None
+        for frame_index, frame in self.frames_from(int(wanted[0])):
+            if frame_index in slots:
+                frames[slots.pop(frame_index)] = self.to_rgb(frame)
+            if not slots:
+                return frames
+        raise _unreadable(
+            index.file.path, f"{_abbreviate(list(slots))} cannot be decoded, the data is damaged", "export it again"
+        )
+
+    def frames_from(self, start: int) -> Iterator[tuple[int, "VideoFrame"]]:
+        """Decode all frames from number `start` on, and perhaps some before it, as pairs of number and frame."""
+        seek_point = self._index.seek_point_of(start)
+        if self._next_index <= start and not self._gains_by_seeking(seek_point):
+            return self._frames
         if seek_point is not None:
-            container.seek(seek_point, stream=stream)
-        # A packet that the end of the file cuts short would raise an error or give the image of another frame.
-        packets = (packet for packet in _packets(container, stream) if not packet.is_corrupt)
-        frames = (frame for packet in packets for frame in packet.decode())
-        if not index.has_exact_times:
-            yield from zip(range(index.info.num_frames), frames, strict=False)
-            return
-        for frame in frames:
-            position = int(np.searchsorted(index.timestamps, frame.pts))
-            if position < len(index.timestamps) and index.timestamps[position] == frame.pts:
-                yield position, frame
+            self._seek(seek_point)
+            first = next(self._frames, None)
+            # A container may lead to a later key frame than asked for: then only the way from the first frame is safe.
+            if first is not None and first[0] <= start:
+                return itertools.chain([first], self._frames)
+        self.close()
+        self._open()
+        return self._frames
 
+    def _gains_by_seeking(self, seek_point: int | None) -> bool:
+        return seek_point is not None and seek_point > self._index.timestamps[self._next_index]
 
-def _read_with_pyav(index: _VideoIndex, wanted: np.ndarray) -> np.ndarray:
-    """Decode frames `wanted` (int64, increasing): uint8 RGB of shape (len(wanted), height, width, 3)."""
-    frames = np.empty((len(wanted), index.info.height, index.info.width, 3), np.uint8)
-    slots = {int(frame_index): slot for slot, frame_index in enumerate(wanted)}
-    to_rgb = _rgb_converter(index)
-    for frame_index, frame in _decode(index, int(wanted[0])):
-        if frame_index in slots:
-            frames[slots.pop(frame_index)] = to_rgb(frame)
-        if not slots:
-            return frames
-    raise _unreadable(
-        index.file.path, f"{_abbreviate(list(slots))} cannot be decoded, the data is damaged", "export it again"
-    )
+    def _open(self) -> None:
+        self._container, self._stream = _open(self._index.file.path)
+        self._start_decoding()
+
+    def _seek(self, seek_point: int) -> None:
+        with _translated_errors(self._index.file.path):
+            self._container.seek(seek_point, stream=self._stream)
+        self._start_decoding()
+
+    def _start_decoding(self) -> None:
+        # Frames from this number on are still to come; of those before it, some may have been passed over.
+        self._next_index = 0
+        self._frames = self._decode()
+
+    def _decode(self) -> Iterator[tuple[int, "VideoFrame"]]:
+        index = self._index
+        with _translated_errors(index.file.path):
+            # A packet that the end of the file cuts short would raise an error or give the image of another frame.
+            packets = (packet for packet in _packets(self._container, self._stream) if not packet.is_corrupt)
+            frames = (frame for packet in packets for frame in self._decode_packet(packet))
+            if index.has_exact_times:
+                numbered_frames = ((index.number_at(frame.pts), frame) for frame in frames)
+            else:
+                numbered_frames = zip(range(index.info.num_frames), frames, strict=False)
+            for number, frame in numbered_frames:
+                if number is not None:
+                    self._next_index = max(self._next_index, number + 1)
+                    yield number, frame
+
+    def _decode_packet(self, packet: "Packet") -> list["VideoFrame"]:
+        if self._index.can_skip_frames:
+            is_wanted = self._wanted is None or packet.pts is None or packet.pts in self._wanted
+            self._stream.codec_context.skip_frame = "DEFAULT" if is_wanted else "NONREF"
+            number = None if is_wanted else self._index.number_at(packet.pts)
+            if number is not None:
+                self._next_index = max(self._next_index, number + 1)
+        return packet.decode()
 
 
 def _rgb_converter(index: _VideoIndex) -> Callable[["VideoFrame"], np.ndarray]:
@@ -619,7 +713,8 @@ def rgb_converter(height: int, width: int, quarter_turns: int = 0) -> Callable[[
 
     def to_rgb(frame: "VideoFrame") -> np.ndarray:
         # The size is given for streams that change theirs: every frame gets the size of the first.
-        image = reformatter.reformat(frame, width, height, "rgb24").to_ndarray()
+        # Threads of its own cost more than they give at this size, and a forked process could not free them.
+        image = reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
         return np.ascontiguousarray(np.rot90(image, quarter_turns))
 
     return to_rgb
@@ -645,18 +740,33 @@ def _using_decord(path: str) -> Iterator[ModuleType]:
         raise _unreadable(path, "decord cannot decode it, the data is damaged", "fetch or export it again") from error
 
 
-def _open_with_decord(path: str) -> "decord.VideoReader":
-    with _using_decord(path) as decord:
-        return decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
+class _DecordFile:
+    """A file opened with decord."""
 
+    def __init__(self, index: _VideoIndex) -> None:
+        self._path = index.file.path
+        if not index.is_exact_with_decord:
+            raise self._refusal(f"decord returns wrong frames of some files of its kind ({index.kind})")
+        with _using_decord(self._path) as decord:
+            self._reader = decord.VideoReader(self._path, ctx=decord.cpu(0), num_threads=1)
+        _decord_files.add(self)
+        # Both libraries list all packets; where they disagree on the number, the frame numbers of decord mean others.
+        if len(self._reader) != index.num_packets:
+            raise self._refusal(f"decord finds {len(self._reader)} frames where {index.num_packets} are")
 
-def _decode_with_decord(reader: "decord.VideoReader", path: str, wanted: np.ndarray) -> np.ndarray:
-    """Decode frames `wanted` (int64, increasing): uint8 RGB of shape (len(wanted), height, width, 3)."""
-    with _using_decord(path):
-        frames = reader.get_batch(wanted).asnumpy()
-        # Otherwise it decodes on in the background: 1.8 GB after ten seconds.
-        reader.seek(0)
-    return frames
+    def _refusal(self, cause: str) -> VideoReadError:
+        return _unreadable(self._path, cause, 'use backend="auto", which is exact for it')
+
+    def close(self) -> None:
+        """decord has none: the file closes when nothing refers to it."""
+
+    def read(self, wanted: np.ndarray) -> np.ndarray:
+        """Decode frames `wanted` (int64, increasing): uint8 RGB of shape (len(wanted), height, width, 3)."""
+        with _using_decord(self._path):
+            frames = self._reader.get_batch(wanted).asnumpy()
+            # Otherwise it decodes on in the background: 1.8 GB after ten seconds.
+            self._reader.seek(0)
+        return frames
 
 
 # Messages

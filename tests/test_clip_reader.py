@@ -1,5 +1,6 @@
 """Every frame of the videos made here shows its own number, so that a wrong frame is noticed."""
 
+import importlib.util
 import os
 import pickle
 import struct
@@ -13,9 +14,9 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import decord
 import numpy as np
 import pytest
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from classquery.data import clip_reader
@@ -31,6 +32,8 @@ NUM_ROWS, NUM_COLUMNS = 2, 8
 TICKS_PER_FRAME = 512
 GROUP_SIZE = 12
 # Milliseconds: intervals from 10 to 170, no two neighbours alike.
+# Not coded, at any time: "01" P-VOP, "0" no whole second, "1", five bits of time, "1", "0" not coded, stuffing.
+EMPTY_XVID_FRAME = b"\x00\x00\x01\xb6" + bytes([0b01010000, 0b01001111])
 VARIABLE_TIMES = np.cumsum([0, *(10 + 37 * i % 170 for i in range(NUM_FRAMES - 1))])
 
 
@@ -41,11 +44,13 @@ class Recipe:
     file_name: str
     encoder: str
     way: str
-    """decord; seek: PyAV from a key frame; start: PyAV from the first frame."""
+    """seek: from a key frame; decord: the same, and decord does it, too; start: from the first frame."""
     options: dict[str, str] = field(default_factory=dict)
     max_b_frames: int | None = None
     pixel_format: str = "yuv420p"
     times: np.ndarray | None = None
+    group_size: int = GROUP_SIZE
+    size: tuple[int, int] = (HEIGHT, WIDTH)
 
 
 RECIPES = [
@@ -53,24 +58,41 @@ RECIPES = [
     Recipe("h264_variable_rate.mp4", "libx264", "decord", times=VARIABLE_TIMES),
     Recipe("h264_fragments.mp4", "libx264", "decord", {"movflags": "frag_keyframe+empty_moov"}),
     Recipe("h264.mkv", "libx264", "decord"),
+    # As x264 does it by default, but with more of what makes frames refer to each other.
+    Recipe("h264_pyramid.mp4", "libx264", "decord", {"x264-params": "bframes=5:b-adapt=0:b-pyramid=normal:ref=5"}),
+    # None of the frames between two anchors is referred to.
+    Recipe("h264_flat.mp4", "libx264", "decord", {"x264-params": "bframes=3:b-adapt=0:b-pyramid=none"}),
+    Recipe("h264_one_group.mp4", "libx264", "decord", group_size=NUM_FRAMES),
+    Recipe("h264_ten_bits.mp4", "libx264", "decord", pixel_format="yuv420p10le"),
+    Recipe("h264_full_chroma.mkv", "libx264", "decord", pixel_format="yuv444p", size=(HEIGHT + 1, WIDTH - 1)),
+    Recipe("h264_full_range.mp4", "libx264", "decord", pixel_format="yuvj420p"),
+    Recipe("h264.flv", "libx264", "start"),
     Recipe("h264_open_gop.mp4", "libx264", "start", {"x264-params": "open-gop=1:bframes=3:b-adapt=0:scenecut=0"}),
     Recipe("h264_intra_refresh.mp4", "libx264", "start", {"x264-params": "intra-refresh=1:bframes=0"}),
     Recipe("h264.avi", "libx264", "start"),
     Recipe("h264.ts", "libx264", "start"),
     Recipe("h264_without_times.h264", "libx264", "start"),
     Recipe("hevc_open_gop.mp4", "libx265", "seek", {"x265-params": "open-gop=1:bframes=3:log-level=none"}),
+    Recipe("hevc_closed_gop.mp4", "libx265", "seek", {"x265-params": "open-gop=0:bframes=3:log-level=none"}),
+    Recipe("hevc_closed_gop.mkv", "libx265", "seek", {"x265-params": "open-gop=0:bframes=3:log-level=none"}),
     Recipe("av1.mp4", "libsvtav1", "seek", {"preset": "12", "crf": "10"}),
     Recipe("vp8.webm", "libvpx", "decord", {"deadline": "realtime"}),
     Recipe("vp9.webm", "libvpx-vp9", "decord", {"deadline": "realtime", "cpu-used": "8"}),
+    Recipe("vp9_odd_size.webm", "libvpx-vp9", "decord", {"deadline": "realtime"}, size=(HEIGHT - 1, WIDTH + 1)),
+    Recipe("mjpeg.avi", "mjpeg", "start", pixel_format="yuvj420p"),
     Recipe("mjpeg.mov", "mjpeg", "decord", pixel_format="yuvj420p"),
     Recipe("mpeg2.mpg", "mpeg2video", "start", max_b_frames=2),
     Recipe("mpeg2.mkv", "mpeg2video", "seek", max_b_frames=2),
     Recipe("mpeg4.avi", "mpeg4", "start", max_b_frames=0),
     Recipe("mpeg4_b_frames.avi", "mpeg4", "start", max_b_frames=2),
+    Recipe("mpeg4_odd_size.avi", "mpeg4", "start", max_b_frames=0, size=(HEIGHT + 1, WIDTH + 1)),
     Recipe("mpeg4_b_frames.mp4", "mpeg4", "start", max_b_frames=2),
     Recipe("wmv2.wmv", "wmv2", "start"),
 ]
 RECIPE_OF = {recipe.file_name: recipe for recipe in RECIPES}
+
+
+needs_decord = pytest.mark.skipif(not importlib.util.find_spec("decord"), reason="decord is not installed")
 
 
 def has_encoder(name: str) -> bool:
@@ -104,10 +126,17 @@ def paint(number: int) -> np.ndarray:
 
 
 def number_on(image: np.ndarray) -> int:
-    assert image.shape == (HEIGHT, WIDTH, 3)
     assert image.dtype == np.uint8
+    if image.shape != (HEIGHT, WIDTH, 3):
+        image = resize(image, (HEIGHT, WIDTH))
     cells = image.reshape(NUM_ROWS, HEIGHT // NUM_ROWS, NUM_COLUMNS, WIDTH // NUM_COLUMNS, 3).mean(axis=(1, 3, 4))
     return int(((cells.reshape(-1) > 125) << np.arange(NUM_ROWS * NUM_COLUMNS)).sum())
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Change the height and width by a pixel or so."""
+    assert np.abs(np.subtract(image.shape[:2], size)).max() <= 1
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.NEAREST))
 
 
 def numbers_on(images: np.ndarray) -> list[int]:
@@ -120,15 +149,16 @@ def write_video(recipe: Recipe, folder: Path, shown_numbers: range | list[int] =
         path, "w", options={key: recipe.options[key] for key in recipe.options if key == "movflags"}
     ) as output:
         stream = output.add_stream(recipe.encoder, rate=FRAMES_PER_SECOND, options=recipe.options)
-        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, recipe.pixel_format
-        stream.codec_context.gop_size, stream.codec_context.thread_count = GROUP_SIZE, 1
+        stream.height, stream.width, stream.pix_fmt = *recipe.size, recipe.pixel_format
+        stream.codec_context.gop_size, stream.codec_context.thread_count = recipe.group_size, 1
         if recipe.max_b_frames is not None:
             stream.codec_context.max_b_frames = recipe.max_b_frames
         if recipe.times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for number in shown_numbers:
-            frame = av.VideoFrame.from_ndarray(paint(number), format="rgb24")
-            frame.pts = number if recipe.times is None else int(recipe.times[number])
+            frame = av.VideoFrame.from_ndarray(resize(paint(number), recipe.size), format="rgb24")
+            first = shown_numbers[0]
+            frame.pts = number - first if recipe.times is None else int(recipe.times[number] - recipe.times[first])
             frame.time_base = Fraction(1, FRAMES_PER_SECOND) if recipe.times is None else Fraction(1, 1000)
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
@@ -176,7 +206,7 @@ def path_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 def way_of(path: str) -> str:
     index = clip_reader._index_video(clip_reader._identify(path))
-    if index.use_decord:
+    if index.is_exact_with_decord:
         return "decord"
     return "seek" if index.info.random_access else "start"
 
@@ -191,6 +221,7 @@ def test_read_returns_the_frames_asked_in_random_order(recipe, path_of):
     reader = ClipReader()
 
     clips = [random.integers(0, NUM_FRAMES, 5) for _ in range(12)]
+    clips += [start + stride * np.arange(5) for start in (0, 13, 22, 30) for stride in (1, 4)]
 
     assert way_of(path) == recipe.way
     assert [numbers_on(reader.read(path, clip)) for clip in clips] == [clip.tolist() for clip in clips]
@@ -202,6 +233,55 @@ def test_read_returns_every_frame_alone(recipe, path_of):
     reader = ClipReader()
 
     assert [number_on(reader.read(path, [i])[0]) for i in range(NUM_FRAMES)] == list(range(NUM_FRAMES))
+
+
+each_recipe_for_decord = pytest.mark.parametrize(
+    "recipe", [recipe for recipe in each_recipe.args[1] if recipe.values[0].way == "decord"]
+)
+
+
+@needs_decord
+@each_recipe_for_decord
+def test_backends_give_the_same_pixels(recipe, path_of):
+    path = path_of(recipe.file_name)
+    readers = [ClipReader(backend=backend) for backend in ("decord", "pyav", "auto")]
+
+    for clip in (range(NUM_FRAMES), [59, 3, 3, 20], [11], range(5, 45, 4)):
+        frames, *others = (reader.read(path, clip) for reader in readers)
+        assert numbers_on(frames) == list(clip)
+        for other in others:
+            np.testing.assert_array_equal(frames, other)
+
+
+@needs_decord
+@pytest.mark.parametrize("file_name", [recipe.file_name for recipe in RECIPES if recipe.way != "decord"])
+def test_decord_refuses_what_it_reads_wrongly(file_name, path_of):
+    path = path_of(file_name)
+
+    with pytest.raises(VideoReadError, match=rf'{file_name}: decord .* some files of its kind .*backend="auto"'):
+        ClipReader(backend="decord").read(path, [3])
+
+
+@needs_decord
+def test_decord_refuses_a_file_in_which_it_finds_other_frames(path_of, monkeypatch):
+    path = path_of("h264.mkv")
+    monkeypatch.setattr("decord.VideoReader.__len__", lambda reader: NUM_FRAMES - 1)
+
+    with pytest.raises(VideoReadError, match="decord finds 59 frames where 60 are"):
+        ClipReader(backend="decord").read(path, [3])
+
+
+def test_reader_works_without_decord(path_of, monkeypatch):
+    monkeypatch.setitem(sys.modules, "decord", None)
+
+    assert numbers_on(ClipReader().read(path_of("h264.mkv"), [7, 3])) == [7, 3]
+    with pytest.raises(ImportError, match='pip install decord .* or decord2 .*backend="auto" works'):
+        ClipReader(backend="decord")
+
+
+def test_reader_refuses_an_unknown_backend():
+    with pytest.raises(ValueError, match=r"one of \('auto', 'pyav', 'decord'\), got 'ffmpeg'"):
+        ClipReader(backend="ffmpeg")
 
 
 @each_recipe
@@ -253,6 +333,75 @@ def test_trimmed_video_starts_at_the_frame_that_its_edit_list_names(path_of, tmp
 
         assert ClipReader().info(path).num_frames == NUM_FRAMES - 17
         assert numbers_on(ClipReader().read(path, frame_indices)) == (frame_indices + 17).tolist()
+
+
+@pytest.mark.parametrize("file_name", ["h264_b_frames.mp4", "hevc_open_gop.mp4", "mpeg4_b_frames.mp4"])
+def test_delayed_video_starts_at_its_first_frame(file_name, path_of, tmp_path):
+    def delay(packet: av.Packet) -> av.Packet:
+        packet.pts, packet.dts = packet.pts + 50 * TICKS_PER_FRAME, packet.dts + 50 * TICKS_PER_FRAME
+        return packet
+
+    path = copy_video(path_of(file_name), tmp_path / file_name, delay)
+    reader = ClipReader()
+
+    assert reader.info(path).num_frames == NUM_FRAMES
+    assert numbers_on(reader.read(path, [40, 0, 13])) == [40, 0, 13]
+    np.testing.assert_array_equal(reader.frame_indices_at(path, [0.0, 0.4]), [0, 10])
+
+
+def test_sound_does_not_matter(path_of, tmp_path):
+    path = str(tmp_path / "sound.mkv")
+    sound = write_audio(tmp_path / "audio.mp4")
+    with av.open(sound) as audio, av.open(path_of("h264_b_frames.mp4")) as video, av.open(path, "w") as output:
+        # Most movies have the video first; here the sound is.
+        streams = {source: output.add_stream_from_template(source.streams[0]) for source in (audio, video)}
+        for source, stream in streams.items():
+            for packet in source.demux():
+                if packet.size:
+                    packet.stream = stream
+                    output.mux(packet)
+
+    assert way_of(path) == "decord"
+    assert numbers_on(ClipReader().read(path, [40, 0, 13])) == [40, 0, 13]
+
+
+def test_video_of_one_frame(tmp_path):
+    for file_name in ("h264.mkv", "vp9.webm", "mpeg4.avi", "h264_b_frames.mp4"):
+        path = write_video(RECIPE_OF[file_name], tmp_path, shown_numbers=[41])
+
+        assert ClipReader().info(path).num_frames == 1
+        assert numbers_on(ClipReader().read(path, [0, 0])) == [41, 41]
+        assert [frame.seconds for frame in iterate_frames(path)] == [0.0]
+
+
+def test_packed_xvid_as_in_ucf101(path_of, tmp_path):
+    """XviD puts a B-frame into the packet of the frame shown after it, and an empty frame into the next one."""
+    marker = b"\x00\x00\x01\xb2DivX503b1393p"
+    with av.open(path_of("mpeg4_b_frames.mp4")) as source:
+        header = source.streams.video[0].codec_context.extradata
+        packets = [bytes(packet) for packet in source.demux(video=0) if packet.size]
+    is_b_frame = [packet[packet.index(b"\x00\x00\x01\xb6") + 4] >> 6 == 2 for packet in packets]
+    packed: list[bytes] = []
+    for packet, is_b, is_after_b in zip(packets, is_b_frame, [False, *is_b_frame], strict=False):
+        if is_b and not is_after_b:
+            packed[-1] += packet
+        packed.append(EMPTY_XVID_FRAME if is_b and not is_after_b else packet)
+    path = str(tmp_path / "packed.avi")
+    with av.open(path, "w") as output:
+        stream = output.add_stream("mpeg4", rate=FRAMES_PER_SECOND)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        stream.codec_context.extradata = header + marker
+        for number, data in enumerate(packed):
+            packet = av.Packet(header + marker + data if number == 0 else data)
+            packet.pts = packet.dts = number
+            packet.time_base, packet.stream = Fraction(1, FRAMES_PER_SECOND), stream
+            packet.is_keyframe = number % GROUP_SIZE == 0
+            output.mux(packet)
+
+    assert sum(is_b_frame) > NUM_FRAMES // 2
+    assert way_of(path) == "start"
+    assert [number_on(frame.image) for frame in iterate_frames(path)] == list(range(NUM_FRAMES))
+    assert numbers_on(ClipReader().read(path, [40, 3, 41, 17])) == [40, 3, 41, 17]
 
 
 def test_hidden_vp8_frames_do_not_count(path_of, tmp_path):
@@ -393,11 +542,13 @@ class NumbersOnFrames(Dataset):
         return [number for path in self.paths for number in numbers_on(self.reader.read(path, frame_indices))]
 
 
+@pytest.mark.parametrize("backend", ["auto", pytest.param("decord", marks=needs_decord)])
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
-def test_workers_read_the_same_frames_as_the_main_process(start_method, path_of):
+def test_workers_read_the_same_frames_as_the_main_process(start_method, backend, path_of):
     if sys.platform == "win32" and start_method == "fork":
         pytest.skip("Windows cannot fork")
-    dataset = NumbersOnFrames(ClipReader(), [path_of("h264_b_frames.mp4"), path_of("mpeg4_b_frames.avi")])
+    paths = [path_of("h264_b_frames.mp4"), path_of("vp8.webm" if backend == "decord" else "mpeg4_b_frames.avi")]
+    dataset = NumbersOnFrames(ClipReader(backend=backend), paths)
     # The main process reads first: its open files must not be used, nor freed, by a forked worker.
     expected = [dataset[item] for item in range(NUM_FRAMES)]
 
@@ -426,12 +577,12 @@ def test_error_of_a_worker_reaches_the_main_process(tmp_path):
 
 
 def test_reader_is_pickled_without_its_open_files(path_of):
-    reader = ClipReader(max_open_files=2, timeout_seconds=7.0)
+    reader = ClipReader(backend="pyav", max_open_files=2, timeout_seconds=7.0)
     reader.read(path_of("h264.mkv"), [3])
 
     copy = pickle.loads(pickle.dumps(reader))
 
-    assert (copy.max_open_files, copy.timeout_seconds) == (2, 7.0)
+    assert (copy.backend, copy.max_open_files, copy.timeout_seconds) == ("pyav", 2, 7.0)
     assert number_on(copy.read(path_of("h264.mkv"), [3])[0]) == 3
 
 
@@ -474,10 +625,13 @@ def test_rewritten_file_is_read_anew(tmp_path):
     assert number_on(reader.read(path, [3])[0]) == 23
 
 
+@needs_decord
 def test_bridge_of_decord_to_torch_does_not_matter(path_of):
+    import decord
+
     decord.bridge.set_bridge("torch")
     try:
-        clip = ClipReader().read(path_of("h264.mkv"), [3])
+        clip = ClipReader(backend="decord").read(path_of("h264.mkv"), [3])
     finally:
         decord.bridge.reset_bridge()
 
@@ -653,7 +807,7 @@ def test_decoder_that_hangs_raises_and_the_reader_goes_on(path_of, monkeypatch):
         raise VideoReadError("nobody listens any more")
 
     with monkeypatch.context() as patch:
-        patch.setattr(clip_reader, "_decode_with_decord", hang)
+        patch.setattr(clip_reader._PyavFile, "read", hang)
 
         with pytest.raises(VideoReadError, match=r"^frames 4, 8: cannot read .*h264\.mkv: timed out after 0\.2 s"):
             reader.read(path, [4, 8])
@@ -661,3 +815,69 @@ def test_decoder_that_hangs_raises_and_the_reader_goes_on(path_of, monkeypatch):
     reader.timeout_seconds = 30.0
     assert numbers_on(reader.read(path, [4, 8])) == [4, 8]
     released.set()
+
+
+# Slow: real files, memory
+
+
+def real_videos() -> list[Path]:
+    """Return the videos in the folder that CLASSQUERY_SAMPLES names."""
+    folder = os.environ.get("CLASSQUERY_SAMPLES")
+    return sorted(path for path in Path(folder).iterdir() if path.suffix in (".avi", ".mp4")) if folder else []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not real_videos(), reason="CLASSQUERY_SAMPLES names no folder with videos")
+@pytest.mark.parametrize("path", real_videos(), ids=lambda path: path.name)
+def test_real_videos_are_read_exactly(path):
+    with av.open(str(path)) as container:
+        expected = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    random = np.random.default_rng(0)
+    clips = [random.permutation(len(expected))[:16] for _ in range(12)]
+    clips += [start + 4 * np.arange(16) for start in random.integers(0, len(expected) - 61, 12)]
+    backends = ["auto", "decord"] if needs_decord.args[0] is False and way_of(path) == "decord" else ["auto"]
+
+    for reader in (ClipReader(backend=backend) for backend in backends):
+        np.testing.assert_array_equal(reader.read(path, range(len(expected))), expected)
+        for clip in clips:
+            np.testing.assert_array_equal(reader.read(path, clip), expected[clip])
+        for frame_index in random.permutation(len(expected)):
+            np.testing.assert_array_equal(reader.read(path, [frame_index])[0], expected[frame_index])
+    np.testing.assert_array_equal(np.stack([frame.image for frame in iterate_frames(path)]), expected)
+    if "decord" not in backends:
+        with pytest.raises(VideoReadError, match="decord"):
+            ClipReader(backend="decord").read(path, [0])
+
+
+# Reads clips from six files in turn with room for four, and prints how much memory the later nine tenths added.
+READ_MANY_CLIPS = """
+import sys
+import numpy as np
+from classquery.data.clip_reader import ClipReader
+
+def used_mebibytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 2**20
+
+backend, num_clips, *paths = sys.argv[1:]
+reader, random = ClipReader(backend=backend), np.random.default_rng(0)
+for clip in range(int(num_clips)):
+    reader.read(paths[clip % len(paths)], np.sort(random.integers(0, 60, 8)))
+    if clip == int(num_clips) // 10:
+        before = used_mebibytes()
+print(used_mebibytes() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.parametrize("backend", ["auto", pytest.param("decord", marks=needs_decord)])
+def test_memory_stays_flat_over_a_thousand_clips(backend, path_of):
+    names = ["h264_b_frames.mp4", "h264.mkv", "vp9.webm", "h264_pyramid.mp4", "mjpeg.mov", "vp8.webm"]
+    names += ["mpeg4_b_frames.avi", "hevc_open_gop.mp4"] if backend == "auto" else []
+    command = [sys.executable, "-c", READ_MANY_CLIPS, backend, "1000", *map(path_of, names)]
+
+    added = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    # A clip has 0.2 MiB, a leak of one per read would add 170; a leak of an open file, some MiB each, even more.
+    assert added < 20
