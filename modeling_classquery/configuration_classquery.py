@@ -320,6 +320,11 @@ class ClassQueryConfig(PreTrainedConfig):
         _require_multiple("d_model", self.d_model, 16, "position encodings split it 2:3:3")
         for name in ("encoder_attention_heads", "decoder_attention_heads"):
             _require_multiple("d_model", self.d_model, getattr(self, name), f"it is split into `{name}`")
+        if self.class_attention_heads == "released":
+            reason = (
+                "one half of them sees content, the other positions; class_attention_heads='interleaved' takes any"
+            )
+            _require_multiple("decoder_attention_heads", self.decoder_attention_heads, 2, reason)
         if isinstance(self.backbone_config, ClassQueryCSNConfig):
             _require(self, "num_feature_levels", self.num_feature_levels == 4, "4 with a CSN backbone")
             _require_multiple("d_model", self.d_model, 32, "the projection of CSN features has 32 groups of channels")

@@ -14,6 +14,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -221,24 +222,28 @@ class ClassQueryAttention(nn.Module):
             The attended values of shape (rows, num_queries, d_model), and the attention of shape
             (rows, num_heads, num_queries, num_keys) or None.
         """
-        query, key, value = (self._split_heads(states) for states in (query, key, value))
-        implementation = "eager" if output_attentions else self.config._attn_implementation
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        attended, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.dropout if self.training else 0.0,
-            scaling=query.shape[-1] ** -0.5,
-            is_causal=False,
-        )
+        heads = (split_heads(states, self.num_heads) for states in (query, key, value))
+        attended, weights = self.attend(*heads, attention_mask, query.shape[-1] // self.num_heads, output_attentions)
         return self.out_proj(attended.flatten(2)), weights
 
-    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        """(rows, length, width) -> (rows, heads, length, width / heads)."""
-        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        width: int,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend with split heads, (rows, heads, length, head_dim) each, in the implementation of the configuration.
+
+        Logits are divided by the root of `width`, to which all that is summed up in them amounts. Returns the attended
+        values of shape (rows, length, heads, head_dim), and the attention or None.
+        """
+        implementation = "eager" if output_attentions else self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        dropout = self.dropout if self.training else 0.0
+        return attend(self, query, key, value, attention_mask, dropout=dropout, scaling=width**-0.5, is_causal=False)
 
 
 def eager_attention_forward(
@@ -260,10 +265,9 @@ def eager_attention_forward(
     return attended.transpose(1, 2), weights
 
 
-def interleave_heads(content: torch.Tensor, position: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Join two (..., d_model) tensors so that each head sees its share of both: (..., 2 * d_model)."""
-    shares = (states.unflatten(-1, (num_heads, -1)) for states in (content, position))
-    return torch.cat(tuple(shares), dim=-1).flatten(-2)
+def split_heads(states: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """(..., length, width) -> (..., heads, length, width / heads)."""
+    return states.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
 
 
 def class_group_mask(class_groups: Sequence[int] | None, class_queries: torch.Tensor) -> torch.Tensor | None:
@@ -463,8 +467,105 @@ class ClassQueryEncoder(nn.Module):
 # Decoder
 
 
+class ClassQueryMemory(NamedTuple):
+    """What the decoder reads.
+
+    Args:
+        levels: All levels at one size, centred over the channels, (num_levels, num_clip_frames, num_cells, d_model).
+        covariances: Of the channels of the levels at each cell, (num_clip_frames, num_cells, num_levels, num_levels),
+            float32.
+        position: Shape (num_clip_frames, num_cells, d_model).
+        size: (h, w) with h * w = num_cells.
+        attention_mask: Lowest value on padding, 0 elsewhere; shape (num_clip_frames, num_cells), or None.
+    """
+
+    levels: torch.Tensor
+    covariances: torch.Tensor
+    position: torch.Tensor
+    size: tuple[int, int]
+    attention_mask: torch.Tensor | None
+
+    @classmethod
+    def of_levels(cls, levels: torch.Tensor, *others) -> "ClassQueryMemory":
+        """Centre the levels, which the layer norm of a mixture of them would do to each mixture."""
+        levels = levels - levels.mean(-1, keepdim=True)
+        with torch.autocast(levels.device.type, enabled=False):
+            covariances = torch.einsum("lfsc,mfsc->fslm", levels.float(), levels.float()) / levels.shape[-1]
+        return cls(levels, covariances, *others)
+
+
+class ClassQueryMixtureAttention(ClassQueryAttention):
+    """Attention of each actor to its own mixture of the levels, without keys and values of its own.
+
+    Where the key of actor n at cell s is `scale[n, s] * sum_l weight[n, l] * key[l, s]`,
+
+        logit[n, s] = scale[n, s] * sum_l (weight[n, l] * query[n]) . key[l, s] + position_query[n] . position_key[s]
+
+    in which the sum over levels and channels is one product. So it is with values.
+    """
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        position_query: torch.Tensor,
+        keys: torch.Tensor,
+        position_key: torch.Tensor,
+        values: torch.Tensor,
+        value_offset: torch.Tensor,
+        weights: torch.Tensor,
+        scales: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Attend.
+
+        Args:
+            query: Shape (num_clip_frames, num_queries, d_model).
+            position_query: Same shape.
+            keys: Shape (num_levels, num_clip_frames, num_cells, d_model).
+            position_key: Shape (num_clip_frames, num_cells, d_model).
+            values: As `keys`.
+            value_offset: Added to the values of every actor, (d_model,).
+            weights: Shape (num_clip_frames, num_queries, num_levels).
+            scales: Shape (num_clip_frames, num_queries, num_cells).
+            attention_mask: Added to the logits; shape (num_clip_frames, num_cells), or None.
+
+        Returns:
+            The attended values of shape (num_clip_frames, num_queries, d_model).
+        """
+        query, position_query, position_key = (
+            split_heads(states, self.num_heads) for states in (query, position_query, position_key)
+        )
+        weights, scales = weights[:, None, ..., None], scales[:, None]
+        # (frames, heads, queries, levels * head_dim) @ (frames, heads, levels * head_dim, cells)
+        content = (weights * query[..., None, :]).flatten(-2) @ self._join_levels(keys).transpose(-2, -1)
+        logits = scales * content + position_query @ position_key.transpose(-2, -1)
+        logits = logits * (2 * query.shape[-1]) ** -0.5
+        if attention_mask is not None:
+            logits = logits + attention_mask[:, None, None]
+        attention = logits.softmax(-1, dtype=torch.float32).to(query.dtype)
+        attention = F.dropout(attention, self.dropout, self.training)
+        # (frames, heads, queries, levels, head_dim) -> (frames, heads, queries, head_dim)
+        attended = ((scales * attention) @ self._join_levels(values)).unflatten(-1, (len(keys), -1))
+        offset = attention.sum(-1, keepdim=True) * value_offset.view(self.num_heads, 1, -1)
+        attended = (weights * attended).sum(-2) + offset
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def _join_levels(self, states: torch.Tensor) -> torch.Tensor:
+        """(levels, frames, cells, d_model) -> (frames, heads, cells, levels * head_dim)."""
+        return states.unflatten(-1, (self.num_heads, -1)).permute(1, 3, 2, 0, 4).flatten(3)
+
+
 class ClassQueryLocalizingLayer(nn.Module):
-    """Update the actor features: attention among actors, then to an actor's own mixture of the levels."""
+    """Update the actor features: attention among actors, then to an actor's own mixture of the levels.
+
+    The memory of actor n is the layer norm of its mixture `sum_l weight[n, l] * level[l]`. As the levels are centred,
+    a mixture has mean 0 and the variance `weight[n] . covariance . weight[n]` at each cell, so that up to one number
+    per cell, the inverse of its deviation, the norm is a mixture again:
+
+        memory[n, s] = scale[n, s] * sum_l weight[n, l] * (gain * level[l, s]) + bias
+
+    Its keys and values are mixtures of those of the levels, of which there are fewer than actors.
+    """
 
     def __init__(self, config: ClassQueryConfig, is_first: bool):
         super().__init__()
@@ -488,7 +589,7 @@ class ClassQueryLocalizingLayer(nn.Module):
         self.cross_attn_k_content = nn.Linear(d_model, d_model)
         self.cross_attn_k_position = nn.Linear(d_model, d_model)
         self.cross_attn_v = nn.Linear(d_model, d_model)
-        self.cross_attn = ClassQueryAttention(config)
+        self.cross_attn = ClassQueryMixtureAttention(config)
         self.cross_attn_layer_norm = nn.LayerNorm(d_model)
 
         self.dropout = nn.Dropout(config.dropout)
@@ -499,9 +600,7 @@ class ClassQueryLocalizingLayer(nn.Module):
         actors: torch.Tensor,
         query_position: torch.Tensor,
         query_sine: torch.Tensor,
-        memory: torch.Tensor,
-        memory_position: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        memory: ClassQueryMemory,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Run the layer.
 
@@ -509,19 +608,16 @@ class ClassQueryLocalizingLayer(nn.Module):
             actors: Shape (num_clip_frames, num_queries, d_model).
             query_position: Same shape; encoding of the reference boxes.
             query_sine: Same shape; modulated sine encoding of the centres.
-            memory: Shape (num_levels, num_clip_frames, num_cells, d_model).
-            memory_position: Shape (num_clip_frames, num_cells, d_model).
-            attention_mask: Added to the attention logits; shape (num_clip_frames, num_cells), or None.
+            memory: What to attend to.
 
         Returns:
             The actor features after and before the feed-forward layer, and the memory of each actor, of shape
             (num_clip_frames, num_queries, num_cells, d_model).
         """
         actors = self._attend_to_actors(actors, query_position)
-        actor_memory = self._mix_levels(actors, memory)
-        actors = self._attend_to_memory(
-            actors, query_position, query_sine, actor_memory, memory_position, attention_mask
-        )
+        weights = self.level_weights(actors).softmax(-1)
+        actor_memory = self.memory_layer_norm(torch.einsum("fnl,lfsc->fnsc", weights.to(actors.dtype), memory.levels))
+        actors = self._attend_to_memory(actors, query_position, query_sine, memory, weights)
         return self.feed_forward(actors), actors, actor_memory
 
     def _attend_to_actors(self, actors: torch.Tensor, query_position: torch.Tensor) -> torch.Tensor:
@@ -530,38 +626,42 @@ class ClassQueryLocalizingLayer(nn.Module):
         update, _ = self.self_attn(query, key, self.self_attn_v(actors))
         return self.self_attn_layer_norm(actors + self.dropout(update))
 
-    def _mix_levels(self, actors: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-        weights = self.level_weights(actors).softmax(-1)
-        return self.memory_layer_norm(torch.einsum("fnl,lfsc->fnsc", weights, memory))
-
     def _attend_to_memory(
         self,
         actors: torch.Tensor,
         query_position: torch.Tensor,
         query_sine: torch.Tensor,
-        actor_memory: torch.Tensor,
-        memory_position: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        memory: ClassQueryMemory,
+        weights: torch.Tensor,
     ) -> torch.Tensor:
-        num_queries = actors.shape[1]
-        query_content = self.cross_attn_q_content(actors)
-        key_content = self.cross_attn_k_content(actor_memory)
-        key_position = self.cross_attn_k_position(memory_position)[:, None].expand_as(key_content)
+        content, position = self.cross_attn_q_content(actors), self.cross_attn_q_sine(query_sine)
         if self.cross_attn_q_position is not None:
-            query_content = query_content + self.cross_attn_q_position(query_position)
-            key_content = key_content + key_position
-        query = interleave_heads(query_content, self.cross_attn_q_sine(query_sine), self.num_heads)
-        key = interleave_heads(key_content, key_position, self.num_heads)
-        if attention_mask is not None:
-            attention_mask = attention_mask.repeat_interleave(num_queries, dim=0)[:, None, None]
-        # One row per actor: its single query attends to its own memory.
-        update, _ = self.cross_attn(
-            query.flatten(0, 1)[:, None],
-            key.flatten(0, 1),
-            self.cross_attn_v(actor_memory).flatten(0, 1),
-            attention_mask,
+            # Queries and keys are content + position here: content . content + content . position.
+            content = content + self.cross_attn_q_position(query_position)
+            position = position + content
+        gain, bias = self.memory_layer_norm.weight, self.memory_layer_norm.bias
+        levels = memory.levels * gain + bias
+        # What the bias of a key adds to the logits is the same for all cells.
+        key_offset, value_offset = self.cross_attn_k_content(bias), self.cross_attn_v(bias)
+        update = self.cross_attn(
+            content,
+            position,
+            self.cross_attn_k_content(levels) - key_offset,
+            self.cross_attn_k_position(memory.position),
+            self.cross_attn_v(levels) - value_offset,
+            value_offset,
+            weights.to(content.dtype),
+            self._inverse_deviations(weights, memory.covariances).to(content.dtype),
+            memory.attention_mask,
         )
-        return self.cross_attn_layer_norm(actors + self.dropout(update.view_as(actors)))
+        return self.cross_attn_layer_norm(actors + self.dropout(update))
+
+    def _inverse_deviations(self, weights: torch.Tensor, covariances: torch.Tensor) -> torch.Tensor:
+        """Inverse deviation of each mixture at each cell: (num_clip_frames, num_queries, num_cells)."""
+        with torch.autocast(weights.device.type, enabled=False):
+            weights = weights.to(covariances.dtype)
+            variances = torch.einsum("fnl,fslm,fnm->fns", weights, covariances, weights)
+            return (variances + self.memory_layer_norm.eps).rsqrt()
 
 
 class ClassQueryConvBlock(GradientCheckpointingLayer):
@@ -582,6 +682,75 @@ class ClassQueryConvBlock(GradientCheckpointingLayer):
         return features + self.fc2(self.activation(self.fc1(self.layer_norm(update))))
 
 
+class ClassQueryClassAttention(ClassQueryAttention):
+    """Attention of the class queries of each actor to its memory, by content and by position.
+
+    The position of the query is that of the actor, so what it adds to the logits is the same for all classes, and is
+    computed once per actor. Interleaved heads add it to the content's logits, as a mask is added. In the released
+    layout, where heads split the concatenation of content and position, the first half of them sees only content and
+    the second only positions: for all classes, these attend to the same cells.
+    """
+
+    def __init__(self, config: ClassQueryConfig):
+        super().__init__(config)
+        self.interleave = config.class_attention_heads == "interleaved"
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        position_query: torch.Tensor,
+        key: torch.Tensor,
+        position_key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend.
+
+        Args:
+            query: Shape (num_clip_frames * num_queries, num_labels, d_model).
+            position_query: Shape (num_clip_frames, num_queries, d_model).
+            key: Shape (num_clip_frames * num_queries, num_cells, d_model).
+            position_key: Shape (num_clip_frames, num_cells, d_model).
+            value: As `key`.
+            attention_mask: Added to the logits; shape (num_clip_frames, num_cells), or None.
+            output_attentions: Whether to return the attention.
+
+        Returns:
+            The attended values, shaped as `query`, and the attention of shape (num_clip_frames * num_queries, heads,
+            num_labels, num_cells) or None.
+        """
+        num_heads = self.num_heads if self.interleave else self.num_heads // 2
+        width = 2 * query.shape[-1] // self.num_heads
+        query, key, position_query, position_key = (
+            split_heads(states, num_heads) for states in (query, key, position_query, position_key)
+        )
+        value = split_heads(value, self.num_heads)
+        position_logits = position_query @ position_key.transpose(-2, -1) * width**-0.5
+        if attention_mask is not None:
+            position_logits = position_logits + attention_mask[:, None, None]
+            attention_mask = attention_mask.repeat_interleave(position_query.shape[2], dim=0)[:, None, None]
+        # (frames, heads, queries, cells) -> (frames * queries, heads, 1, cells)
+        position_logits = position_logits.transpose(1, 2).flatten(0, 1)[:, :, None]
+        if self.interleave:
+            attended, attention = self.attend(query, key, value, position_logits, width, output_attentions)
+            return self.out_proj(attended.flatten(2)), attention
+        content_value, position_value = value.chunk(2, dim=1)
+        by_content, attention = self.attend(query, key, content_value, attention_mask, width, output_attentions)
+        position_attention = position_logits.softmax(-1, dtype=torch.float32).to(value.dtype)
+        by_position = self._drop_per_class(position_attention, query.shape[2]) @ position_value
+        by_position = by_position.transpose(1, 2).expand_as(by_content)
+        if attention is not None:
+            attention = torch.cat((attention, position_attention.expand_as(attention)), dim=1)
+        return self.out_proj(torch.cat((by_content, by_position), dim=2).flatten(2)), attention
+
+    def _drop_per_class(self, attention: torch.Tensor, num_labels: int) -> torch.Tensor:
+        """Dropout with draws of its own for each class, from the attention (rows, heads, 1, cells) that they share."""
+        if not self.training or self.dropout == 0:
+            return attention
+        return F.dropout(attention.expand(-1, -1, num_labels, -1), self.dropout)
+
+
 class ClassQueryClassifyingLayer(nn.Module):
     """Update the class features of each actor: every class query attends to the actor's memory by itself."""
 
@@ -590,8 +759,6 @@ class ClassQueryClassifyingLayer(nn.Module):
     def __init__(self, config: ClassQueryConfig):
         super().__init__()
         d_model = config.d_model
-        self.num_heads = config.decoder_attention_heads
-        self.interleave = config.class_attention_heads == "interleaved"
         self.mask_padding = config.padding == "masked"
         self.class_groups = config.class_groups
         self.actor_feed_forward = ClassQueryFeedForward(d_model, config.decoder_ffn_dim, config.dropout)
@@ -605,7 +772,7 @@ class ClassQueryClassifyingLayer(nn.Module):
         self.cross_attn_q_sine = nn.Linear(d_model, d_model)
         self.cross_attn_k = nn.Linear(d_model, d_model)
         self.cross_attn_v = nn.Linear(d_model, d_model)
-        self.cross_attn = ClassQueryAttention(config)
+        self.cross_attn = ClassQueryClassAttention(config)
         self.dropout = nn.Dropout(config.dropout)
         self.feed_forward = ClassQueryFeedForward(d_model, config.decoder_ffn_dim, config.dropout)
 
@@ -615,49 +782,48 @@ class ClassQueryClassifyingLayer(nn.Module):
         actors: torch.Tensor,
         query_sine: torch.Tensor,
         actor_memory: torch.Tensor,
-        memory_position: torch.Tensor,
-        memory_size: tuple[int, int],
-        attention_mask: torch.Tensor | None,
+        memory: ClassQueryMemory,
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Run the layer.
 
         Args:
-            class_queries: Shape (num_clip_frames * num_queries, num_labels, d_model).
+            class_queries: Shape (num_clip_frames * num_queries, num_labels, d_model); one row if they are still the
+                same for all actors.
             actors: Shape (num_clip_frames, num_queries, d_model); receives no gradient from here.
             query_sine: Same shape; modulated sine encoding of the centres.
             actor_memory: Shape (num_clip_frames, num_queries, num_cells, d_model).
-            memory_position: Shape (num_clip_frames, num_cells, d_model).
-            memory_size: (h, w) with h * w = num_cells.
-            attention_mask: Lowest value on padding, 0 elsewhere; shape (num_clip_frames, num_cells), or None.
+            memory: That of all actors.
             output_attentions: Whether to return the attention.
 
         Returns:
-            The class features, shaped as `class_queries`, and the attention of shape
-            (num_clip_frames * num_queries, heads, num_labels, num_cells) or None.
+            The class features of shape (num_clip_frames * num_queries, num_labels, d_model), and the attention of
+            shape (num_clip_frames * num_queries, heads, num_labels, num_cells) or None.
         """
-        group_mask = class_group_mask(self.class_groups, class_queries)
-        update, _ = self.self_attn(class_queries, class_queries, class_queries, group_mask)
-        class_queries = self.self_attn_layer_norm(class_queries + self.dropout(update))
-
-        if not self.mask_padding:
-            # The release lets classes look at padding.
-            attention_mask = None
-        elif attention_mask is not None:
-            attention_mask = attention_mask.repeat_interleave(actors.shape[1], dim=0)
-        context = self._fuse(actors, actor_memory, memory_size, attention_mask)
-        position = memory_position[:, None].expand_as(actor_memory).flatten(0, 1)
-        sine = self.cross_attn_q_sine(query_sine).flatten(0, 1)[:, None].expand_as(class_queries)
+        # The release lets classes look at padding.
+        attention_mask = memory.attention_mask if self.mask_padding else None
+        class_queries = self._attend_to_classes(class_queries, num_rows=actors.shape[0] * actors.shape[1])
+        context = self._fuse(actors, actor_memory, memory.size, attention_mask)
         # Values are the memory before fusion, and there is no residual from the class query: a class speaks only
         # through where it looks.
         class_features, attention = self.cross_attn(
-            self._join(class_queries, sine),
-            self._join(self.cross_attn_k(context), position),
+            class_queries,
+            self.cross_attn_q_sine(query_sine),
+            self.cross_attn_k(context),
+            memory.position,
             self.cross_attn_v(actor_memory.flatten(0, 1)),
-            None if attention_mask is None else attention_mask[:, None, None],
+            attention_mask,
             output_attentions,
         )
         return self.feed_forward(self.dropout(class_features)), attention
+
+    def _attend_to_classes(self, class_queries: torch.Tensor, num_rows: int) -> torch.Tensor:
+        """Attention among the classes of an actor, which is the same for all actors if their queries and draws are."""
+        if self.training and self.dropout.p > 0:
+            class_queries = class_queries.expand(num_rows, -1, -1)
+        group_mask = class_group_mask(self.class_groups, class_queries)
+        update, _ = self.self_attn(class_queries, class_queries, class_queries, group_mask)
+        return self.self_attn_layer_norm(class_queries + self.dropout(update)).expand(num_rows, -1, -1)
 
     def _fuse(
         self,
@@ -670,16 +836,12 @@ class ClassQueryClassifyingLayer(nn.Module):
         actors = self.actor_feed_forward(actors.detach())
         context = self.fusion_layer_norm(actor_memory + actors[:, :, None])
         context = context.flatten(0, 1).unflatten(1, memory_size)
-        mask = None if attention_mask is None else (attention_mask == 0).unflatten(1, memory_size)
+        mask = None
+        if attention_mask is not None:
+            mask = (attention_mask == 0).repeat_interleave(actors.shape[1], dim=0).unflatten(1, memory_size)
         for index in range(self.num_conv_blocks):
             context = self.conv_blocks[index % len(self.conv_blocks)](context, mask)
         return context.flatten(1, 2)
-
-    def _join(self, content: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        if self.interleave:
-            return interleave_heads(content, position, self.num_heads)
-        # Split into heads afterwards, the first half of them sees only content and the second only positions.
-        return torch.cat((content, position), dim=-1)
 
 
 class ClassQueryDecoder(nn.Module):
@@ -712,22 +874,13 @@ class ClassQueryDecoder(nn.Module):
             init.zeros_(parameter)
 
     def forward(
-        self,
-        reference_boxes: torch.Tensor,
-        memory: torch.Tensor,
-        memory_position: torch.Tensor,
-        memory_size: tuple[int, int],
-        attention_mask: torch.Tensor | None,
-        output_attentions: bool = False,
+        self, reference_boxes: torch.Tensor, memory: ClassQueryMemory, output_attentions: bool = False
     ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
         """Decode.
 
         Args:
             reference_boxes: Shape (num_clip_frames, num_queries, 4), (cx, cy, w, h) in [0, 1].
-            memory: Shape (num_levels, num_clip_frames, num_cells, d_model).
-            memory_position: Shape (num_clip_frames, num_cells, d_model).
-            memory_size: (h, w) with h * w = num_cells.
-            attention_mask: Lowest value on padding, 0 elsewhere; shape (num_clip_frames, num_cells), or None.
+            memory: What to attend to.
             output_attentions: Whether to return the class attentions.
 
         Returns:
@@ -735,8 +888,8 @@ class ClassQueryDecoder(nn.Module):
             class features (num_clip_frames * num_queries, num_labels, d_model), the boxes that the layer starts from,
             and the class attentions.
         """
-        actors = torch.zeros_like(memory[0, :, :1]).expand(-1, reference_boxes.shape[1], -1)
-        classes = self.class_queries.expand(actors.shape[0] * actors.shape[1], -1, -1)
+        actors = torch.zeros_like(memory.levels[0, :, :1]).expand(-1, reference_boxes.shape[1], -1)
+        classes = self.class_queries[None]
         all_actors, all_classes, all_boxes, all_attentions = [], [], [], []
         for index, (localize, classify) in enumerate(
             zip(self.localizing_layers, self.classifying_layers, strict=True)
@@ -744,18 +897,9 @@ class ClassQueryDecoder(nn.Module):
             all_boxes.append(reference_boxes)
             anchors = reference_boxes.detach()
             query_position, query_sine = self._encode_boxes(anchors, actors, is_first=index == 0)
-            actors, classified_actors, actor_memory = localize(
-                actors, query_position, query_sine, memory, memory_position, attention_mask
-            )
+            actors, classified_actors, actor_memory = localize(actors, query_position, query_sine, memory)
             classes, attention = classify(
-                classes,
-                classified_actors,
-                query_sine,
-                actor_memory,
-                memory_position,
-                memory_size,
-                attention_mask,
-                output_attentions,
+                classes, classified_actors, query_sine, actor_memory, memory, output_attentions
             )
             # Refined on the raw features; the detection head reads the normalised ones, as in DAB-DETR.
             reference_boxes = self.refine_boxes(actors, anchors)
@@ -886,14 +1030,14 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
         if not output_hidden_states:
             cells = self.cells_to_encode(shapes, None if pixel_mask is None else level_masks, num_frames)
         encoded, positions, hidden_states = self.encoder(features, level_masks, cells, output_hidden_states)
-        actors, classes, boxes, attentions = self.decoder(
-            self._anchors(num_frames).sigmoid().repeat(batch_size, 1, 1),
+        memory = ClassQueryMemory.of_levels(
             self.resample(encoded, shapes, level_masks, num_frames, cells),
             self.resample_position(positions[-2], num_frames),
             shapes[-2][1:],
             None if pixel_mask is None else self.memory_mask(level_masks[-2], num_frames, encoded.dtype),
-            output_attentions,
         )
+        boxes = self._anchors(num_frames).sigmoid().repeat(batch_size, 1, 1)
+        actors, classes, boxes, attentions = self.decoder(boxes, memory, output_attentions)
         clips_and_frames = (batch_size, -1)
         return ClassQueryModelOutput(
             actor_hidden_states=torch.stack(actors).unflatten(1, clips_and_frames),

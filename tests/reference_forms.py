@@ -13,6 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from classquery import ClassQueryModel
+from classquery.modeling_classquery import (
+    ClassQueryClassAttention,
+    ClassQueryClassifyingLayer,
+    ClassQueryLocalizingLayer,
+    ClassQueryMemory,
+    class_group_mask,
+)
 
 
 # Resampling: every cell of every level is encoded, and each decoded cell samples them at its place in the grid.
@@ -72,9 +79,109 @@ def _resampling_axis(mask, source_mask, released) -> torch.Tensor:
     return 2 * positions * source_extent / source_mask.shape[1] - 1
 
 
+# Localizing layers: every actor has keys and values of its own.
+
+
+def memory_of_levels(levels, *others) -> ClassQueryMemory:
+    """In place of `ClassQueryMemory.of_levels`: the levels as they are."""
+    return ClassQueryMemory(levels, None, *others)
+
+
+def attend_to_memory(
+    layer: ClassQueryLocalizingLayer, actors, query_position, query_sine, memory, weights
+) -> torch.Tensor:
+    """In place of `ClassQueryLocalizingLayer._attend_to_memory`: norm, keys and values of each actor's mixture."""
+    num_queries, num_heads = actors.shape[1], layer.num_heads
+    actor_memory = layer.memory_layer_norm(torch.einsum("fnl,lfsc->fnsc", weights, memory.levels))
+    query_content = layer.cross_attn_q_content(actors)
+    key_content = layer.cross_attn_k_content(actor_memory)
+    key_position = layer.cross_attn_k_position(memory.position)[:, None].expand_as(key_content)
+    if layer.cross_attn_q_position is not None:
+        query_content = query_content + layer.cross_attn_q_position(query_position)
+        key_content = key_content + key_position
+    query = interleave_heads(query_content, layer.cross_attn_q_sine(query_sine), num_heads)
+    key = interleave_heads(key_content, key_position, num_heads)
+    # One row per actor: its single query attends to its own memory.
+    attended, _ = attend(
+        layer.cross_attn,
+        query.flatten(0, 1)[:, None],
+        key.flatten(0, 1),
+        layer.cross_attn_v(actor_memory).flatten(0, 1),
+        _per_actor(memory.attention_mask, num_queries),
+    )
+    return layer.cross_attn_layer_norm(actors + layer.dropout(attended.view_as(actors)))
+
+
+def interleave_heads(content, position, num_heads) -> torch.Tensor:
+    """Join two (..., d_model) tensors so that each head sees its share of both: (..., 2 * d_model)."""
+    shares = (states.unflatten(-1, (num_heads, -1)) for states in (content, position))
+    return torch.cat(tuple(shares), dim=-1).flatten(-2)
+
+
+def attend(module, query, key, value, attention_mask) -> tuple[torch.Tensor, torch.Tensor]:
+    """Multi-head attention: (rows, num_queries, d_model), and the attention (rows, heads, num_queries, num_keys)."""
+    query, key, value = (
+        states.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for states in (query, key, value)
+    )
+    logits = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
+    if attention_mask is not None:
+        logits = logits + attention_mask
+    attention = logits.softmax(-1)
+    attended = F.dropout(attention, module.dropout, module.training) @ value
+    return module.out_proj(attended.transpose(1, 2).flatten(2)), attention
+
+
+def _per_actor(attention_mask, num_queries):
+    """(num_clip_frames, num_cells) -> (num_clip_frames * num_queries, 1, 1, num_cells)."""
+    return None if attention_mask is None else attention_mask.repeat_interleave(num_queries, 0)[:, None, None]
+
+
+# Classifying layers: every class of every actor has a query of its own, content and position joined.
+
+
+def attend_to_classes(layer: ClassQueryClassifyingLayer, class_queries, num_rows) -> torch.Tensor:
+    """In place of `ClassQueryClassifyingLayer._attend_to_classes`: also where the classes of all actors are one."""
+    class_queries = class_queries.expand(num_rows, -1, -1)
+    mask = class_group_mask(layer.class_groups, class_queries)
+    update, _ = attend(layer.self_attn, class_queries, class_queries, class_queries, mask)
+    return layer.self_attn_layer_norm(class_queries + layer.dropout(update))
+
+
+def class_attention(
+    module: ClassQueryClassAttention,
+    query,
+    position_query,
+    key,
+    position_key,
+    value,
+    attention_mask=None,
+    output_attentions=False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """In place of `ClassQueryClassAttention.forward`."""
+    num_queries = position_query.shape[1]
+    position_query = position_query.flatten(0, 1)[:, None].expand_as(query)
+    position_key = position_key.repeat_interleave(num_queries, dim=0)
+    if module.interleave:
+        query = interleave_heads(query, position_query, module.num_heads)
+        key = interleave_heads(key, position_key, module.num_heads)
+    else:
+        # Split into heads afterwards, the first half of them sees only content and the second only positions.
+        query, key = torch.cat((query, position_query), dim=-1), torch.cat((key, position_key), dim=-1)
+    attended, attention = attend(module, query, key, value, _per_actor(attention_mask, num_queries))
+    return attended, attention if output_attentions else None
+
+
 REWRITES = {
     "last encoder layer": [(ClassQueryModel, "cells_to_encode", encode_all_cells)],
     "resampling": [(ClassQueryModel, "resample", resample)],
+    "localizing layers": [
+        (ClassQueryMemory, "of_levels", memory_of_levels),
+        (ClassQueryLocalizingLayer, "_attend_to_memory", attend_to_memory),
+    ],
+    "class attention": [
+        (ClassQueryClassAttention, "forward", class_attention),
+        (ClassQueryClassifyingLayer, "_attend_to_classes", attend_to_classes),
+    ],
 }
 
 

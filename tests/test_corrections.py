@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from reference_forms import interleave_heads
 from utils import tiny_batch, tiny_config
 
 from classquery import ClassQueryConfig, ClassQueryCSNConfig, ClassQueryForVideoActionDetection, ClassQueryModel
 from classquery.configuration_classquery import CORRECTED
 from classquery.modeling_classquery import (
     ClassQueryDeformableAttention,
-    interleave_heads,
     sine_position_embedding,
 )
 
@@ -266,6 +266,7 @@ def test_frames_must_fill_tubelets():
         ({"eos_coefficient": -0.1}, "`eos_coefficient` must be at least 0, got -0.1"),
         ({"positive_weight": math.nan}, "`positive_weight` must be at least 0, got nan"),
         ({"decoder_attention_heads": 0}, "`decoder_attention_heads` must be at least 1, got 0"),
+        ({"decoder_attention_heads": 1}, "`decoder_attention_heads` must be a multiple of 2"),
         ({"class_groups": [5, 0]}, "`class_groups` must be one or more sizes of at least 1"),
         ({"class_groups": [3, 1]}, r"sum to the 5 classes \(pass class_groups=None for other classes\), got \[3, 1\]"),
         ({"backbone_config": VIT | {"num_attention_heads": 0}}, "`num_attention_heads` must be at least 1, got 0"),

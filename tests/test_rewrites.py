@@ -11,6 +11,7 @@ from utils import tiny_batch, tiny_config
 
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryModel
 from classquery.configuration_classquery import CORRECTED
+from classquery.modeling_classquery import ClassQueryClassAttention
 from classquery.resampling_classquery import cells_read_without_padding, flat_indices, num_cells
 
 
@@ -21,6 +22,7 @@ CONFIGS = {
     "corrected": CORRECTED | {"backbone_config": VIT | {"position_table": "factorized"}},
     "all frames": {"output_frames": "all"},
     "all frames, corrected": CORRECTED | {"output_frames": "all"},
+    "groups of classes": {"class_groups": [3, 2]},
     "a slot per frame": {"backbone_config": VIT | {"tubelet_size": 1}},
     "csn": {"backbone_config": CSN, "num_frames": 16},
 }
@@ -176,3 +178,44 @@ def test_network_compiles_as_a_whole_with_the_last_layer_where_it_is_read():
 
     assert len(graphs) == 1
     assert_close(compiled, expected, **TOLERANCE)
+
+
+# Class attention
+
+
+@pytest.mark.parametrize("layout", ["released", "interleaved"])
+def test_class_attentions_are_those_of_the_joined_form(layout):
+    model = make_model(class_attention_heads=layout, padding="masked").eval()
+    inputs = {name: tensor for name, tensor in tiny_batch(model.config).items() if name != "labels"}
+
+    with torch.no_grad():
+        outputs = model(**inputs, output_attentions=True)
+        with readable("class attention"):
+            expected = model(**inputs, output_attentions=True)
+
+    for attention, expected_attention in zip(outputs.class_attentions, expected.class_attentions, strict=True):
+        assert_close(attention, expected_attention, **TOLERANCE)
+
+
+def test_dropout_of_the_positions_attended_to_is_drawn_for_each_class():
+    attention = ClassQueryClassAttention(tiny_config(dropout=0.5))
+    shared = torch.full((2, 2, 1, 1000), 1 / 1000)
+
+    dropped = attention.train()._drop_per_class(shared, num_labels=3)
+
+    assert dropped.shape == (2, 2, 3, 1000)
+    assert_close(dropped.sum(-1), torch.ones(2, 2, 3), rtol=0, atol=0.2)
+    # Independent draws of two classes agree in half of the cells.
+    agreement = ((dropped[:, :, 0] > 0) == (dropped[:, :, 1] > 0)).float().mean()
+    assert 0.4 < agreement < 0.6
+    assert attention.eval()._drop_per_class(shared, num_labels=3) is shared
+
+
+def test_actors_draw_the_dropout_of_their_first_class_queries_for_themselves():
+    layer = make_model(dropout=0.5).model.decoder.classifying_layers[0]
+    queries = torch.randn(1, 5, 32)
+
+    dropped, whole = layer._attend_to_classes(queries, 4), layer.eval()._attend_to_classes(queries, 4)
+
+    assert (dropped[1:] - dropped[:1]).abs().amax((1, 2)).min() > 0.1
+    assert_close(whole[1:], whole[:1].expand(3, -1, -1), rtol=0, atol=0)
