@@ -1,7 +1,7 @@
 """Train, evaluate and run a ClassQuery video action detector.
 
     accelerate launch run_action_detection.py --recipe demo --output_dir out --do_train --do_eval --do_predict
-    python run_action_detection.py --model_name_or_path demo --do_predict --videos video.mp4 --output_dir out
+    python run_action_detection.py --do_predict --videos video.mp4 --model_name_or_path DIR --tubes --output_dir out
 
 Values come from the recipe, and from the command line where given there. Every flag of transformers' TrainingArguments
 works.
@@ -30,7 +30,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, TrainerCallback, TrainingArguments, set_seed
 from transformers.hf_argparser import string_to_bool
 
-from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
+from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor, demo_checkpoint
 from classquery.configuration import DataArguments, Recipe, RecipeError, load_recipe
 from classquery.convert_classquery_checkpoint import load_backbone, load_transformer
 from classquery.data.action_datasets import (
@@ -40,17 +40,22 @@ from classquery.data.action_datasets import (
     prepare_dataset,
     scored_label_ids,
 )
-from classquery.data.clip_reader import ClipReader, VideoReadError
+from classquery.data.clip_reader import VideoReadError
 from classquery.data.clips import ClipCollator, KeyframeClips, TubeClips
 from classquery.data.demo import actor_crop_baseline, write_demo_movie
 from classquery.data.transforms import ClipTransform
+from classquery.engine.charts import draw_training_curve
 from classquery.engine.checkpoint import load_detector
-from classquery.engine.detection import label_id_of
-from classquery.engine.drawing import draw_training_curve
+from classquery.engine.detection import DEMO_NOTICE, label_id_of
 from classquery.engine.evaluation import make_scorer, save_records
 from classquery.engine.fine_tuning import TrainLowRankUpdates, TrainNewClassesOnly, change_classes
 from classquery.engine.optimization import OptimizationArguments
-from classquery.engine.prediction import predict_video
+from classquery.engine.prediction import (
+    PredictionArguments,
+    collect_predictions,
+    find_videos,
+    predict_videos,
+)
 from classquery.engine.trainer import ActionDetectionTrainer
 
 
@@ -93,51 +98,47 @@ class ModelArguments:
     lora_rank: int | None = field(
         default=None, metadata={"help": "Train low-rank updates of the matrices of a trained model. Needs peft."}
     )
-    videos: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Videos to detect actions in with --do_predict; by default a held-out demo movie."},
-    )
-    attention: str | None = field(
-        default=None, metadata={"help": "Name of an action whose attention is laid over the annotated videos."}
-    )
 
 
 def main() -> None:
     """Run what the command line asks for."""
-    model_args, data_args, optimization, training_args, recipe = parse_arguments()
+    model_args, data_args, optimization, prediction, training_args, recipe = parse_arguments()
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if training_args.process_index == 0 else logging.WARNING)
     set_seed(training_args.seed)
     adapt_to_cpu(training_args)
-    check_videos(model_args)
+    videos = find_videos(prediction.videos)
     if training_args.do_train or training_args.do_eval:
         data_dir = prepare_data(data_args, training_args)
         id2label = load_action_labels(data_args.dataset, data_dir)
         model, processor = load_model(model_args, recipe, id2label)
-        check_attention(model_args, model)
+        check_labels(prediction, model)
         set_thresholds(processor, data_args)
         used = {"model": model.config, "processor": processor, "data": data_args, "optimization": optimization}
         logger.info(f"recipe {recipe.name}\n{recipe.table(used | {'training': training_args})}")
         train_and_evaluate(model, processor, data_dir, model_args, data_args, optimization, training_args)
     else:
         model, processor = load_model(model_args, recipe)
-        check_attention(model_args, model)
+        check_labels(prediction, model)
         set_thresholds(processor, data_args)
-    if training_args.do_predict and training_args.process_index == 0:
-        predict(model, processor, model_args, data_args, Path(training_args.output_dir))
+    if training_args.do_predict:
+        predict(model, processor, videos, data_args, prediction, training_args)
     # Left to the interpreter's exit, the group of a multi-process run may abort.
     PartialState().destroy_process_group()
 
 
-def parse_arguments() -> tuple[ModelArguments, DataArguments, OptimizationArguments, TrainingArguments, Recipe]:
+def parse_arguments() -> tuple[
+    ModelArguments, DataArguments, OptimizationArguments, PredictionArguments, TrainingArguments, Recipe
+]:
     """Read the recipe, then the command line over it."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--recipe", default=ModelArguments.recipe)
+    finder.add_argument("--recipe")
+    finder.add_argument("--model_name_or_path")
     finder.add_argument("--do_train", nargs="?", const=True, default=False, type=string_to_bool)
     known, _ = finder.parse_known_args()
-    recipe = load_recipe(known.recipe)
+    recipe = load_recipe(known.recipe or ModelArguments.recipe)
     parser = HfArgumentParser(
-        (ModelArguments, DataArguments, OptimizationArguments, TrainingArguments),
+        (ModelArguments, DataArguments, OptimizationArguments, PredictionArguments, TrainingArguments),
         description=__doc__,
         allow_abbrev=False,
     )
@@ -146,15 +147,18 @@ def parse_arguments() -> tuple[ModelArguments, DataArguments, OptimizationArgume
     if not known.do_train:
         # Otherwise TrainingArguments takes evaluation during training for --do_eval.
         parser.set_defaults(eval_strategy="no")
-    model_args, data_args, optimization, training_args = parser.parse_args_into_dataclasses()
+    if known.recipe is None and known.model_name_or_path not in (None, "demo"):
+        # How to detect with a trained model is saved with it.
+        parser.set_defaults(keyframes_per_second=None, score_threshold=None, actor_threshold=None)
+    model_args, data_args, optimization, prediction, training_args = parser.parse_args_into_dataclasses()
     if not (training_args.do_train or training_args.do_eval or training_args.do_predict):
         parser.error("nothing to do: give one or more of --do_train, --do_eval and --do_predict")
-    if training_args.do_predict and not training_args.do_train and not model_args.model_name_or_path:
-        parser.error("--do_predict without --do_train needs --model_name_or_path (`demo` is the model in the package)")
+    if not training_args.do_train and not training_args.do_eval and not model_args.model_name_or_path:
+        model_args.model_name_or_path = "demo"
     contradiction = contradiction_in(model_args)
     if contradiction:
         parser.error(contradiction)
-    return model_args, data_args, optimization, training_args, recipe
+    return model_args, data_args, optimization, prediction, training_args, recipe
 
 
 def contradiction_in(model_args: ModelArguments) -> str | None:
@@ -180,19 +184,10 @@ def adapt_to_cpu(training_args: TrainingArguments) -> None:
             torch.set_num_threads(max(1, os.cpu_count() - training_args.dataloader_num_workers))
 
 
-def check_videos(model_args: ModelArguments) -> None:
-    """Find out before any training that a video cannot be read."""
-    for video in model_args.videos:
-        ClipReader().info(video)
-    stems = [Path(video).stem for video in model_args.videos]
-    if len(set(stems)) < len(stems):
-        raise ValueError(f"videos of one name would overwrite each other's results: {sorted(stems)}; run them apart")
-
-
-def check_attention(model_args: ModelArguments, model: ClassQueryForVideoActionDetection) -> None:
-    """Find out before any training that the model does not know the action to show the attention of."""
-    if model_args.attention is not None:
-        label_id_of(model_args.attention, model.config)
+def check_labels(prediction: PredictionArguments, model: ClassQueryForVideoActionDetection) -> None:
+    """Find out before any training that the model does not know an action that is asked for."""
+    for label in prediction.labels:
+        label_id_of(label, model.config)
 
 
 def prepare_data(data_args: DataArguments, training_args: TrainingArguments) -> Path:
@@ -352,25 +347,33 @@ def evaluate(trainer: ActionDetectionTrainer, actor_crop: dict[str, float] | Non
 def predict(
     model: ClassQueryForVideoActionDetection,
     processor: ClassQueryVideoProcessor,
-    model_args: ModelArguments,
+    videos: list[str],
     data_args: DataArguments,
-    output_dir: Path,
+    prediction: PredictionArguments,
+    training_args: TrainingArguments,
 ) -> None:
-    """Detect actions in the videos, and write and draw them into a folder per video."""
-    if model_args.model_name_or_path == "demo" and model_args.videos:
-        logger.warning("The demo model knows nothing but the people, balls and kites of the demo movies.")
-    for video in model_args.videos or [write_demo_movie(output_dir, "validation", 0)]:
-        folder = output_dir / "predictions" / Path(video).stem
-        counts = predict_video(
-            video,
-            folder,
-            model,
-            processor,
-            keyframes_per_second=data_args.keyframes_per_second,
-            attention_label=model_args.attention,
-        )
-        found = ", ".join(f"{label} {count}" for label, count in counts.most_common()) or "nothing"
-        logger.info(f"{video}: {found} (detections over all keyframes); see {folder}")
+    """Detect actions in the videos, each in one of the processes, and say what was found."""
+    is_main = training_args.process_index == 0
+    if videos and is_main and model.name_or_path == demo_checkpoint():
+        logger.warning(DEMO_NOTICE)
+    output_dir = Path(training_args.output_dir)
+    with training_args.main_process_first(desc="writing a demo movie"):
+        videos = videos or [str(write_demo_movie(output_dir, "validation", 0))]
+    predict_videos(
+        videos,
+        output_dir / "predictions",
+        model.to(training_args.device),
+        processor,
+        prediction,
+        keyframes_per_second=data_args.keyframes_per_second,
+        batch_size=training_args.per_device_eval_batch_size,
+        process_index=training_args.process_index,
+        num_processes=training_args.world_size,
+        show_progress=is_main and not training_args.disable_tqdm,
+    )
+    PartialState().wait_for_everyone()
+    if is_main:
+        logger.info(f"{collect_predictions(videos, output_dir / 'predictions')}\nsee {output_dir / 'predictions'}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 import logging
 import math
 import sys
@@ -23,7 +22,6 @@ from classquery.data.clips import clip_seconds, tile_starts
 from classquery.data.video_sources import VideoSource
 from classquery.engine.detection import ClipPlan, Sampling, assemble_clips, detect
 from classquery.engine.results import ActorDetection, FrameDetections
-from classquery.engine.writing import write_detections
 
 
 NAMES = ("stand", "walk", "sit", "hand wave", "carry/hold (an object)")
@@ -551,54 +549,3 @@ def test_results_end_with_one_warning_where_the_video_is_damaged(spoil, model, p
     assert [result.frame_index for result in results] == [20 * second for second in range(len(results))]
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "spoiled.mp4" in caplog.text
-
-
-# JSON
-
-
-ACTOR = ActorDetection((1.004, 2, 30, 47.5), 0.91239, [("sit", 0.8), ("walk", 0.31)], {"sit": np.ones((2, 2)) / 4})
-
-
-def test_json_holds_the_video_and_its_detections(path, tmp_path):
-    keyframes = [FrameDetections(0, 0.0, [ACTOR]), FrameDetections(20, 1.0, [])]
-
-    write_detections(tmp_path / "detections.json", ClipReader().info(path), iter(keyframes))
-
-    assert json.loads((tmp_path / "detections.json").read_text()) == {
-        "video": path,
-        "frames_per_second": 20.0,
-        "num_frames": 50,
-        "height": 48,
-        "width": 64,
-        "keyframes": [
-            {
-                "frame_index": 0,
-                "seconds": 0.0,
-                "actors": [
-                    {
-                        "box": [1.0, 2, 30, 47.5],
-                        "actor_score": 0.9124,
-                        "actions": [{"label": "sit", "score": 0.8}, {"label": "walk", "score": 0.31}],
-                    }
-                ],
-            },
-            {"frame_index": 20, "seconds": 1.0, "actors": []},
-        ],
-    }
-
-
-@pytest.mark.parametrize("moment", ["detecting", "writing"])
-def test_failure_keeps_the_json_that_was_there(moment, path, tmp_path):
-    output = tmp_path / "detections.json"
-    output.write_text("good")
-
-    def keyframes():
-        yield FrameDetections(0, 0.0, [ACTOR])
-        if moment == "detecting":
-            raise VideoReadError("damaged")
-        yield FrameDetections(1, 0.1, [ActorDetection(ACTOR.box, 0.9, [(object(), 0.5)])])
-
-    with pytest.raises((VideoReadError, TypeError)):
-        write_detections(output, ClipReader().info(path), keyframes())
-
-    assert [file.read_text() for file in tmp_path.iterdir()] == ["good"]

@@ -2,8 +2,6 @@
 
 import itertools
 import logging
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ from test_detection import CONSTANT_RATE, VARIABLE_RATE, cut, damage, write_vide
 
 from classquery.data.clip_reader import ClipReader, VideoReadError, iterate_frames
 from classquery.engine import drawing
-from classquery.engine.drawing import draw_keyframe, draw_training_curve, write_annotated_video
+from classquery.engine.drawing import draw_attention_grid, draw_keyframe, write_annotated_video
 from classquery.engine.results import ActorDetection, FrameDetections
 
 
@@ -89,6 +87,18 @@ def test_bar_is_as_long_as_the_score():
     assert (half - stripe) / (whole - stripe) == pytest.approx(0.5, abs=0.02)
 
 
+def test_people_keep_their_colors_and_have_numbers():
+    box = (32, 40, 96, 72)
+    numbered = [ActorDetection(box, 0.9, [("sit", 0.5)], person_id=number) for number in (None, 1, 2, 8)]
+
+    plain, first, second, eighth = (draw_keyframe(GREY, FrameDetections(0, 0.0, [actor])) for actor in numbered)
+
+    assert plain.getpixel((200, 359)) == first.getpixel((200, 359)) == eighth.getpixel((200, 359)) == FIRST_COLOR
+    assert second.getpixel((200, 359)) != FIRST_COLOR
+    assert differs(plain, first).any()
+    assert differs(first, eighth).any()
+
+
 def panels_of(boxes: list[tuple], actions: list) -> list:
     rectangles = [drawing._Rectangle(*box) for box in boxes]
     overlay = drawing._Overlay((640, 480), rectangles)
@@ -108,7 +118,8 @@ def test_labels_lie_within_the_frame_and_beside_each_other(boxes):
     for panel in panels:
         assert 0 <= panel.left < panel.right <= 640
         assert 0 <= panel.top < panel.bottom <= 480
-    assert all(one.overlap(other) == 0 for one, other in itertools.combinations(panels, 2))
+    for one, other in itertools.combinations(panels, 2):
+        assert drawing._overlaps(np.array([one]), [other]) == 0
 
 
 @pytest.mark.parametrize(
@@ -120,7 +131,7 @@ def test_label_covers_its_actor_only_if_it_must(box, expected):
 
     places = {"above": panel.bottom == box[1], "below": panel.top == box[3], "beside": panel.left == box[2]}
     assert places[expected]
-    assert panel.overlap(drawing._Rectangle(*box)) == 0
+    assert drawing._overlaps(np.array([panel]), [drawing._Rectangle(*box)]) == 0
 
 
 def test_long_labels_and_lists_of_actions_are_shortened():
@@ -175,7 +186,69 @@ def test_class_is_named_also_where_nobody_does_anything():
     assert columns.max() < 200
 
 
+def test_attention_of_one_person_is_drawn_alone():
+    people = [
+        ActorDetection((0, 0, 1, 1), 0.9, [], {"sit": attention_at(1, 1)}, person_id=1),
+        ActorDetection((0, 0, 1, 1), 0.9, [], {"sit": attention_at(4, 6)}, person_id=2),
+    ]
+
+    picture = draw_keyframe(GREY, FrameDetections(0, 0.0, people), attention_label="sit", attention_person=2)
+
+    brightness = np.asarray(picture.convert("L")).astype(int)
+    assert brightness[4 * 80 + 40, 6 * 80 + 40] > 128 > brightness[80 + 40, 80 + 40]
+
+
+def test_grid_shows_where_each_class_looks():
+    places = {f"class {number}": attention_at(number, number) for number in range(6)}
+    actor = ActorDetection((32, 24, 96, 72), 0.9, [("class 1", 0.7)], places)
+
+    grid = draw_attention_grid(GREY, actor, list(places), min_short_side=96)
+
+    assert grid.size == (4 * 128, 2 * 96)
+    brightness = np.asarray(grid.convert("L")).astype(int)
+    for number in range(6):
+        row, column = divmod(number, 4)
+        cell = brightness[row * 96 : (row + 1) * 96, column * 128 : (column + 1) * 128]
+        other = (number + 3) % 6
+        assert cell[16 * number + 8, 16 * number + 8] > cell[16 * other + 8, 16 * other + 8]
+
+
+def test_grid_of_a_class_without_attention_raises():
+    with pytest.raises(ValueError, match=r"attention=.*'sit'"):
+        draw_attention_grid(GREY, ActorDetection((0, 0, 1, 1), 0.9, []), ["sit"])
+
+
 # Videos
+
+
+def test_boxes_of_people_move_between_keyframes(tmp_path):
+    source = write_video(tmp_path / "source.mp4", np.arange(41) / 20)
+    keyframes = [
+        FrameDetections(0, second, [ActorDetection((left, 8.0, left + 20, 40.0), 0.9, [], person_id=1)])
+        for second, left in ((0.0, 0.0), (2.0, 40.0))
+    ]
+
+    write_annotated_video(source, tmp_path / "drawn.mp4", keyframes, min_short_side=240)
+
+    for index, left in ((0, 0), (10, 10), (20, 20), (30, 30), (40, 40)):
+        (image,) = ClipReader().read(tmp_path / "drawn.mp4", [index])
+        columns = np.abs(image[130:150].astype(int) - FIRST_COLOR).sum(-1).mean(0)
+        assert np.abs(columns[: 5 * left + 60].argmin() - 5 * left) <= 3, index
+
+
+def test_gif_has_ten_frames_per_second(tmp_path):
+    source = write_video(tmp_path / "source.mp4", CONSTANT_RATE)
+
+    write_annotated_video(source, tmp_path / "drawn.gif", [keyframe_with((5, 5, 30, 40))])
+
+    with Image.open(tmp_path / "drawn.gif") as picture:
+        assert picture.n_frames == len(CONSTANT_RATE) / 2
+        assert picture.info["duration"] == 100
+        assert max(picture.size) == 480
+
+
+def test_large_frames_are_reduced():
+    assert draw_keyframe(Image.new("RGB", (3840, 2160)), keyframe_with((10, 10, 90, 90))).size == (1920, 1080)
 
 
 @pytest.mark.parametrize(
@@ -241,25 +314,3 @@ def test_failure_keeps_the_video_that_was_there(tmp_path):
 
     assert output.read_text() == "good"
     assert {file.name for file in tmp_path.iterdir()} == {"source.mp4", "drawn.mp4"}
-
-
-# Training curve
-
-
-@pytest.mark.parametrize("with_evaluation", [True, False])
-def test_training_curve_is_a_picture(with_evaluation, tmp_path):
-    pytest.importorskip("matplotlib")
-    log_history = [{"loss": 10 / step, "step": step} for step in range(1, 20)]
-    if with_evaluation:
-        log_history += [{"eval_frame_map_50": 0.4, "step": 10}, {"eval_frame_map_50": 0.6, "step": 20}]
-
-    draw_training_curve([*log_history, {"train_runtime": 3.0, "step": 20}], tmp_path / "curve.png")
-
-    assert Image.open(tmp_path / "curve.png").size == (900, 360)
-
-
-def test_training_curve_says_what_to_install(monkeypatch, tmp_path: Path):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-
-    with pytest.raises(ImportError, match="pip install classquery"):
-        draw_training_curve([], tmp_path / "curve.png")

@@ -513,6 +513,12 @@ def test_link_greedily_takes_the_highest_score_and_not_the_largest_overlap():
     assert rows_of_greedy_tubes([1, 2, 2], [BOX, BOX, NEAR_BOX], [0.9, 0.6, 0.6]) == [[0, 1], [2]]
 
 
+def test_link_greedily_takes_the_largest_overlap_if_that_is_preferred():
+    rows = rows_of_greedy_tubes([1, 2, 2], [BOX, NEAR_BOX, BOX], [0.9, 0.6, 0.5], prefer="overlap")
+
+    assert rows == [[0, 2], [1]]
+
+
 def test_link_greedily_judges_tubes_by_their_mean_score():
     # In frame 3, the tube of the first row has the mean (0.9 + 0.1) / 2, the other one 0.6.
     rows = rows_of_greedy_tubes(

@@ -17,7 +17,7 @@ and `valid` (P, T, Q), which is False for padding.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -66,7 +66,13 @@ def link_best_paths(
 
 
 def link_greedily(
-    frames: ArrayLike, boxes: ArrayLike, scores: ArrayLike, *, iou_threshold: float = 0.5, max_gap: int = 0
+    frames: ArrayLike,
+    boxes: ArrayLike,
+    scores: ArrayLike,
+    *,
+    iou_threshold: float = 0.5,
+    max_gap: int = 0,
+    prefer: Literal["score", "overlap"] = "score",
 ) -> list[Tube]:
     """Link boxes of one video into tubes that start and end anywhere, going through the frames once.
 
@@ -80,6 +86,8 @@ def link_greedily(
         scores: (N,) in [0, 1].
         iou_threshold: Smallest IoU of consecutive boxes of a tube, in (0, 1].
         max_gap: For how many frames in a row a tube may miss; missed frames are left out of the tube.
+        prefer: Whether a tube takes the box with the highest score, as in evaluation, or the one that overlaps its
+            last box most, which tells people in a crowd apart.
 
     Returns:
         Tubes as described above, ordered by their first frame; each box is in exactly one tube.
@@ -96,7 +104,7 @@ def link_greedily(
     if not len(frames):
         return []
     rows = pack_rows(frames)[None]
-    tubes = greedy_tubes(boxes[rows], scores[rows], rows >= 0, np.unique(frames)[None], iou_threshold, max_gap)
+    tubes = greedy_tubes(boxes[rows], scores[rows], rows >= 0, np.unique(frames)[None], iou_threshold, max_gap, prefer)
     return [
         _linked_tube(frames, boxes, scores, rows[0][tubes[0] == tube])  # In the order of frames: one box in each.
         for tube in range(tubes.max() + 1)
@@ -248,13 +256,14 @@ def greedy_tubes(
     frames: np.ndarray,
     iou_threshold: float = 0.5,
     max_gap: int = 0,
+    prefer: Literal["score", "overlap"] = "score",
 ) -> np.ndarray:
     """Link boxes frame by frame, see `link_greedily`.
 
     Args:
         boxes, scores, valid: As described above.
         frames: Frame numbers, (P, T), ascending; any number for padding.
-        iou_threshold, max_gap: As for `link_greedily`.
+        iou_threshold, max_gap, prefer: As for `link_greedily`.
 
     Returns:
         The tube of each box, (P, T, Q), counted from 0 in each problem in the order they start; -1 for padding.
@@ -266,7 +275,7 @@ def greedy_tubes(
     for at in range(num_frames):
         frame = frames[:, at, None]
         live = _still_alive(live, frame, max_gap)
-        place = _places_in_tubes(live, boxes[:, at], scores[:, at], valid[:, at], iou_threshold)
+        place = _places_in_tubes(live, boxes[:, at], scores[:, at], valid[:, at], iou_threshold, prefer)
 
         problem, box = np.nonzero(place >= 0)
         extended = problem, place[problem, box]
@@ -297,7 +306,7 @@ def _still_alive(live: np.ndarray, frame: np.ndarray, max_gap: int) -> np.ndarra
 
 
 def _places_in_tubes(
-    live: np.ndarray, boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray, iou_threshold: float
+    live: np.ndarray, boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray, iou_threshold: float, prefer: str
 ) -> np.ndarray:
     """Let the tubes choose their boxes in one frame, see `link_greedily`: (P, S), (P, Q, ...) -> (P, Q).
 
@@ -306,12 +315,14 @@ def _places_in_tubes(
     """
     place = np.full(scores.shape, -1)
     is_tube = live["tube"] >= 0
-    reachable = is_tube[..., None] & (box_iou(live["box"][:, :, None], boxes[:, None]) >= iou_threshold)
+    overlap = box_iou(live["box"][:, :, None], boxes[:, None])
+    reachable = is_tube[..., None] & (overlap >= iou_threshold)
     mean_score = np.where(is_tube, live["score_sum"] / np.maximum(live["length"], 1), -np.inf)
     problems = np.arange(len(live))
     for tube in np.argsort(-mean_score, axis=1, kind="stable").T:
         free = valid & (place < 0) & reachable[problems, tube]
-        box = np.where(free, scores, -np.inf).argmax(axis=1)
+        value = overlap[problems, tube] if prefer == "overlap" else scores
+        box = np.where(free, value, -np.inf).argmax(axis=1)
         chooses = free[problems, box]
         place[problems[chooses], box[chooses]] = tube[chooses]
     return place

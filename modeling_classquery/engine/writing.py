@@ -1,26 +1,255 @@
-"""Detections as files: JSON, tables, and annotations that can be corrected and trained on."""
+"""Detections as files: JSON, tables, and annotations that can be corrected and trained on.
 
+| file        | read by                                                                                       |
+|-------------|-----------------------------------------------------------------------------------------------|
+| JSON        | programs: the video, its frames with actors and actions, and its people with their timelines  |
+| csv         | tables, and `classquery.data.custom` to train on it                                           |
+| csv of AVA  | whatever reads AVA, `classquery.data.ava`, too                                                |
+| xml of CVAT | CVAT, to correct it there, and `classquery.data.custom`                                       |
+"""
+
+import csv
+import dataclasses
 import json
 import os
-from collections.abc import Iterable
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from classquery.data.clip_reader import VideoInfo
-from classquery.data.whole_files import replacing
-from classquery.engine.results import FrameDetections
+from classquery.data.video_sources import VideoSource
+from classquery.data.whole_files import replacing, write_json
+from classquery.engine.people import Person
+from classquery.engine.results import ActorDetection, FrameDetections
 
 
-def write_detections(path: str | os.PathLike[str], video_info: VideoInfo, frames: Iterable[FrameDetections]) -> None:
+# Annotations of AVA are for whole seconds; a keyframe so near to one counts as its.
+_AVA_TOLERANCE_SECONDS = 0.1
+_CVAT_LABEL = "person"
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoFacts:
+    """What files say about the video that they belong to."""
+
+    path: str
+    frames_per_second: float
+    num_frames: int | None
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, source: VideoSource) -> "VideoFacts":
+        """Describe an opened video."""
+        return cls(source.name, source.frames_per_second, source.num_frames, source.height, source.width)
+
+    @property
+    def duration_seconds(self) -> float | None:
+        """From the first frame to the end of the last one, where it is known."""
+        return None if self.num_frames is None else self.num_frames / self.frames_per_second
+
+
+def write_detections(
+    path: str | os.PathLike[str],
+    video: VideoFacts,
+    frames: Iterable[FrameDetections],
+    people: Sequence[Person] | None = None,
+) -> None:
     """Write the detections of a video as JSON; a file that is there is replaced when all is written, or kept.
 
     The attention is not written.
     """
     content = {
-        "video": video_info.path,
-        "frames_per_second": video_info.frames_per_second,
-        "num_frames": video_info.num_frames,
-        "height": video_info.height,
-        "width": video_info.width,
+        "video": video.path,
+        "frames_per_second": video.frames_per_second,
+        "num_frames": video.num_frames,
+        "height": video.height,
+        "width": video.width,
         "keyframes": [frame.to_dict() for frame in frames],
     }
+    if people is not None:
+        content["people"] = [person.to_dict() for person in people]
+    write_json(path, content, indent=2, ensure_ascii=False)
+
+
+def read_detections(path: str | os.PathLike[str]) -> tuple[VideoFacts, list[FrameDetections]]:
+    """Read what `write_detections` wrote."""
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    video = VideoFacts(
+        content["video"], content["frames_per_second"], content["num_frames"], content["height"], content["width"]
+    )
+    size = video.height, video.width
+    frames = [
+        FrameDetections(
+            keyframe["frame_index"],
+            keyframe["seconds"],
+            [_read_actor(actor) for actor in keyframe["actors"]],
+            size,
+            video.path,
+            keyframe.get("num_dropped", 0),
+        )
+        for keyframe in content["keyframes"]
+    ]
+    return video, frames
+
+
+def _read_actor(content: dict) -> ActorDetection:
+    actions = [(action["label"], action["score"]) for action in content["actions"]]
+    return ActorDetection(tuple(content["box"]), content["actor_score"], actions, person_id=content.get("person_id"))
+
+
+# Tables
+
+
+def write_csv(path: str | os.PathLike[str], frames: Iterable[FrameDetections]) -> None:
+    """Write a row for each action of each actor: `video,timestamp,x1,y1,x2,y2,label,track_id,score`.
+
+    `video` is the name of the file, `timestamp` in seconds after its first frame, corners are parts of width and
+    height in [0, 1], and `track_id` is the person, empty where people are not numbered: with a score besides, the rows
+    that `classquery.data.custom` reads.
+    """
+    with replacing(path) as partial_path, partial_path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("video", "timestamp", "x1", "y1", "x2", "y2", "label", "track_id", "score"))
+        for frame in frames:
+            for actor in frame.actors:
+                place = Path(frame.video).name, round(frame.seconds, 4), *_unit_box(actor, frame)
+                writer.writerows((*place, label, actor.person_id, round(score, 4)) for label, score in actor.actions)
+
+
+def write_timeline(path: str | os.PathLike[str], people: Iterable[Person]) -> None:
+    """Write a row for each action of each person: `person_id,label,start_seconds,end_seconds,score`."""
+    with replacing(path) as partial_path, partial_path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ("person_id", "label", "start_seconds", "end_seconds", "score"))
+        writer.writeheader()
+        for person in people:
+            writer.writerows({"person_id": person.person_id} | segment.to_dict() for segment in person.timeline)
+
+
+def _unit_box(actor: ActorDetection, frame: FrameDetections) -> tuple[float, ...]:
+    height, width = frame.size
+    return tuple(round(edge / side, 5) for edge, side in zip(actor.box, (width, height) * 2, strict=True))
+
+
+# AVA
+
+
+def write_ava(
+    path: str | os.PathLike[str],
+    frames: Iterable[FrameDetections],
+    label_ids: dict[str, int],
+    *,
+    movie_start_seconds: float = 900.0,
+) -> None:
+    """Write annotations as AVA has them: `video_id,timestamp,x1,y1,x2,y2,action_id,person_id`, without a header.
+
+    AVA has a keyframe per second: of those near to a whole second the nearest is written, and others are left out.
+    Detect once or several times per second for it. The names of the classes come along, as `ava_action_list.pbtxt` in
+    the same folder.
+
+    Args:
+        path: The csv file.
+        frames: Detections with people.
+        label_ids: 0-based number of each class, as in the model; `action_id` is one more.
+        movie_start_seconds: What to call the start of the video.
+    """
+    path = Path(path)
+    with replacing(path) as partial_path, partial_path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        for second, frame in sorted(_at_whole_seconds(frames).items()):
+            for actor in frame.actors:
+                place = Path(frame.video).stem, f"{round(second + movie_start_seconds):04d}", *_unit_box(actor, frame)
+                writer.writerows((*place, label_ids[label] + 1, actor.person_id) for label, _ in actor.actions)
+    with replacing(path.with_name("ava_action_list.pbtxt")) as partial_path:
+        entries = (f'item {{ name: "{name}" id: {label_id + 1} }}\n' for name, label_id in label_ids.items())
+        partial_path.write_text("".join(entries), encoding="utf-8")
+
+
+def _at_whole_seconds(frames: Iterable[FrameDetections]) -> dict[int, FrameDetections]:
+    nearest: dict[int, FrameDetections] = {}
+    for frame in frames:
+        second = round(frame.seconds)
+        other = nearest.get(second)
+        is_near = abs(frame.seconds - second) <= _AVA_TOLERANCE_SECONDS
+        if is_near and (other is None or abs(frame.seconds - second) < abs(other.seconds - second)):
+            nearest[second] = frame
+    return nearest
+
+
+# CVAT
+
+
+def write_cvat(
+    path: str | os.PathLike[str], video: VideoFacts, people: Iterable[Person], label_ids: dict[str, int]
+) -> None:
+    """Write "CVAT for video 1.1" annotations, to be corrected in CVAT and trained on again.
+
+    Each person is a track of the label `person`, with a checkbox for every class, because somebody may do several
+    things at once. Detected boxes are the key frames, and CVAT moves them in between. A track ends with the last of
+    them; while somebody is not detected for a moment, it goes on.
+
+    A CVAT task needs these labels before annotations can be uploaded to it: paste `cvat_labels.json`, written beside
+    the file, into the tab "Raw" of the label constructor.
+    """
+    path = Path(path)
+    root = ET.Element("annotations")
+    ET.SubElement(root, "version").text = "1.1"
+    task = ET.SubElement(ET.SubElement(root, "meta"), "task")
+    last_frame = "" if video.num_frames is None else str(video.num_frames - 1)
+    for name, value in (("size", video.num_frames), ("mode", "interpolation"), ("start_frame", 0)):
+        ET.SubElement(task, name).text = "" if value is None else str(value)
+    ET.SubElement(task, "stop_frame").text = last_frame
+    _add_labels(ET.SubElement(task, "labels"), label_ids)
+    size = ET.SubElement(task, "original_size")
+    ET.SubElement(size, "width").text, ET.SubElement(size, "height").text = str(video.width), str(video.height)
+    ET.SubElement(task, "source").text = Path(video.path).name
+    for person in people:
+        _add_track(root, person, label_ids, video.num_frames)
+    ET.indent(root)
     with replacing(path) as partial_path:
-        partial_path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        ET.ElementTree(root).write(partial_path, encoding="utf-8", xml_declaration=True)
+    write_json(path.with_name("cvat_labels.json"), _cvat_labels(label_ids), indent=2, ensure_ascii=False)
+
+
+def _cvat_labels(label_ids: dict[str, int]) -> list[dict]:
+    checkbox = {"mutable": True, "input_type": "checkbox", "default_value": "false", "values": ["false"]}
+    return [
+        {"name": _CVAT_LABEL, "type": "rectangle", "attributes": [{"name": name} | checkbox for name in label_ids]}
+    ]
+
+
+def _add_labels(parent: ET.Element, label_ids: dict[str, int]) -> None:
+    for label in _cvat_labels(label_ids):
+        element = ET.SubElement(parent, "label")
+        ET.SubElement(element, "name").text = label["name"]
+        attributes = ET.SubElement(element, "attributes")
+        for attribute in label["attributes"]:
+            child = ET.SubElement(attributes, "attribute")
+            ET.SubElement(child, "name").text = attribute["name"]
+            ET.SubElement(child, "mutable").text = "True"
+            ET.SubElement(child, "input_type").text = attribute["input_type"]
+            ET.SubElement(child, "default_value").text = attribute["default_value"]
+            ET.SubElement(child, "values").text = "false"
+
+
+def _add_track(root: ET.Element, person: Person, label_ids: dict[str, int], num_frames: int | None) -> None:
+    track = ET.SubElement(root, "track", id=str(person.person_id - 1), label=_CVAT_LABEL, source="auto")
+    for frame_index, actor in zip(person.frame_indices.tolist(), person.actors, strict=True):
+        _add_box(track, frame_index, actor, label_ids)
+    end = int(person.frame_indices[-1]) + 1
+    if num_frames is None or end < num_frames:
+        _add_box(track, end, person.actors[-1], label_ids, outside=True)
+
+
+def _add_box(
+    track: ET.Element, frame_index: int, actor: ActorDetection, label_ids: dict[str, int], *, outside: bool = False
+) -> None:
+    corners = zip(("xtl", "ytl", "xbr", "ybr"), (f"{edge:.2f}" for edge in actor.box), strict=True)
+    box = ET.SubElement(
+        track,
+        "box",
+        {"frame": str(frame_index), "outside": str(int(outside)), "occluded": "0", "keyframe": "1", "z_order": "0"}
+        | dict(corners),
+    )
+    does = {label for label, _ in actor.actions}
+    for name in label_ids:
+        ET.SubElement(box, "attribute", name=name).text = "true" if name in does else "false"
