@@ -45,11 +45,15 @@ def _demo(layout: str, num_train_videos: int, num_validation_videos: int) -> Cal
 
 _READERS = {
     "ava": _Reader(
-        load_ava, load_ava_labels, has_tubes=False, options=("movie_start_seconds",), scored_label_ids=ava_label_ids
+        load_ava,
+        load_ava_labels,
+        has_tubes=False,
+        options=("movie_start_seconds", "require_videos"),
+        scored_label_ids=ava_label_ids,
     ),
-    "ucf101_24": _Reader(load_ucf101_24, load_ucf101_24_labels, has_tubes=True),
-    "jhmdb_21": _Reader(load_jhmdb_21, load_jhmdb_21_labels, has_tubes=True, options=("fold",)),
-    "multisports": _Reader(load_multisports, load_multisports_labels, has_tubes=True),
+    "ucf101_24": _Reader(load_ucf101_24, load_ucf101_24_labels, has_tubes=True, options=("require_videos",)),
+    "jhmdb_21": _Reader(load_jhmdb_21, load_jhmdb_21_labels, has_tubes=True, options=("fold", "require_videos")),
+    "multisports": _Reader(load_multisports, load_multisports_labels, has_tubes=True, options=("require_videos",)),
 }
 _READERS |= {
     "demo": _READERS["ava"]._replace(write_demo=write_demo, scored_label_ids=None),
@@ -92,7 +96,13 @@ def scored_label_ids(name: DatasetName, num_labels: int) -> list[int] | None:
 
 
 def load_action_dataset(
-    name: DatasetName, data_dir: str | Path, split: str, *, fold: int = 0, movie_start_seconds: float = 900.0
+    name: DatasetName,
+    data_dir: str | Path,
+    split: str,
+    *,
+    fold: int = 0,
+    movie_start_seconds: float = 900.0,
+    require_videos: bool = True,
 ) -> Dataset:
     """Read the annotations of a split, without opening the videos.
 
@@ -102,6 +112,7 @@ def load_action_dataset(
         split: "train" or "validation".
         fold: Official split of JHMDB-21: 0, 1 or 2.
         movie_start_seconds: For AVA: what the annotations call the start of the video files.
+        require_videos: Whether missing videos are an error; otherwise `video` and `source` are null for them.
 
     Returns:
         Rows with `ACTION_FEATURES`: one per keyframe (AVA) or per video with its tubes (the others).
@@ -111,7 +122,7 @@ def load_action_dataset(
         FileNotFoundError: If annotations or videos are missing.
     """
     reader = _READERS[name]
-    options = {"fold": fold, "movie_start_seconds": movie_start_seconds}
+    options = {"fold": fold, "movie_start_seconds": movie_start_seconds, "require_videos": require_videos}
     return reader.load(Path(data_dir), split, **{option: options[option] for option in reader.options})
 
 

@@ -140,7 +140,12 @@ class _Keyframe(NamedTuple):
 
 
 def load_ava(
-    data_dir: str | Path, split: str, *, movie_start_seconds: float = 900.0, frames_fps: float = 30.0
+    data_dir: str | Path,
+    split: str,
+    *,
+    movie_start_seconds: float = 900.0,
+    frames_fps: float = 30.0,
+    require_videos: bool = True,
 ) -> Dataset:
     """Read the annotations of one split, without opening the videos.
 
@@ -151,6 +156,7 @@ def load_ava(
         movie_start_seconds: What the annotations call the start of the video files, or of the folders of frames: 900
             for movies cut at 15 minutes, as AVA is usually prepared, 0 for whole movies.
         frames_fps: Frames per second in folders of frames; 30 as AVA is usually prepared.
+        require_videos: Whether missing videos are an error; otherwise `video` and `source` are null for them.
 
     Returns:
         One row per keyframe that has actors and is not excluded, in the order of the file, with `ACTION_FEATURES`. A
@@ -174,8 +180,10 @@ def load_ava(
     actions = read(path, len(load_ava_labels(data_dir)), movie_start_seconds)
     actions = _without(actions, _read_excluded(data_dir, split))
     keyframes, tubes = _group(actions)
-    videos = _find_videos(data_dir, set(keyframes["video_id"]))
-    sources = [videos[video_id] for video_id in keyframes["video_id"]]
+    videos = _find_videos(data_dir)
+    if require_videos:
+        _raise_if_missing(data_dir, set(keyframes["video_id"]), videos)
+    sources = [videos.get(video_id, (None, None)) for video_id in keyframes["video_id"]]
     columns = {
         "clip_id": [f"{video_id}_{timestamp:04d}" for video_id, timestamp in keyframes.itertuples(index=False)],
         "video": [video for video, _ in sources],
@@ -485,19 +493,20 @@ def _offsets(groups: pd.Series) -> pa.Array:
 # The videos
 
 
-def _find_videos(data_dir: Path, video_ids: set[str]) -> dict[str, tuple[str, str]]:
+def _find_videos(data_dir: Path) -> dict[str, tuple[str, str]]:
     """Return the file of each video, whose name without the suffix is the id, or its folder of frames; and which."""
-    folder = data_dir / "videos"
     videos = {
         path.name: (str(path), "frames") for name in reversed(FRAME_FOLDERS) for path in (data_dir / name).glob("*")
     }
-    paths = sorted(path for pattern in ("*", "*/*") for path in folder.glob(pattern))
-    videos |= {path.stem: (str(path), "video") for path in paths if path.suffix.lower() in VIDEO_SUFFIXES}
+    paths = sorted(path for pattern in ("*", "*/*") for path in (data_dir / "videos").glob(pattern))
+    return videos | {path.stem: (str(path), "video") for path in paths if path.suffix.lower() in VIDEO_SUFFIXES}
+
+
+def _raise_if_missing(data_dir: Path, video_ids: set[str], videos: dict[str, tuple[str, str]]) -> None:
     missing = sorted(video_ids - videos.keys())
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(video_ids)} videos are not in {folder} or its subfolders "
+            f"{len(missing)} of {len(video_ids)} videos are not in {data_dir / 'videos'} or its subfolders "
             f"(as {', '.join(VIDEO_SUFFIXES)}), nor are their frames in {' or '.join(FRAME_FOLDERS)}: "
             f"{shorten(missing)}"
         )
-    return videos

@@ -54,6 +54,8 @@ _DECORD_CODECS = ("h264", "vp8", "vp9", "mjpeg")
 _CODECS_WITH_EXACT_TIMES = (*_DECORD_CODECS, "hevc", "av1", "mpeg2video")
 # The largest distance between decoding and presentation order that H.264 and HEVC allow.
 _MAX_REORDERED_FRAMES = 16
+# Seeking throws away what is decoded already, for reordering: it must pass over more than that.
+_MIN_SKIPPED_FRAMES = 16
 # FFmpeg's own guess for a stream that does not state its rate.
 _DEFAULT_FRAMES_PER_SECOND = Fraction(25)
 _NO_TIMESTAMP = np.iinfo(np.int64).min
@@ -632,14 +634,18 @@ class _PyavFile:
         frames = np.empty((len(wanted), index.info.height, index.info.width, 3), np.uint8)
         slots = {int(frame_index): slot for slot, frame_index in enumerate(wanted)}
         self._wanted = set(index.timestamps[wanted].tolist()) if index.can_skip_frames else None
-        for frame_index, frame in self.frames_from(int(wanted[0])):
-            if frame_index in slots:
-                frames[slots.pop(frame_index)] = self.to_rgb(frame)
-            if not slots:
-                return frames
-        raise _unreadable(
-            index.file.path, f"{_abbreviate(list(slots))} cannot be decoded, the data is damaged", "export it again"
-        )
+        while slots:
+            # Frames far from each other are sought one by one.
+            next_wanted = next(iter(slots))
+            for frame_index, frame in self.frames_from(next_wanted):
+                if frame_index in slots:
+                    frames[slots.pop(frame_index)] = self.to_rgb(frame)
+                if next_wanted not in slots:
+                    break
+            else:
+                cause = f"{_abbreviate(list(slots))} cannot be decoded, the data is damaged"
+                raise _unreadable(index.file.path, cause, "export it again")
+        return frames
 
     def frames_from(self, start: int) -> Iterator[tuple[int, "VideoFrame"]]:
         """Decode all frames from number `start` on, and perhaps some before it, as pairs of number and frame."""
@@ -657,7 +663,9 @@ class _PyavFile:
         return self._frames
 
     def _gains_by_seeking(self, seek_point: int | None) -> bool:
-        return seek_point is not None and seek_point > self._index.timestamps[self._next_index]
+        timestamps = self._index.timestamps
+        worthwhile = min(self._next_index + _MIN_SKIPPED_FRAMES, len(timestamps) - 1)
+        return seek_point is not None and seek_point > timestamps[worthwhile]
 
     def _open(self) -> None:
         self._container, self._stream = _open(self._index.file.path)

@@ -313,6 +313,19 @@ def test_iterate_frames_yields_nothing_after_the_end(path_of):
     assert list(iterate_frames(path_of("h264.mkv"), start_seconds=100.0)) == []
 
 
+@pytest.mark.parametrize("file_name", ["h264_pyramid.mp4", "vp9.webm"])
+def test_frames_far_from_each_other_are_sought(file_name, path_of, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(clip_reader, "_MIN_SKIPPED_FRAMES", 6)
+    count = clip_reader._PyavFile._decode_packet
+    monkeypatch.setattr(
+        clip_reader._PyavFile, "_decode_packet", lambda file, packet: decoded.append(1) or count(file, packet)
+    )
+
+    assert numbers_on(ClipReader().read(path_of(file_name), [0, 37, 59])) == [0, 37, 59]
+    assert len(decoded) < 40
+
+
 def test_read_repeats_frames_and_accepts_arrays(path_of):
     reader = ClipReader()
 

@@ -1,0 +1,140 @@
+"""Commands for whole data sets.
+
+    python -m classquery.data check --dataset ava --data_dir data
+    python -m classquery.data prepare --dataset ava --source_dir downloads --data_dir data
+
+Both end with one line that says whether the data are usable, and why not; the exit code is 0 or 1.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import get_args
+
+from classquery.data.action_datasets import DatasetName, load_action_labels
+from classquery.data.checking import SPLITS, Finding, Report, SplitSummary, check_dataset
+from classquery.data.contact_sheet import draw_contact_sheet
+from classquery.data.schema import MAX_SHOWN
+from classquery.data.whole_files import replacing, write_json
+
+
+BAR_WIDTH = 30
+MAX_COLUMN_WIDTH = 34
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return the exit code."""
+    options = vars(_parser().parse_args(arguments))
+    command = options.pop("command")
+    return command(**options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m classquery.data", description="Check or prepare a data set.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    check = commands.add_parser("check", help="say what is in a data set and what is wrong with it")
+    check.set_defaults(command=_check)
+    _add_dataset_arguments(check)
+    check.add_argument("--splits", nargs="+", default=list(SPLITS), choices=SPLITS)
+    check.add_argument("--decode_all", action="store_true", help="decode every frame, not three of each video")
+    check.add_argument("--output", type=Path, metavar="PNG", help="draw frames with their boxes and labels there")
+    check.add_argument("--json", type=Path, metavar="FILE", help="write everything there, problems in full")
+    return parser
+
+
+def _add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", required=True, choices=get_args(DatasetName))
+    parser.add_argument("--data_dir", required=True, type=Path)
+    parser.add_argument("--fold", type=int, default=0, help="split of JHMDB-21: 0, 1 or 2")
+    parser.add_argument(
+        "--num_workers", type=int, default=0, metavar="N", help="processes beside this one (default: none)"
+    )
+
+
+def _check(
+    dataset: str,
+    data_dir: Path,
+    splits: list[str],
+    decode_all: bool,
+    num_workers: int,
+    output: Path | None,
+    json: Path | None,
+    **options: float,
+) -> int:
+    report, rows = check_dataset(
+        dataset, data_dir, splits=splits, decode_all=decode_all, num_workers=num_workers, **options
+    )
+    print_report(report)
+    if json is not None:
+        write_json(json, report.to_dict(), indent=2)
+    if output is not None and rows:
+        labels = load_action_labels(dataset, data_dir)
+        sheet = draw_contact_sheet(next(iter(rows.values())), labels)
+        with replacing(output) as partial_path:
+            sheet.save(partial_path)
+        print(f"Drew frames with their boxes and labels: {output}")
+    print(report.verdict)
+    return int(bool(report.problems))
+
+
+# The report as text
+
+
+def print_report(report: Report) -> None:
+    """Print everything but the verdict."""
+    print(f"{report.dataset} in {report.data_dir}")
+    for split, summary in report.splits.items():
+        _print_split(split, summary)
+    for title, findings in (("PROBLEM", report.problems), ("Warning", report.warnings)):
+        for finding in findings:
+            _print_finding(title, finding)
+    print()
+
+
+def _print_split(split: str, summary: SplitSummary) -> None:
+    unusable = [(summary.num_missing_videos, "missing"), (summary.num_unreadable_videos, "unreadable")]
+    notes = "".join(f", {count} {what}" for count, what in unusable if count)
+    print(f"\n{split}: {summary.num_rows:,} rows, {summary.num_videos:,} videos{notes}, {summary.hours:.2f} hours")
+    print(f"  {summary.num_actors:,} actors, {summary.num_boxes:,} boxes")
+    for title, ranges in (("corners", summary.box_corners), ("sizes", summary.box_sizes)):
+        text = ", ".join(
+            f"{name} {' .. '.join(f'{value:.3f}' for value in values)}" for name, values in ranges.items()
+        )
+        print(f"  {title}: {text}")
+    print(f"  frames per second: {_counts(summary.videos_per_frame_rate)}")
+    print(f"  pixels: {_counts(summary.videos_per_size)}")
+    _print_bars(summary.actors_per_class)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    shown = [f"{name} ({count:,} videos)" for name, count in list(counts.items())[:6]]
+    more = f", and {len(counts) - 6} others" if len(counts) > 6 else ""
+    return (", ".join(shown) or "unknown") + more
+
+
+def _print_bars(counts: dict[str, int]) -> None:
+    largest = max(counts.values(), default=0) or 1
+    width = min(MAX_COLUMN_WIDTH, max(map(len, counts), default=0))
+    for name, count in counts.items():
+        print(f"  {name[:width]:{width}} {count:>8,} {_bar(count / largest)}".rstrip())
+
+
+def _bar(fraction: float) -> str:
+    """Draw a bar in steps of an eighth of a character; anything above nothing is visible."""
+    eighths = max(round(8 * BAR_WIDTH * fraction), int(fraction > 0))
+    symbols = "█" * (eighths // 8) + (" ▏▎▍▌▋▊▉"[eighths % 8] if eighths % 8 else "")
+    encoding = sys.stdout.encoding or "ascii"
+    # Some consoles cannot show these characters.
+    return symbols if encoding.lower().startswith("utf") else "#" * round(BAR_WIDTH * fraction)
+
+
+def _print_finding(title: str, finding: Finding) -> None:
+    print(f"\n{title}: {finding.summary}")
+    for detail in finding.details[:MAX_SHOWN]:
+        print("  " + detail.replace("\n", "\n  "))
+    if len(finding.details) > MAX_SHOWN:
+        print(f"  ... and {len(finding.details) - MAX_SHOWN} more (all with --json)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
