@@ -215,7 +215,7 @@ def load_ava_labels(data_dir: str | Path) -> dict[int, str]:
     if not paths:
         return dict(enumerate(AVA_LABELS))
     path = min(paths, key=lambda path: (len(path.name), path.name))
-    names = _parse_label_map(path)
+    names = parse_label_map(path)
     id2label = {}
     for label_id in range(1, max(names) + 1):
         if label_id not in names and label_id > len(AVA_LABELS):
@@ -224,7 +224,7 @@ def load_ava_labels(data_dir: str | Path) -> dict[int, str]:
     return id2label
 
 
-def _parse_label_map(path: Path) -> dict[int, str]:
+def parse_label_map(path: Path) -> dict[int, str]:
     """Return 1-based id to name, from `item { name: "x" id: 1 }` or `label { name: "x" label_id: 1 ... }`."""
     names: dict[int, str] = {}
     for entry in re.findall(r"\b(?:item|label)\s*\{(.*?)\}", path.read_text(encoding="utf-8"), flags=re.DOTALL):

@@ -22,12 +22,21 @@ keep the order of their rows (stable sort), where the order of the official scri
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from classquery.data.metrics.checks import (
+    names_and_indices,
+    validate_comparable,
+    validate_corner_order,
+    validated_boxes,
+    validated_names,
+    validated_scores,
+    validated_thresholds,
+)
 from classquery.data.metrics.linking import box_iou
 
 
@@ -57,7 +66,9 @@ def frame_map(
 
     Args:
         detections: `"frame"` of shape (D,), integers or strings; `"boxes"` of shape (D, 4) as (x1, y1, x2, y2), in the
-            unit of the ground truth (pixels or fractions of the frame); `"scores"` of shape (D, K) in [0, 1].
+            unit of the ground truth (pixels or fractions of the frame); `"scores"` of shape (D, K) in [0, 1]. Or, as
+            in files that list pairs of a box and a label, `"scores"` of shape (D,) and `"label"` (D,), the 0-based
+            columns that they belong to; a pair that is not listed does not exist, which is less than a score of 0.
         ground_truth: `"frame"` of shape (G,), `"boxes"` of shape (G, 4), `"labels"` of shape (G, K), multi-hot: a box
             with two labels counts as one ground truth for each.
         iou_threshold: Smallest IoU of a true positive, in (0, 1]; a sequence evaluates several in one pass.
@@ -81,18 +92,14 @@ def frame_map(
         >>> frame_map(detections, ground_truth)
         {'frame_map_50': 1.0, 'ap_per_label': array([ 1., nan,  1.])}
     """
-    found, truth = _validated_tables(detections, ground_truth)
+    found, truth = validated_tables(detections, ground_truth)
     num_labels = truth.values.shape[1]
     thresholds = validated_thresholds("frame_map", iou_threshold)
-    columns = _validated_columns(label_ids, num_labels)
+    columns = validated_columns(label_ids, num_labels)
 
-    found = _without_degenerate_boxes(found)
-    pairs = _overlapping_pairs(found, truth, min(thresholds.values()))
     ap = np.full((len(thresholds), num_labels), np.nan)
-    for column in columns:
-        has_label = truth.values[:, column]
-        if has_label.any():
-            ap[:, column] = _average_precision(found.values[:, column], has_label, pairs, thresholds.values())
+    for matches in match_labels(found, truth, columns, min(thresholds.values())):
+        ap[:, matches.column] = [matches.average_precision(threshold) for threshold in thresholds.values()]
 
     means = {key: mean_over_labels(row) for key, row in zip(thresholds, ap, strict=True)}
     if not max(means.values()) > 0 and len(found.frame) + len(truth.frame):
@@ -100,29 +107,52 @@ def frame_map(
     return means | {"ap_per_label": ap[0] if np.ndim(iou_threshold) == 0 else ap}
 
 
-class _Table(NamedTuple):
-    """Rows of one side: frame (N,), boxes (N, 4) in float64, values (N, K), which are scores or boolean labels."""
+class Table(NamedTuple):
+    """Rows of one side: frame (N,), boxes (N, 4) in float64, values, and of pairs the label (N,).
+
+    Values are scores or boolean labels, (N, K), or the scores of pairs, (N,).
+    """
 
     frame: np.ndarray
     boxes: np.ndarray
     values: np.ndarray
+    label: np.ndarray | None = None
 
-    def take(self, rows: np.ndarray) -> "_Table":
-        return _Table(*(column[rows] for column in self))
+    def take(self, rows: np.ndarray) -> "Table":
+        return Table(*(None if column is None else column[rows] for column in self))
 
 
-class _Pairs(NamedTuple):
+class LabelMatches(NamedTuple):
+    """The detections of one label, n of them, and what they may claim, in descending order of their scores."""
+
+    column: int
+    rows: np.ndarray  # (n,) rows of the detections.
+    truth: np.ndarray  # (n,) row of the ground truth of the label with the largest IoU, -1 where there is none.
+    iou: np.ndarray  # (n,) that IoU; 0 where there is none.
+    true_rows: np.ndarray  # Rows of all ground truth of the label, at least one.
+
+    def true_positives(self, threshold: float) -> np.ndarray:
+        """Places of the true positives among the n, ascending: the first that reaches the IoU on each ground truth."""
+        valid = np.flatnonzero(self.iou >= threshold)
+        return np.sort(valid[_first_of_each(self.truth[valid])])
+
+    def average_precision(self, threshold: float) -> float:
+        """Average precision at an IoU."""
+        return area_under_envelope(self.true_positives(threshold) + 1, len(self.true_rows))
+
+
+class Pairs(NamedTuple):
     """Row of a detection, row of a ground truth of the same frame, and their IoU: three arrays of shape (P,)."""
 
     detection: np.ndarray
     truth: np.ndarray
     iou: np.ndarray
 
-    def take(self, rows: np.ndarray) -> "_Pairs":
-        return _Pairs(*(column[rows] for column in self))
+    def take(self, rows: np.ndarray) -> "Pairs":
+        return Pairs(*(column[rows] for column in self))
 
 
-def _likely_cause_of_zero(found: _Table, truth: _Table, columns: Sequence[int]) -> str:
+def _likely_cause_of_zero(found: Table, truth: Table, columns: Sequence[int]) -> str:
     annotated = truth.values.any(0).nonzero()[0]
     scored = np.intersect1d(annotated, columns)
     if not len(annotated):
@@ -139,43 +169,94 @@ def _likely_cause_of_zero(found: _Table, truth: _Table, columns: Sequence[int]) 
         return f"no frame of the detections has ground truth, compare {example!r} with {true_example!r}"
     if not 1 / 8 < largest / true_largest < 8:
         return f"the detections reach {largest:g} and the ground truth {true_largest:g}: give both in one unit"
-    best = _overlapping_pairs(found, truth, 0.0).iou.max(initial=0.0)
+    best = overlapping_pairs(found, truth, 0.0).iou.max(initial=0.0)
     boxes = "the same boxes in all frames, as of a model that is not trained" if _are_alike(found) else "other boxes"
     return f"no detection has an IoU of more than {best:.2f} with ground truth of a scored label: they are {boxes}"
 
 
-def _are_alike(found: _Table) -> bool:
+def _are_alike(found: Table) -> bool:
     """Whether the boxes of several frames are, to a percent of their range, no more than those of one frame."""
     _, frames = np.unique(found.frame, return_inverse=True)
     different = np.unique((found.boxes / found.boxes.max()).round(2), axis=0)
     return frames.max() > 0 and len(different) <= np.bincount(frames).max()
 
 
-def _without_degenerate_boxes(found: _Table) -> _Table:
-    kept = (found.boxes[:, :2] < found.boxes[:, 2:]).all(axis=1)
-    return found if kept.all() else found.take(kept)
-
-
-def _overlapping_pairs(found: _Table, truth: _Table, min_iou: float) -> _Pairs:
-    """Pair detections and ground truth of the same frame with IoU >= `min_iou`.
+def match_labels(found: Table, truth: Table, columns: Iterable[int], min_iou: float) -> Iterator[LabelMatches]:
+    """Find what the detections of each label may claim, label by label.
 
     A smaller IoU never decides: where it is the largest of a detection, there is no claim.
+
+    Args:
+        found: Detections, from `validated_tables`; those with x2 <= x1 or y2 <= y1 are left out.
+        truth: Ground truth, likewise.
+        columns: The labels; those without ground truth are passed over.
+        min_iou: Smallest IoU of a claim.
+    """
+    has_area = (found.boxes[:, :2] < found.boxes[:, 2:]).all(axis=1)
+    kept = np.flatnonzero(has_area)
+    found, truth = with_numbered_frames(found if has_area.all() else found.take(kept), truth)
+    columns = [column for column in columns if truth.values[:, column].any()]
+    match = _match_rows if found.label is None else _match_pairs
+    for matches in match(found, truth, columns, min_iou):
+        yield matches._replace(rows=kept[matches.rows])
+
+
+def _match_rows(found: Table, truth: Table, columns: Iterable[int], min_iou: float) -> Iterator[LabelMatches]:
+    """Match detections with a score for every label: how they overlap is the same for all."""
+    overlaps = overlapping_pairs(found, truth, min_iou)
+    for column in columns:
+        has_label = truth.values[:, column]
+        claims = overlaps.take(has_label[overlaps.truth])
+        yield _matches(column, found.values[:, column], claims, np.flatnonzero(has_label))
+
+
+def _match_pairs(found: Table, truth: Table, columns: Iterable[int], min_iou: float) -> Iterator[LabelMatches]:
+    """Match detections with one label each."""
+    by_label = np.argsort(found.label, kind="stable")
+    start = np.searchsorted(found.label[by_label], np.arange(truth.values.shape[1] + 1))
+    for column in columns:
+        rows, true_rows = by_label[start[column] : start[column + 1]], np.flatnonzero(truth.values[:, column])
+        claims = overlapping_pairs(found.take(rows), truth.take(true_rows), min_iou)
+        matches = _matches(column, found.values[rows], claims._replace(truth=true_rows[claims.truth]), true_rows)
+        yield matches._replace(rows=rows[matches.rows])
+
+
+def _matches(column: int, scores: np.ndarray, overlaps: Pairs, true_rows: np.ndarray) -> LabelMatches:
+    """Rank n detections of a label, given how they overlap its ground truth."""
+    # Pairs are in descending order of IoU: the first one of a detection is the only one it may claim.
+    claims = overlaps.take(_first_of_each(overlaps.detection))
+    truth, iou = np.full(len(scores), -1), np.zeros(len(scores))
+    truth[claims.detection], iou[claims.detection] = claims.truth, claims.iou
+    order = _descending_order(scores)
+    return LabelMatches(column, order, truth[order], iou[order], true_rows)
+
+
+def overlapping_pairs(found: Table, truth: Table, min_iou: float) -> Pairs:
+    """Pair detections and ground truth of the same frame with IoU >= `min_iou`.
 
     Returns:
         Pairs sorted by detection row, then by descending IoU, then by ground-truth row.
     """
     detection, row = _same_frame_rows(found.frame, truth.frame)
     iou = box_iou(found.boxes[detection], truth.boxes[row])
-    pairs = _Pairs(detection, row, iou).take(iou >= min_iou)
+    pairs = Pairs(detection, row, iou).take(iou >= min_iou)
     return pairs.take(np.lexsort((pairs.truth, -pairs.iou, pairs.detection)))
+
+
+def with_numbered_frames(found: Table, truth: Table) -> tuple[Table, Table]:
+    """Number the frames of both sides in one way, if they are texts, which are slow to compare."""
+    if "U" not in (found.frame.dtype.kind, truth.frame.dtype.kind):
+        return found, truth
+    names = np.concatenate([found.frame.astype(str), truth.frame.astype(str)])
+    frame, true_frame = np.split(names_and_indices(names)[1], [len(found.frame)])
+    return found._replace(frame=frame), truth._replace(frame=true_frame)
 
 
 def _same_frame_rows(frame: np.ndarray, other_frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Join two columns of frames: the rows, (P,) and (P,), of all pairs that are in the same frame."""
-    _, code = np.unique(np.concatenate([frame, other_frame]), return_inverse=True)
-    code, other_code = np.split(code, [len(frame)])
-    by_frame = np.argsort(other_code, kind="stable")
-    start, stop = (np.searchsorted(other_code[by_frame], code, side=side) for side in ("left", "right"))
+    by_frame = np.argsort(other_frame, kind="stable")
+    ordered = other_frame[by_frame]
+    start, stop = (np.searchsorted(ordered, frame, side=side) for side in ("left", "right"))
 
     # Row i meets the rows by_frame[start[i]:stop[i]]: lay these ranges one after the other.
     count = stop - start
@@ -184,40 +265,13 @@ def _same_frame_rows(frame: np.ndarray, other_frame: np.ndarray) -> tuple[np.nda
     return np.repeat(np.arange(len(frame)), count), by_frame[position]
 
 
-def _average_precision(
-    scores: np.ndarray, has_label: np.ndarray, pairs: _Pairs, thresholds: Iterable[float]
-) -> list[float]:
-    """Compute the average precision of one label, for each threshold.
-
-    Args:
-        scores: Scores of the label, of shape (D,).
-        has_label: Whether a ground-truth row has the label, of shape (G,), at least one does.
-        pairs: From `_overlapping_pairs`.
-        thresholds: Smallest IoU of a true positive.
-    """
-    # Pairs are in descending order of IoU: the first one of a detection is the only one it may claim.
-    pairs = pairs.take(has_label[pairs.truth])
-    claims = pairs.take(_first_of_each(pairs.detection))
-    rank = _ranks(scores)[claims.detection]
-    by_rank = np.argsort(rank)
-    claims, rank = claims.take(by_rank), rank[by_rank]
-
-    ap = []
-    for threshold in thresholds:
-        valid = claims.iou >= threshold
-        # Claims are in descending order of score: the first one on a ground truth is its true positive.
-        true_positives = _first_of_each(claims.truth[valid])
-        ap.append(area_under_envelope(np.sort(rank[valid][true_positives]), has_label.sum()))
-    return ap
-
-
 def _first_of_each(keys: np.ndarray) -> np.ndarray:
     """Positions at which the distinct values of `keys` stand for the first time."""
     return np.unique(keys, return_index=True)[1]
 
 
-def _ranks(scores: np.ndarray) -> np.ndarray:
-    """1-based place of each row in descending order of score; equal scores keep the order of their rows.
+def _descending_order(scores: np.ndarray) -> np.ndarray:
+    """Rows in descending order of score; equal scores keep the order of their rows.
 
     Floating-point numbers >= 0 are ordered as their bits, and numpy sorts 16-bit integers by radix: sorting by 16 bits
     at a time, the lowest first, gives the order of a stable sort of the numbers several times faster.
@@ -225,9 +279,7 @@ def _ranks(scores: np.ndarray) -> np.ndarray:
     scores = scores + 0.0  # turns -0.0, whose bits are out of order, into 0.0
     little_endian = scores.astype(scores.dtype.newbyteorder("<"), copy=False)
     digits = little_endian.view("<u2").reshape(len(scores), scores.itemsize // 2)
-    rank = np.empty(len(scores), dtype=np.int64)
-    rank[np.lexsort(~digits.T)] = np.arange(1, len(scores) + 1)
-    return rank
+    return np.lexsort(~digits.T)
 
 
 def area_under_envelope(ranks: np.ndarray, num_truth: float) -> float:
@@ -246,28 +298,32 @@ def mean_over_labels(ap: np.ndarray) -> float:
     return float(scored.mean()) if scored.size else float("nan")
 
 
-def _validated_tables(
+def validated_tables(
     detections: Mapping[str, ArrayLike], ground_truth: Mapping[str, ArrayLike]
-) -> tuple[_Table, _Table]:
+) -> tuple[Table, Table]:
     """Check both arguments of `frame_map` and convert them to arrays with the same number of labels."""
-    found = validated_table("detections", detections, "scores")
+    found = validated_table("detections", detections, "scores", may_be_pairs=True)
     truth = validated_table("ground_truth", ground_truth, "labels")
     validate_comparable("frames", found.frame, truth.frame)
     validate_corner_order("ground_truth['boxes']", truth.boxes)
     scores, labels = validated_scores("detections['scores']", found.values), _validated_labels(truth.values)
+    if found.label is not None:
+        found, labels = _validated_pairs(found, labels)
+        return found._replace(values=scores), truth._replace(values=labels)
     num_labels = _validated_num_labels(scores, labels)
     scores, labels = (values.reshape(len(values), num_labels) for values in (scores, labels))
     return found._replace(values=scores), truth._replace(values=labels)
 
 
-def validated_table(name: str, table: Mapping[str, ArrayLike], value_key: str) -> _Table:
+def validated_table(name: str, table: Mapping[str, ArrayLike], value_key: str, *, may_be_pairs: bool = False) -> Table:
     """Check one argument for itself. An empty list of values gets the shape (0, 0): its K is not known here."""
     keys = ["frame", "boxes", value_key]
     if not set(keys) <= set(table):
         raise ValueError(f"{name} must have the keys {keys}, got {list(table)}")
     frame, boxes, values = (np.asarray(table[key]) for key in keys)
+    label = np.asarray(table["label"]) if may_be_pairs and "label" in table else None
     boxes = boxes.reshape(0, 4) if boxes.shape == (0,) else boxes
-    values = values.reshape(0, 0) if values.shape == (0,) else values
+    values = values.reshape(0, 0) if values.shape == (0,) and label is None else values
 
     if frame.ndim != 1:
         raise ValueError(f"{name}['frame'] must be of shape (N,), got {frame.shape}: give one frame for each box")
@@ -275,63 +331,35 @@ def validated_table(name: str, table: Mapping[str, ArrayLike], value_key: str) -
         raise ValueError(
             f"{name}['boxes'] must be of shape ({len(frame)}, 4) as {len(frame)} frames are given, got {boxes.shape}"
         )
-    if values.ndim != 2 or len(values) != len(frame):
+    if label is None and (values.ndim != 2 or len(values) != len(frame)):
         raise ValueError(
             f"{name}['{value_key}'] must be of shape ({len(frame)}, K) as {len(frame)} frames are given, "
             f"got {values.shape}; column i belongs to label id i + 1"
         )
-    return _Table(validated_names(f"{name}['frame']", frame), validated_boxes(f"{name}['boxes']", boxes), values)
-
-
-def validated_names(name: str, names: np.ndarray) -> np.ndarray:
-    """Check the type of frames or videos; unsigned integers become signed ones, which mix with others without loss."""
-    if names.dtype == object:  # strings in a pandas column
-        names = np.array(names.tolist())
-    if names.size and names.dtype.kind not in "iuU":
+    if label is not None and not label.shape == values.shape == frame.shape:
         raise ValueError(
-            f"{name} must hold integers or strings, got {names.dtype}; "
-            "write a frame as an index or as a string such as 'VIDEO_0902'"
+            f"{name}['{value_key}'] and {name}['label'] must be of shape ({len(frame)},) as {len(frame)} frames are "
+            f"given, got {values.shape} and {label.shape}; leave 'label' out where each box has a score for all labels"
         )
-    return names.astype(np.int64) if names.dtype.kind in "iu" else names
+    frame, boxes = validated_names(f"{name}['frame']", frame), validated_boxes(f"{name}['boxes']", boxes)
+    return Table(frame, boxes, values, label)
 
 
-def validate_comparable(kind: str, names: np.ndarray, true_names: np.ndarray) -> None:
-    """Check that the frames or videos of both sides can be found again in each other."""
-    if names.size and true_names.size and (names.dtype.kind == "U") != (true_names.dtype.kind == "U"):
+def _validated_pairs(found: Table, labels: np.ndarray) -> tuple[Table, np.ndarray]:
+    """Check the label of each detection; ground truth from an empty list gets as many columns as they need."""
+    label = found.label if len(found.label) else found.label.astype(np.int64)
+    if label.dtype.kind not in "iu":
+        raise ValueError(f"detections['label'] must hold integers, got {label.dtype}; give the 0-based column")
+    largest, num_labels = int(label.max(initial=-1)), labels.shape[1]
+    if labels.shape == (0, 0):
+        labels = np.zeros((0, largest + 1), dtype=bool)
+    elif label.min(initial=0) < 0 or largest >= num_labels:
+        wrong = label[(label < 0) | (label >= num_labels)][0]
         raise ValueError(
-            f"{kind} must be all integers or all strings to be found again, got "
-            f"{names.dtype} in detections and {true_names.dtype} in ground_truth; write them the same way in both"
+            f"detections['label'] must be from 0 to {num_labels - 1} for {num_labels} columns of "
+            f"ground_truth['labels'], got {wrong}; labels are 0-based, the one with id i + 1 is column i"
         )
-
-
-def validated_boxes(name: str, boxes: np.ndarray) -> np.ndarray:
-    boxes = boxes.astype(np.float64)
-    finite = np.isfinite(boxes).all(axis=1)
-    if not finite.all():
-        row = np.argmin(finite)
-        raise ValueError(f"{name} must be finite, got {boxes[row].tolist()} in row {row}; remove such boxes")
-    return boxes
-
-
-def validate_corner_order(name: str, boxes: np.ndarray) -> None:
-    ordered = (boxes[:, :2] <= boxes[:, 2:]).all(axis=1)
-    if not ordered.all():
-        row = np.argmin(ordered)
-        raise ValueError(
-            f"{name} must have x1 <= x2 and y1 <= y2, got {boxes[row].tolist()} in row "
-            f"{row}; convert boxes given as (x, y, width, height) or (cx, cy, width, height)"
-        )
-
-
-def validated_scores(name: str, scores: np.ndarray) -> np.ndarray:
-    """Check the range. Scores are by far the largest array: those of a usual type are not copied."""
-    scores = scores if scores.dtype in (np.float16, np.float32, np.float64) else scores.astype(np.float64)
-    if scores.size and not (scores.min() >= 0 and scores.max() <= 1):  # NaN fails both comparisons
-        raise ValueError(
-            f"{name} must be in [0, 1] without NaN, got values from {scores.min()} to "
-            f"{scores.max()}; turn logits into probabilities first"
-        )
-    return scores
+    return found._replace(label=label.astype(np.int64)), labels
 
 
 def _validated_labels(labels: np.ndarray) -> np.ndarray:
@@ -356,18 +384,7 @@ def _validated_num_labels(scores: np.ndarray, labels: np.ndarray) -> int:
     return max(widths, default=0)
 
 
-def validated_thresholds(metric: str, iou_threshold: float | Sequence[float]) -> dict[str, float]:
-    """Name the thresholds after their percentage: "frame_map", 0.5 -> {"frame_map_50": 0.5}."""
-    thresholds = np.atleast_1d(np.asarray(iou_threshold, dtype=np.float64))
-    if thresholds.ndim > 1 or not thresholds.size or not ((thresholds > 0) & (thresholds <= 1)).all():
-        raise ValueError(f"IoU thresholds must be a number in (0, 1] or a sequence of them, got {iou_threshold}")
-    named = {f"{metric}_{100 * threshold:g}": threshold for threshold in thresholds.tolist()}
-    if len(named) < len(thresholds):
-        raise ValueError(f"IoU thresholds must not repeat a value, got {iou_threshold}")
-    return named
-
-
-def _validated_columns(label_ids: Iterable[int] | None, num_labels: int) -> list[int]:
+def validated_columns(label_ids: Iterable[int] | None, num_labels: int) -> list[int]:
     """Columns of the labels to score."""
     known = range(1, num_labels + 1)
     label_ids = known if label_ids is None else np.asarray(list(label_ids)).tolist()

@@ -22,17 +22,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from classquery.data.metrics.frame import (
-    area_under_envelope,
-    mean_over_labels,
+from classquery.data.metrics.checks import (
+    names_and_indices,
     validate_comparable,
     validate_corner_order,
     validated_boxes,
     validated_names,
     validated_scores,
-    validated_table,
     validated_thresholds,
 )
+from classquery.data.metrics.frame import area_under_envelope, mean_over_labels, validated_table
 from classquery.data.metrics.linking import Tube
 from classquery.data.metrics.protocols import (
     ClassQueryJhmdbProtocol,
@@ -264,7 +263,7 @@ def _validated_detections(detections: Mapping[str, ArrayLike], *, with_actor: bo
     keys = ["video", "actor"] if with_actor else ["video"]
     if not set(keys) <= set(detections):
         raise ValueError(f"detections must have the keys {keys} beside boxes and scores, got {list(detections)}")
-    frame, boxes, scores = validated_table("detections", detections, "scores")
+    frame, boxes, scores, _ = validated_table("detections", detections, "scores")
     if len(frame) and frame.dtype.kind != "i":
         raise ValueError(
             f"detections['frame'] must hold integers, got {frame.dtype}; give the number of the frame in its video"
@@ -276,7 +275,7 @@ def _validated_detections(detections: Mapping[str, ArrayLike], *, with_actor: bo
                 f"detections['{key}'] must be of shape {frame.shape} as {len(frame)} frames are given, "
                 f"got {column.shape}"
             )
-    names, video = _names_and_indices(validated_names("detections['video']", columns[0]))
+    names, video = names_and_indices(validated_names("detections['video']", columns[0]))
     return VideoDetections(
         names=names,
         video=video,
@@ -285,17 +284,6 @@ def _validated_detections(detections: Mapping[str, ArrayLike], *, with_actor: bo
         scores=validated_scores("detections['scores']", scores),
         actor=validated_scores("detections['actor']", columns[1]) if with_actor else None,
     )
-
-
-def _names_and_indices(names: np.ndarray) -> tuple[list, np.ndarray]:
-    """Split names (D,) into the different ones, ascending, and the index of each row, (D,).
-
-    Rows of a video mostly follow each other: sorting only the first of each run is much faster.
-    """
-    begins_run = np.ones(len(names), dtype=bool)
-    begins_run[1:] = names[1:] != names[:-1]
-    unique, index = np.unique(names[begins_run], return_inverse=True)
-    return unique.tolist(), index[np.cumsum(begins_run) - 1]
 
 
 def _validated_ground_truth(tubes: Sequence[Mapping[str, Any]], num_labels: int | None) -> list[Tube]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
@@ -14,10 +13,15 @@ from torchvision.ops import box_convert
 
 from classquery.data.clips import KeyframeClips, TubeClips
 from classquery.data.metrics import frame_map, video_map
+from classquery.data.metrics.records import (
+    Record,
+    frame_sizes,
+    frame_tables,
+    record_table,
+    true_tubes,
+    video_table,
+)
 from classquery.data.whole_files import replacing
-
-
-Record = dict[str, Any]
 
 
 def clip_records(processor, outputs, labels: list[dict[str, Any]]) -> list[Record]:
@@ -29,11 +33,8 @@ def clip_records(processor, outputs, labels: list[dict[str, Any]]) -> list[Recor
         labels: Those of `ClipCollator`.
 
     Returns:
-        Per clip `clip_id`; `video`, the name of its video, or its own where clips stand for themselves;
-        `frame_numbers` (num_frames,), 0-based in the video; `boxes` (num_frames, num_queries, 4) as (x_min, y_min,
-        x_max, y_max) in [0, 1]; `scores` (num_frames, num_queries, num_labels); `actor_scores` (num_frames,
-        num_queries); `true_boxes` (num_actors, num_frames, 4); `true_labels` (num_actors, num_frames, num_labels);
-        `true_valid` (num_actors, num_frames), whether there is such a box. NumPy, float32 but for numbers and flags.
+        One record per clip, see `classquery.data.metrics.records`, where `video` is that of the clip, or its own id
+        where clips stand for themselves. NumPy, float32 but for numbers and flags.
     """
     records = []
     for label, frames in zip(labels, processor.post_process_action_detection(outputs), strict=True):
@@ -101,31 +102,13 @@ class TubeScorer:
 
     def __call__(self, records: Sequence[Record]) -> dict[str, float]:
         """Score: `frame_map_50`, `video_map_20`, `video_map_50` and the AP of each label."""
-        sizes = {row["clip_id"]: self._size(row) for row in self.rows.select_columns(["clip_id", "height", "width"])}
-        result = video_map(video_table(records, sizes), self._tubes(sizes), protocol=self.protocol)
+        sizes = frame_sizes(self.rows, self.shortest_edge)
+        result = video_map(video_table(records, sizes), true_tubes(self.rows, sizes), protocol=self.protocol)
         return {
             **FrameScorer(self.id2label)(records),
             **{name: result[name] for name in ("video_map_20", "video_map_50")},
             **_per_label("video_ap_50", result["ap_per_label"][1], self.id2label),
         }
-
-    def _size(self, row: dict[str, Any]) -> np.ndarray:
-        """(width, height, width, height) of the frames that the model sees."""
-        size = np.array([row["width"], row["height"]] * 2)
-        return size * (self.shortest_edge / size.min())
-
-    def _tubes(self, sizes: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-        return [
-            {
-                "video": row["clip_id"],
-                "label": label,
-                "frames": np.array(tube["frames"]) + 1,
-                "boxes": np.array(tube["boxes"]) * sizes[row["clip_id"]],
-            }
-            for row in self.rows
-            for tube in row["tubes"]
-            for label in tube["labels"]
-        ]
 
 
 def make_scorer(
@@ -142,56 +125,11 @@ def make_scorer(
     return FrameScorer(id2label, label_ids)
 
 
-def frame_tables(records: Sequence[Record]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Detections and ground truth of all frames, as `frame_map` takes them."""
-    starts = np.cumsum([0, *(len(record["boxes"]) for record in records)])
-    detections, ground_truth = [], []
-    for start, record in zip(starts, records, strict=False):
-        num_frames, num_queries = record["actor_scores"].shape
-        frames = np.arange(start, start + num_frames)
-        boxes, scores = (record[name].reshape(num_frames * num_queries, -1) for name in ("boxes", "scores"))
-        detections.append((np.repeat(frames, num_queries), boxes, scores))
-        valid = record["true_valid"]
-        ground_truth.append((frames[valid.nonzero()[1]], record["true_boxes"][valid], record["true_labels"][valid]))
-    return _joined(("frame", "boxes", "scores"), detections), _joined(("frame", "boxes", "labels"), ground_truth)
-
-
-def video_table(records: Sequence[Record], sizes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Detections of all frames as `video_map` takes them: frames count from 1, boxes are in pixels of `sizes`."""
-    tables = []
-    for record in records:
-        num_frames, num_queries = record["actor_scores"].shape
-        boxes = record["boxes"].reshape(-1, 4) * sizes[record["video"]]
-        frames = np.repeat(record["frame_numbers"] + 1, num_queries)
-        scores = record["scores"].reshape(num_frames * num_queries, -1)
-        videos = np.full(num_frames * num_queries, record["video"])
-        tables.append((videos, frames, boxes, scores, record["actor_scores"].ravel()))
-    return _joined(("video", "frame", "boxes", "scores", "actor"), tables)
-
-
-def _joined(names: Sequence[str], tables: Sequence[tuple[np.ndarray, ...]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate(arrays) for name, arrays in zip(names, zip(*tables, strict=True), strict=True)}
-
-
 def _per_label(name: str, average_precision: np.ndarray, id2label: dict[int, str]) -> dict[str, float]:
     return {f"{name}/{id2label[i]}": float(ap) for i, ap in enumerate(average_precision) if not np.isnan(ap)}
 
 
 def save_records(records: Sequence[Record], path: Path) -> None:
     """Write records as Parquet, one row per clip, whole or not at all."""
-    columns = {name: _column([record[name] for record in records]) for name in records[0]}
     with replacing(path) as partial_path:
-        pq.write_table(pa.table(columns), partial_path)
-
-
-def _column(values: list) -> pa.Array:
-    """Texts, or arrays of one number of axes and any sizes: nested lists, without Python numbers in between."""
-    if isinstance(values[0], str):
-        return pa.array(values)
-    column = pa.array(np.concatenate([array.ravel() for array in values]))
-    for axes in range(values[0].ndim, 0, -1):
-        # Lengths of all lists at this depth, one array after the other.
-        lengths = [np.full(int(np.prod(array.shape[: axes - 1])), array.shape[axes - 1]) for array in values]
-        offsets = np.cumsum([0, *np.concatenate(lengths)], dtype=np.int32)
-        column = pa.ListArray.from_arrays(pa.array(offsets), column)
-    return column
+        pq.write_table(record_table(records), partial_path)
