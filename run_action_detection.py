@@ -47,7 +47,7 @@ from classquery.data.transforms import ClipTransform
 from classquery.engine.charts import draw_training_curve
 from classquery.engine.checkpoint import load_detector
 from classquery.engine.detection import DEMO_NOTICE, label_id_of
-from classquery.engine.evaluation import make_scorer, save_records
+from classquery.engine.evaluation import make_scorer, report_errors, save_records
 from classquery.engine.fine_tuning import TrainLowRankUpdates, TrainNewClassesOnly, change_classes
 from classquery.engine.optimization import OptimizationArguments
 from classquery.engine.prediction import (
@@ -97,6 +97,9 @@ class ModelArguments:
     )
     lora_rank: int | None = field(
         default=None, metadata={"help": "Train low-rank updates of the matrices of a trained model. Needs peft."}
+    )
+    report: bool = field(
+        default=False, metadata={"help": "Write a page about the errors of --do_eval, `report` in the output folder."}
     )
 
 
@@ -155,6 +158,8 @@ def parse_arguments() -> tuple[
         parser.error("nothing to do: give one or more of --do_train, --do_eval and --do_predict")
     if not training_args.do_train and not training_args.do_eval and not model_args.model_name_or_path:
         model_args.model_name_or_path = "demo"
+    if model_args.report and not training_args.do_eval:
+        parser.error("--report is about the errors of --do_eval: give that, too")
     contradiction = contradiction_in(model_args)
     if contradiction:
         parser.error(contradiction)
@@ -311,7 +316,8 @@ def train_and_evaluate(
     if training_args.do_train:
         train(trainer)
     if training_args.do_eval:
-        evaluate(trainer, actor_crop_baseline(data_dir, "validation") if data_args.dataset == "demo" else None)
+        actor_crop = actor_crop_baseline(data_dir, "validation") if data_args.dataset == "demo" else None
+        evaluate(trainer, actor_crop, write_report=model_args.report)
     trainer.save_state()
     if training_args.push_to_hub:
         trainer.push_to_hub()
@@ -332,7 +338,9 @@ def train(trainer: ActionDetectionTrainer) -> None:
         draw_training_curve(trainer.state.log_history, Path(trainer.args.output_dir) / "training_curve.png")
 
 
-def evaluate(trainer: ActionDetectionTrainer, actor_crop: dict[str, float] | None) -> None:
+def evaluate(
+    trainer: ActionDetectionTrainer, actor_crop: dict[str, float] | None, *, write_report: bool = False
+) -> None:
     """Score the validation split, save metrics and predictions; beside them what crops of the actors would allow."""
     records, _, metrics = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
     if actor_crop is not None:
@@ -342,6 +350,9 @@ def evaluate(trainer: ActionDetectionTrainer, actor_crop: dict[str, float] | Non
     trainer.log(metrics)
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
+    if trainer.is_world_process_zero() and write_report:
+        page = report_errors(records, metrics, Path(trainer.args.output_dir) / "report", trainer.scorer)
+        logger.info(f"what costs frame mAP: see {page}")
 
 
 def predict(

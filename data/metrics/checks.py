@@ -65,14 +65,3 @@ def validated_thresholds(metric: str, iou_threshold: float | Sequence[float]) ->
     if len(named) < len(thresholds):
         raise ValueError(f"IoU thresholds must not repeat a value, got {iou_threshold}")
     return named
-
-
-def names_and_indices(names: np.ndarray) -> tuple[list, np.ndarray]:
-    """Split names (D,) into the different ones, ascending, and the index of each row, (D,).
-
-    Rows of a video mostly follow each other: sorting only the first of each run is much faster.
-    """
-    begins_run = np.ones(len(names), dtype=bool)
-    begins_run[1:] = names[1:] != names[:-1]
-    unique, index = np.unique(names[begins_run], return_inverse=True)
-    return unique.tolist(), index[np.cumsum(begins_run) - 1]

@@ -28,8 +28,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from classquery.data.metrics.arrays import first_of_each, names_and_indices
 from classquery.data.metrics.checks import (
-    names_and_indices,
     validate_comparable,
     validate_corner_order,
     validated_boxes,
@@ -134,7 +134,7 @@ class LabelMatches(NamedTuple):
     def true_positives(self, threshold: float) -> np.ndarray:
         """Places of the true positives among the n, ascending: the first that reaches the IoU on each ground truth."""
         valid = np.flatnonzero(self.iou >= threshold)
-        return np.sort(valid[_first_of_each(self.truth[valid])])
+        return np.sort(valid[first_of_each(self.truth[valid])])
 
     def average_precision(self, threshold: float) -> float:
         """Average precision at an IoU."""
@@ -224,7 +224,7 @@ def _match_pairs(found: Table, truth: Table, columns: Iterable[int], min_iou: fl
 def _matches(column: int, scores: np.ndarray, overlaps: Pairs, true_rows: np.ndarray) -> LabelMatches:
     """Rank n detections of a label, given how they overlap its ground truth."""
     # Pairs are in descending order of IoU: the first one of a detection is the only one it may claim.
-    claims = overlaps.take(_first_of_each(overlaps.detection))
+    claims = overlaps.take(first_of_each(overlaps.detection))
     truth, iou = np.full(len(scores), -1), np.zeros(len(scores))
     truth[claims.detection], iou[claims.detection] = claims.truth, claims.iou
     order = _descending_order(scores)
@@ -263,11 +263,6 @@ def _same_frame_rows(frame: np.ndarray, other_frame: np.ndarray) -> tuple[np.nda
     range_begin = np.cumsum(count) - count
     position = np.arange(count.sum()) + np.repeat(start - range_begin, count)
     return np.repeat(np.arange(len(frame)), count), by_frame[position]
-
-
-def _first_of_each(keys: np.ndarray) -> np.ndarray:
-    """Positions at which the distinct values of `keys` stand for the first time."""
-    return np.unique(keys, return_index=True)[1]
 
 
 def _descending_order(scores: np.ndarray) -> np.ndarray:

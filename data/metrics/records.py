@@ -16,10 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from classquery.data.metrics.arrays import names_and_indices
+
 
 Record = dict[str, Any]
 Table = dict[str, np.ndarray]
 
+_FRAMES_PER_VIDEO = 10**9  # At most: frames of all videos are numbered through.
 _AXES = {"frame_numbers": 1, "boxes": 3, "scores": 3, "actor_scores": 2}
 _AXES |= {"true_boxes": 3, "true_labels": 3, "true_valid": 2}
 
@@ -73,6 +76,32 @@ def true_tubes(rows: Dataset, sizes: Mapping[str, np.ndarray]) -> list[dict[str,
         for tube in row["tubes"]
         for label in tube["labels"]
     ]
+
+
+def tube_frame_tables(
+    detections: Mapping[str, np.ndarray], rows: Dataset, sizes: Mapping[str, np.ndarray], num_labels: int
+) -> tuple[Table, Table]:
+    """Detections and ground truth of all frames as `frame_map` takes them, from those of whole videos.
+
+    Args:
+        detections: As `video_map` takes them, frames counting from 1.
+        rows: Annotations of whole videos; videos without detections count as well.
+        sizes: See `frame_sizes`.
+        num_labels: Number of labels.
+    """
+    first_frame = {name: index * _FRAMES_PER_VIDEO for index, name in enumerate(rows["clip_id"])}
+    names, video = names_and_indices(np.asarray(detections["video"]))
+    starts = np.array([first_frame[name] for name in names], dtype=np.int64)
+    ground_truth = [(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros((0, num_labels), bool))]
+    for row in rows:
+        for tube in row["tubes"]:
+            labels = np.zeros((len(tube["frames"]), num_labels), dtype=bool)
+            labels[:, tube["labels"]] = True
+            frames = first_frame[row["clip_id"]] + np.array(tube["frames"])
+            ground_truth.append((frames, np.array(tube["boxes"]) * sizes[row["clip_id"]], labels))
+    frames = starts[video] + np.asarray(detections["frame"]) - 1
+    found = {"frame": frames, "boxes": detections["boxes"], "scores": detections["scores"]}
+    return found, _joined(("frame", "boxes", "labels"), ground_truth)
 
 
 def _joined(names: Sequence[str], tables: Sequence[tuple[np.ndarray, ...]]) -> Table:

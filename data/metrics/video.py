@@ -22,8 +22,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from classquery.data.metrics.arrays import names_and_indices
 from classquery.data.metrics.checks import (
-    names_and_indices,
     validate_comparable,
     validate_corner_order,
     validated_boxes,

@@ -12,7 +12,7 @@ from datasets import Dataset
 from torchvision.ops import box_convert
 
 from classquery.data.clips import KeyframeClips, TubeClips
-from classquery.data.metrics import frame_map, video_map
+from classquery.data.metrics import analyze, frame_map, video_map
 from classquery.data.metrics.records import (
     Record,
     frame_sizes,
@@ -21,6 +21,7 @@ from classquery.data.metrics.records import (
     true_tubes,
     video_table,
 )
+from classquery.data.metrics.report import write_report
 from classquery.data.whole_files import replacing
 
 
@@ -133,3 +134,12 @@ def save_records(records: Sequence[Record], path: Path) -> None:
     """Write records as Parquet, one row per clip, whole or not at all."""
     with replacing(path) as partial_path:
         pq.write_table(record_table(records), partial_path)
+
+
+def report_errors(
+    records: Sequence[Record], metrics: dict[str, float], folder: Path, scorer: FrameScorer | TubeScorer
+) -> Path:
+    """Analyze what costs frame mAP, and write a page about it; see `classquery.data.metrics.report`."""
+    label_ids = scorer.label_ids if isinstance(scorer, FrameScorer) else None
+    analysis = analyze(*frame_tables(records), label_ids=label_ids, id2label=scorer.id2label)
+    return write_report(folder, analysis, metrics=metrics)

@@ -1,0 +1,336 @@
+"""Score detections of any model, from files.
+
+    python -m classquery.data.metrics --dataset ava --ground_truth ava_val_v2.2.csv --detections detections.csv \
+        --exclude ava_val_excluded_timestamps_v2.2.csv
+    python -m classquery.data.metrics --dataset ucf101_24 --ground_truth UCF101v2-GT.pkl \
+        --detections eval_predictions.parquet --protocol classquery_ucf --report out
+
+Detections are a csv file, whose columns docs/metrics.md describes, or the `eval_predictions.parquet` that
+`run_action_detection.py --do_eval` writes. Ground truth is the csv of AVA or the pickle of the other data sets.
+"""
+
+import argparse
+import logging
+import math
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from classquery.data.ava import AVA_LABELS, parse_label_map
+from classquery.data.metrics import analyze, ava_label_ids, frame_map, video_map
+from classquery.data.metrics.files import (
+    BoxRows,
+    FrameNames,
+    cap_per_frame,
+    dense_scores,
+    multi_hot,
+    read_detections,
+    read_frames,
+    read_ground_truth,
+)
+from classquery.data.metrics.records import (
+    Record,
+    frame_sizes,
+    read_records,
+    true_tubes,
+    tube_frame_tables,
+    video_table,
+)
+from classquery.data.metrics.report import write_report
+from classquery.data.metrics.video import PROTOCOLS
+from classquery.data.tubes import (
+    load_jhmdb_21,
+    load_jhmdb_21_labels,
+    load_multisports,
+    load_multisports_labels,
+    load_ucf101_24,
+    load_ucf101_24_labels,
+)
+from classquery.data.whole_files import write_json
+
+
+logger = logging.getLogger(__name__)
+
+
+class _TubeData(NamedTuple):
+    """A data set of tubes: its readers, and what its published number was counted with."""
+
+    load: Callable
+    load_labels: Callable
+    protocol: str
+    shortest_edge: int
+
+
+TUBE_DATA = {
+    "ucf101_24": _TubeData(load_ucf101_24, load_ucf101_24_labels, "classquery_ucf", 224),
+    "jhmdb_21": _TubeData(load_jhmdb_21, load_jhmdb_21_labels, "classquery_jhmdb", 256),
+    "multisports": _TubeData(load_multisports, load_multisports_labels, "standard", 256),
+}
+
+
+class Scored(NamedTuple):
+    """What came out, and the tables that `analyze` looks into."""
+
+    metrics: dict[str, float]
+    per_label: dict[str, np.ndarray]  # AP by 0-based label, NaN without ground truth.
+    id2label: Mapping[int, str]
+    detections: Mapping[str, np.ndarray]
+    ground_truth: Mapping[str, np.ndarray]
+    label_ids: list[int] | None = None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Score what the command line asks for."""
+    options = parse_arguments(arguments)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("classquery").setLevel(logging.INFO)
+    scored = score_ava(options) if options.dataset == "ava" else score_tubes(options)
+    print(table(scored))
+    if options.json:
+        write_json(options.json, as_json(scored), indent=2)
+    if options.report:
+        analysis = analyze(
+            scored.detections, scored.ground_truth, label_ids=scored.label_ids, id2label=scored.id2label
+        )
+        print(f"see {write_report(options.report, analysis, metrics=scored.metrics)}")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m classquery.data.metrics",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--dataset", required=True, choices=["ava", *TUBE_DATA])
+    parser.add_argument(
+        "--ground_truth", required=True, type=Path, help="csv of AVA, or pickle of the other data sets"
+    )
+    parser.add_argument("--detections", required=True, type=Path, help="csv, or eval_predictions.parquet")
+    parser.add_argument(
+        *("--iou_thresholds", "--iou_threshold"),
+        type=float,
+        nargs="+",
+        help="default: 0.5 for frame mAP; for video mAP 0.2, 0.5, 0.75 and the mean over 0.5, 0.55, ... 0.95",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write metrics and AP of all labels there")
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="write an analysis of the errors there")
+    ava = parser.add_argument_group("ava")
+    ava.add_argument("--exclude", type=Path, help="csv of keyframes that do not count: video, timestamp")
+    ava.add_argument("--label_map", type=Path, help=".pbtxt of the labels that count; default: AVA's 60")
+    ava.add_argument(
+        "--official_cap",
+        action="store_true",
+        help="of each keyframe, count only the 50 rows with the highest scores, as the official script does",
+    )
+    ava.add_argument(
+        "--annotated_only",
+        action="store_true",
+        help="leave out detections on keyframes that the ground truth does not list, as the official script has done "
+        "since May 2020; by default they are false positives",
+    )
+    tubes = parser.add_argument_group("other data sets")
+    tubes.add_argument("--protocol", choices=PROTOCOLS, help="of video mAP; default: that of the published numbers")
+    tubes.add_argument("--fold", type=int, default=0, help="split of JHMDB-21: 0, 1 or 2")
+    tubes.add_argument(
+        "--shortest_edge",
+        type=int,
+        help="short side in pixels of the frames that the network saw; the published protocols count in these. "
+        "default: 224 for UCF101-24, 256 otherwise",
+    )
+    options = parser.parse_args(arguments)
+    only_ava = options.exclude or options.label_map or options.official_cap or options.annotated_only
+    if options.dataset != "ava" and only_ava:
+        parser.error("--exclude, --label_map, --official_cap and --annotated_only are for --dataset ava")
+    if options.dataset == "ava" and (options.protocol or options.shortest_edge or options.fold):
+        parser.error("--protocol, --fold and --shortest_edge are for the data sets with tubes")
+    return options
+
+
+# AVA
+
+
+def score_ava(options: argparse.Namespace) -> Scored:
+    """Frame mAP as the official script counts it."""
+    id2label = _label_names(options.label_map)
+    label_ids, names = [label + 1 for label in id2label], FrameNames()
+    truth = read_ground_truth(options.ground_truth, names)
+    excluded = read_frames(options.exclude, names) if options.exclude else np.zeros(0, np.int64)
+    annotated = np.concatenate([truth.frame, truth.empty_frames])
+    truth = _counted(options.ground_truth, truth, excluded, label_ids, is_complete=options.label_map is not None)
+    first, labels = multi_hot(truth, max(label_ids))
+    ground_truth = {"frame": truth.frame[first], "boxes": truth.boxes[first], "labels": labels}
+
+    if options.detections.suffix == ".parquet":
+        if options.official_cap:
+            raise ValueError("--official_cap goes by the order of rows in a csv file: write the detections as one")
+        found = _table_of_records(read_records(options.detections), names, labels.shape[1])
+    else:
+        rows = read_detections(options.detections, names)
+        rows = _counted(options.detections, rows, excluded, label_ids, is_complete=options.label_map is not None)
+        rows = cap_per_frame(rows) if options.official_cap else rows
+        found = {"frame": rows.frame, "boxes": rows.boxes, "scores": rows.values[:, 0], "label": rows.label_id - 1}
+    kept = ~np.isin(found["frame"], excluded)
+    if options.annotated_only:
+        kept &= np.isin(found["frame"], annotated)
+    found = {name: column[kept] for name, column in found.items()}
+    _check_frames(found["frame"], ground_truth["frame"], names)
+    thresholds = options.iou_thresholds or [0.5]
+    result = frame_map(found, ground_truth, iou_threshold=thresholds, label_ids=label_ids)
+    ap = result.pop("ap_per_label")
+    per_label = {name.replace("map", "ap"): row for name, row in zip(result, ap, strict=True)}
+    return Scored(result, per_label, id2label, found, ground_truth, label_ids)
+
+
+def _label_names(label_map: Path | None) -> dict[int, str]:
+    """Names of the labels that count, by 0-based label."""
+    if label_map is None:
+        return {label_id - 1: AVA_LABELS[label_id - 1] for label_id in ava_label_ids()}
+    return {label_id - 1: name for label_id, name in sorted(parse_label_map(label_map).items())}
+
+
+def _counted(path: Path, rows: BoxRows, excluded: np.ndarray, label_ids: list[int], *, is_complete: bool) -> BoxRows:
+    """Leave out excluded keyframes and labels that do not count, as the official script does."""
+    unknown = np.unique(rows.label_id[rows.label_id > len(AVA_LABELS)])
+    if len(unknown) and not is_complete:
+        raise ValueError(
+            f"{path} has the label ids {unknown.tolist()[:5]}, but AVA has {len(AVA_LABELS)}: "
+            "give the --label_map of the data"
+        )
+    counts = np.isin(rows.label_id, label_ids)
+    if not counts.all():
+        logger.info(f"{path}: {(~counts).sum():,} of {len(counts):,} rows have labels that do not count")
+    return rows.take(np.flatnonzero(counts & ~np.isin(rows.frame, excluded)))
+
+
+def _table_of_records(records: list[Record], names: FrameNames, num_labels: int) -> dict[str, np.ndarray]:
+    """Detections at keyframes, whose clips are named VIDEO_SECONDS."""
+    keys = [record["clip_id"].rpartition("_") for record in records]
+    wrong = [record["clip_id"] for record, (video, _, time) in zip(records, keys, strict=True) if not time.isdigit()]
+    if wrong:
+        raise ValueError(f"clips must be named VIDEO_SECONDS to be found in the ground truth, got {wrong[0]!r}")
+    frames = names.codes(names.video_codes([key[0] for key in keys]), np.array([float(key[2]) for key in keys]))
+    scores = np.concatenate([record["scores"][0] for record in records])
+    if scores.shape[1] < num_labels:
+        raise ValueError(f"the predictions have {scores.shape[1]} labels, but the label map goes up to {num_labels}")
+    boxes = [record["boxes"][0] for record in records]
+    return {
+        "frame": np.repeat(frames, [len(of_frame) for of_frame in boxes]),
+        "boxes": np.concatenate(boxes),
+        "scores": scores[:, :num_labels],
+    }
+
+
+def _check_frames(frame: np.ndarray, true_frame: np.ndarray, names: FrameNames) -> None:
+    """Say so if no keyframe of the detections is in the ground truth; numbers alone would tell nothing."""
+    if len(frame) and len(true_frame) and not np.isin(frame, true_frame).any():
+        logger.warning(
+            f"no keyframe of the detections has ground truth: compare {names.name(frame[0])} with "
+            f"{names.name(true_frame[0])}"
+        )
+
+
+# UCF101-24, JHMDB-21, MultiSports
+
+
+def score_tubes(options: argparse.Namespace) -> Scored:
+    """Frame mAP and video mAP over the test videos of an annotation pickle."""
+    data = TUBE_DATA[options.dataset]
+    fold = {"fold": options.fold} if options.dataset == "jhmdb_21" else {}
+    rows = data.load(options.ground_truth, "validation", require_videos=False, **fold)
+    id2label = data.load_labels(options.ground_truth)
+    sizes = frame_sizes(rows, options.shortest_edge or data.shortest_edge)
+    if options.detections.suffix == ".parquet":
+        records = read_records(options.detections)
+        _check_videos({record["video"] for record in records}, sizes, options.detections)
+        detections = video_table(records, sizes)
+        if detections["scores"].shape[1] != len(id2label):
+            raise ValueError(f"the predictions have {detections['scores'].shape[1]} labels, the data {len(id2label)}")
+    else:
+        detections = _video_table_of_csv(options.detections, sizes, len(id2label))
+    tables = tube_frame_tables(detections, rows, sizes, len(id2label))
+    frames = frame_map(*tables, iou_threshold=options.iou_thresholds or [0.5])
+    protocol = options.protocol or data.protocol
+    videos = video_map(
+        detections,
+        true_tubes(rows, sizes),
+        protocol=protocol,
+        iou_thresholds=options.iou_thresholds or [0.2, *np.arange(50, 100, 5) / 100],
+    )
+    logger.info(f"video mAP is counted by the protocol {protocol!r}: {len(videos['tubes']):,} tubes")
+    per_label = {}
+    for result in (frames, videos):
+        ap = result.pop("ap_per_label")
+        names = [name.replace("map", "ap") for name in result if "map" in name and name != "video_map_50_95"]
+        per_label |= dict(zip(names, ap, strict=True))
+    shown = ("video_map_20", "video_map_50", "video_map_75", "video_map_50_95")
+    metrics = {name: result for name, result in videos.items() if options.iou_thresholds or name in shown}
+    metrics.pop("tubes", None)
+    per_label = {name: ap for name, ap in per_label.items() if name.replace("ap", "map") in frames | metrics}
+    return Scored(frames | metrics, per_label, id2label, *tables)
+
+
+def _check_videos(names: set[str], sizes: Mapping[str, np.ndarray], path: Path) -> None:
+    unknown = sorted(names - sizes.keys())
+    if unknown:
+        raise ValueError(
+            f"{path} has {len(unknown)} videos that are not in the test split, as {unknown[0]!r}; "
+            f"the annotations write them like {next(iter(sizes))!r}"
+        )
+
+
+def _video_table_of_csv(path: Path, sizes: Mapping[str, np.ndarray], num_labels: int) -> dict[str, np.ndarray]:
+    names = FrameNames()
+    rows = read_detections(path, names, of_tubes=True)
+    _check_videos(set(names.videos), sizes, path)
+    if rows.label_id.max(initial=0) > num_labels:
+        raise ValueError(f"{path} has the label id {rows.label_id.max()}, but the data has {num_labels} labels")
+    first, scores = dense_scores(rows, num_labels)
+    video = rows.video[first]
+    table = {
+        "video": np.array(names.videos)[video],
+        "frame": rows.time[first].astype(np.int64),
+        "boxes": rows.boxes[first] * np.array([sizes[name] for name in names.videos]).reshape(-1, 4)[video],
+        "scores": scores,
+    }
+    return table | ({"actor": rows.values[first, 1]} if rows.values.shape[1] > 1 else {})
+
+
+# Output
+
+
+def table(scored: Scored) -> str:
+    """The metrics, and the AP of each label that has ground truth, best first."""
+    counts = scored.ground_truth["labels"].sum(axis=0)
+    main = next(iter(scored.per_label))
+    width = max((len(name) for name in scored.id2label.values()), default=0)
+    lines = [f"{'label':{width}}  ground truth  " + "  ".join(scored.per_label)]
+    with_truth = [label for label in scored.id2label if not math.isnan(scored.per_label[main][label])]
+    for label in sorted(with_truth, key=lambda label: -scored.per_label[main][label]):
+        values = "  ".join(f"{ap[label]:{len(name)}.4f}" for name, ap in scored.per_label.items())
+        lines.append(f"{scored.id2label[label]:{width}}  {counts[label]:12,}  {values}")
+    return "\n".join([*lines, "", *(f"{name} {value:.4f}" for name, value in scored.metrics.items())])
+
+
+def as_json(scored: Scored) -> dict[str, Any]:
+    """Metrics and AP by the name of the label, None for NaN."""
+    per_label = {
+        name: {label: _number(ap[index]) for index, label in scored.id2label.items()}
+        for name, ap in scored.per_label.items()
+    }
+    return {name: _number(value) for name, value in scored.metrics.items()} | per_label
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
