@@ -125,6 +125,7 @@ def test_official_cap_counts_fifty_rows_of_each_keyframe(tmp_path):
 def test_errors_are_one_message(files, monkeypatch):
     (files / "det.csv").write_text("v,0902,0.1,0.1,0.5,0.8,1,17\n")
     arguments = ["--dataset", "ava", "--ground_truth", files / "gt.csv", "--detections", files / "det.csv"]
+    monkeypatch.delitem(sys.modules, "classquery.data.metrics.__main__")
     monkeypatch.setattr(sys, "argv", ["classquery.data.metrics", *map(str, arguments)])
 
     with pytest.raises(SystemExit) as stopped:

@@ -87,7 +87,7 @@ def trained(demo_dir, recipe, tmp_path_factory):
     run_script(
         *("--recipe", recipe, "--data_dir", demo_dir, "--output_dir", output, "--videos", video),
         *("--do_train", "--do_eval", "--do_predict", "--actor_threshold", "0", "--score_threshold", "0"),
-        *("--attention", "watch a jump", "--logging_steps", "1"),
+        *("--attention", "watch a jump", "--logging_steps", "1", "--report"),
     )
     return output
 
@@ -100,6 +100,11 @@ def test_run_leaves_the_files_of_a_hugging_face_script(trained):
     for name in ("trainer_state.json", "config.json", "model.safetensors", "eval_predictions.parquet"):
         assert (trained / name).stat().st_size > 0, name
     assert (trained / "training_curve.png").stat().st_size > 0
+    assert sorted(path.name for path in (trained / "report").iterdir()) == [
+        "analysis.json",
+        "report.html",
+        "report.png",
+    ]
 
 
 def test_saved_model_and_processor_load_to_a_working_detector(trained):
