@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from torchvision.ops import clip_boxes_to_image
 from transformers.utils import logging
 
 from classquery.configuration_classquery import ClassQueryConfig
-from classquery.data.clip_reader import Frame, VideoReadError
+from classquery.data.clip_reader import ClipReader, Frame, VideoReadError
 from classquery.data.clips import clip_seconds, tile_starts
 from classquery.data.video_sources import Source, VideoSource, list_sources, open_source
 from classquery.engine.background import Background
@@ -163,6 +164,30 @@ def detect_in(source: VideoSource, detector: "ClipDetector", sampling: "Sampling
         )
 
 
+def detect_again(path: str | os.PathLike[str], frame: FrameDetections, detector: "ClipDetector") -> FrameDetections:
+    """Look once more at one frame of a video file, with other thresholds or for the attention of other classes.
+
+    Args:
+        path: The file.
+        frame: A result of it.
+        detector: What to report.
+
+    Raises:
+        VideoReadError: If the frame or those around it cannot be read any more.
+    """
+    config, reader, source = detector.model.config, ClipReader(), open_source(path)
+    if config.output_frames == "all":
+        last = source.num_frames - 1
+        tile = next(tile for tile in _tiles(config, source.num_frames) if frame.frame_index in tile)
+        indices, index = tile.clip(0, last), int(np.flatnonzero(tile == frame.frame_index)[0])
+    else:
+        indices = reader.frame_indices_at(path, _clip_around(config, frame.seconds))
+        index = config.keyframe_index
+    images = torch.stack([detector.resize(image) for image in reader.read(path, indices)])
+    (again,) = detector.detect([Clip(images, [(index, frame.frame_index, frame.seconds)])], source)
+    return again
+
+
 def label_id_of(label: str, config: ClassQueryConfig) -> int:
     """Look up a class by its name."""
     label_ids = {name: index for index, name in config.id2label.items()}
@@ -246,12 +271,16 @@ class Sampling:
 def _clips_around_keyframes(config: ClassQueryConfig, rate: float) -> Iterator[np.ndarray]:
     """Give times in seconds, without end."""
     for keyframe in itertools.count():
-        yield clip_seconds(
-            keyframe / rate,
-            num_frames=config.num_frames,
-            frame_stride=config.frame_stride,
-            frames_per_second=config.frames_per_second,
-        )
+        yield _clip_around(config, keyframe / rate)
+
+
+def _clip_around(config: ClassQueryConfig, seconds: float) -> np.ndarray:
+    return clip_seconds(
+        seconds,
+        num_frames=config.num_frames,
+        frame_stride=config.frame_stride,
+        frames_per_second=config.frames_per_second,
+    )
 
 
 def _tiles(config: ClassQueryConfig, num_video_frames: int | None) -> Iterator[np.ndarray]:

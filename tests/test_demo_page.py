@@ -1,0 +1,202 @@
+"""The web page: what it shows, its errors, the files of a Space, and all of it in a real browser."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_detection import make_model, write_video
+
+from classquery import ClassQueryVideoProcessor
+from classquery.data.demo import write_demo_movie
+from classquery.engine.checkpoint import load_detector
+from classquery.engine.demo import VideoPage, build_page, write_space
+
+
+@pytest.fixture(scope="module")
+def page() -> VideoPage:
+    model, processor = load_detector("demo")
+    return VideoPage(model.eval(), processor)
+
+
+@pytest.fixture(scope="module")
+def movie(tmp_path_factory) -> str:
+    return str(write_demo_movie(tmp_path_factory.mktemp("movie"), "validation", 0, seconds_per_movie=2))
+
+
+@pytest.fixture(scope="module")
+def result(page, movie):
+    return page.detect(movie, 0.5, 2.0)
+
+
+def test_page_says_what_the_demo_model_knows(page):
+    assert "nothing but the people, balls and kites" in page.notice
+    assert VideoPage(make_model(), ClassQueryVideoProcessor()).notice is None
+
+
+def test_table_has_a_row_for_each_action_of_each_person(result):
+    assert len(result.rows) == sum(len(person.timeline) for person in result.people) > 3
+    assert [1, "stand"] in [row[:2] for row in result.rows]
+    assert (result.written / "detections.json").is_file()
+    assert (result.written / "annotated.mp4").is_file()
+
+
+def test_attention_of_a_row_is_drawn_on_its_frame(page, result):
+    for row in range(2):
+        picture, caption = page.attention(result, row)
+
+        assert picture.size == (640, 480)
+        assert f"Person {result.rows[row][0]}, **{result.rows[row][1]}**" in caption
+    assert np.ptp(np.asarray(picture.convert("L"))) > 100
+
+
+def test_attention_in_models_of_all_frames(tmp_path):
+    path = write_video(tmp_path / "video.mp4", np.arange(11) / 20)
+    model = make_model(output_frames="all", frame_stride=1)
+    processor = ClassQueryVideoProcessor(size={"shortest_edge": 32}, actor_threshold=0.0)
+    page = VideoPage(model, processor)
+
+    picture, _ = page.attention(page.detect(path, 0.0, 20.0), 0)
+
+    assert isinstance(picture, Image.Image)
+
+
+def test_threshold_of_the_page_does_not_stay(page, movie):
+    before = page.processor.score_threshold
+
+    assert page.detect(movie, 1.0, 1.0).rows == []
+    assert page.processor.score_threshold == before
+
+
+@pytest.mark.parametrize("content", [None, b"no video"])
+def test_what_is_no_video_raises_a_message(content, page, tmp_path):
+    path = tmp_path / "video.mp4"
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(ValueError, match="no video|not a video"):
+        page.detect(content and str(path), 0.5, 1.0)
+
+
+def test_missing_gradio_is_named(page, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+
+    with pytest.raises(ImportError, match="pip install classquery"):
+        build_page(page)
+
+
+def test_space_runs_by_itself(tmp_path):
+    pytest.importorskip("gradio")
+    folder = write_space(tmp_path / "space", model="someone/model")
+
+    code = "import classquery.engine.demo as demo; demo.load_detector('demo'); print(demo.__file__)"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(folder)},
+        cwd=tmp_path,
+    )
+    assert Path(result.stdout.strip()) == folder / "classquery" / "engine" / "demo.py"
+    listed = re.search(
+        r"packages = \[(.*?)\]", (Path(__file__).parent.parent / "pyproject.toml").read_text(), re.DOTALL
+    )
+    for package in re.findall(r'"(.*?)"', listed[1]):
+        assert (folder / package.replace(".", "/") / "__init__.py").is_file()
+    assert 'launch("someone/model")' in (folder / "app.py").read_text()
+    requirements = (folder / "requirements.txt").read_text().splitlines()
+    assert any(line.startswith("torch>=") for line in requirements)
+    assert any(line.startswith("matplotlib") for line in requirements)
+    assert not any(line.startswith(("classquery", "pytest", "gradio")) for line in requirements)
+    assert "sdk: gradio" in (folder / "README.md").read_text()
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def url(page):
+    pytest.importorskip("gradio")
+    blocks = build_page(page)
+    _, address, _ = blocks.queue().launch(prevent_thread_lock=True, quiet=True)
+    yield address
+    blocks.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with playwright.sync_playwright() as driver:
+        instance = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield instance
+        instance.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
+def test_browser_upload_detect_click_a_class_and_download(width, url, browser, movie, tmp_path):
+    tab = browser.new_page(viewport={"width": width, "height": 844})
+    tab.goto(url)
+
+    tab.set_input_files("#video input[type=file]", movie)
+    tab.wait_for_selector("#video video", timeout=60_000)
+    tab.click("#detect")
+    tab.wait_for_selector("#annotated video", timeout=240_000)
+    tab.click("#table [data-row='1'][data-col='1']")
+    tab.wait_for_selector("#attention img", timeout=60_000)
+    assert "Person" in tab.inner_text("#caption")
+    with tab.expect_download() as download:
+        tab.click("#files a[download='detections.json']")
+    download.value.save_as(tmp_path / "detections.json")
+
+    assert len(json.loads((tmp_path / "detections.json").read_text())["keyframes"]) == 4
+    assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    tab.close()
+
+
+@pytest.mark.slow
+def test_browser_shows_errors_as_messages(url, browser, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"no video at all")
+    tab = browser.new_page()
+    tab.goto(url)
+
+    tab.click("#detect")
+    tab.get_by_text("There is no video yet").wait_for(timeout=60_000)
+    tab.set_input_files("#video input[type=file]", tmp_path / "broken.mp4")
+    tab.wait_for_selector("#video video", timeout=60_000)
+    tab.click("#detect")
+    tab.get_by_text("cannot read").first.wait_for(timeout=60_000)
+    tab.close()
+
+
+@pytest.mark.slow
+def test_browser_answers_while_a_long_video_is_detected(url, browser, page, movie):
+    """The model waits until another tab has loaded the page and opened its options."""
+    may_go_on = threading.Event()
+
+    def wait(*_: object) -> None:
+        may_go_on.wait(120)
+
+    handle = page.model.register_forward_pre_hook(wait)
+    busy, other = browser.new_page(), browser.new_page()
+    busy.goto(url)
+    busy.set_input_files("#video input[type=file]", movie)
+    busy.wait_for_selector("#video video", timeout=60_000)
+    busy.click("#detect")
+
+    other.goto(url)
+    other.get_by_text("Options").click()
+    other.get_by_text("lowest score of an action").wait_for(timeout=60_000)
+    assert busy.locator("#annotated video").count() == 0
+    may_go_on.set()
+    busy.wait_for_selector("#annotated video", timeout=240_000)
+    handle.remove()
