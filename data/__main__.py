@@ -9,11 +9,14 @@ Both end with one line that says whether the data are usable, and why not; the e
 import argparse
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
+
+from datasets import Dataset
 
 from classquery.data.action_datasets import DatasetName, load_action_labels
 from classquery.data.checking import SPLITS, Finding, Report, SplitSummary, check_dataset
 from classquery.data.contact_sheet import draw_contact_sheet
+from classquery.data.preparing import Encoding, prepare_videos, write_parquet
 from classquery.data.schema import MAX_SHOWN
 from classquery.data.whole_files import replacing, write_json
 
@@ -35,41 +38,80 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="say what is in a data set and what is wrong with it")
     check.set_defaults(command=_check)
     _add_dataset_arguments(check)
-    check.add_argument("--splits", nargs="+", default=list(SPLITS), choices=SPLITS)
     check.add_argument("--decode_all", action="store_true", help="decode every frame, not three of each video")
-    check.add_argument("--output", type=Path, metavar="PNG", help="draw frames with their boxes and labels there")
-    check.add_argument("--json", type=Path, metavar="FILE", help="write everything there, problems in full")
+    check.add_argument(
+        "--movie_start_seconds",
+        type=float,
+        default=900.0,
+        help="for AVA: what the annotations call the start of the files (default: 900, movies that are cut)",
+    )
+    prepare = commands.add_parser("prepare", help="cut and encode the originals for quick and exact training")
+    prepare.set_defaults(command=_prepare)
+    prepare.add_argument("--source_dir", required=True, type=Path, help="folder with the originals")
+    _add_dataset_arguments(prepare)
+    prepare.add_argument("--gop", type=int, default=30, help="distance of key frames; 0 copies files (default: 30)")
+    prepare.add_argument("--short_side", type=int, default=0, help="in pixels; 0 keeps the size (default: 0)")
+    prepare.add_argument("--crf", type=int, default=18, help="quality: 0 is best, 18 looks alike (default: 18)")
+    prepare.add_argument(
+        "--movie_start_seconds",
+        type=float,
+        default=0.0,
+        help="for AVA: what the annotations call the start of the originals (default: 0, whole movies)",
+    )
     return parser
 
 
 def _add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, choices=get_args(DatasetName))
     parser.add_argument("--data_dir", required=True, type=Path)
+    parser.add_argument("--splits", nargs="+", default=list(SPLITS), choices=SPLITS)
     parser.add_argument("--fold", type=int, default=0, help="split of JHMDB-21: 0, 1 or 2")
+    parser.add_argument("--output", type=Path, metavar="PNG", help="draw frames with their boxes and labels there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, problems in full")
     parser.add_argument(
         "--num_workers", type=int, default=0, metavar="N", help="processes beside this one (default: none)"
     )
 
 
-def _check(
+def _check(dataset: str, data_dir: Path, output: Path | None, json: Path | None, **options: Any) -> int:
+    report, rows = check_dataset(dataset, data_dir, **options)
+    return _finish(report, rows, output, json)
+
+
+def _prepare(
     dataset: str,
+    source_dir: Path,
     data_dir: Path,
-    splits: list[str],
-    decode_all: bool,
-    num_workers: int,
+    gop: int,
+    short_side: int,
+    crf: int,
+    movie_start_seconds: float,
     output: Path | None,
     json: Path | None,
-    **options: float,
+    **options: Any,
 ) -> int:
-    report, rows = check_dataset(
-        dataset, data_dir, splits=splits, decode_all=decode_all, num_workers=num_workers, **options
+    errors = prepare_videos(
+        dataset,
+        source_dir,
+        data_dir,
+        encoding=Encoding(gop, short_side, crf),
+        movie_start_seconds=movie_start_seconds,
+        **options,
     )
+    report, rows = check_dataset(dataset, data_dir, **options)
+    report.add_problem("{} videos or splits could not be prepared", errors)
+    if not report.problems:
+        write_parquet(data_dir, rows)
+    return _finish(report, rows, output, json)
+
+
+def _finish(report: Report, rows: dict[str, Dataset], output: Path | None, json: Path | None) -> int:
+    """Print and draw what was found, the verdict last, and return the exit code."""
     print_report(report)
     if json is not None:
         write_json(json, report.to_dict(), indent=2)
     if output is not None and rows:
-        labels = load_action_labels(dataset, data_dir)
-        sheet = draw_contact_sheet(next(iter(rows.values())), labels)
+        sheet = draw_contact_sheet(next(iter(rows.values())), load_action_labels(report.dataset, report.data_dir))
         with replacing(output) as partial_path:
             sheet.save(partial_path)
         print(f"Drew frames with their boxes and labels: {output}")

@@ -302,7 +302,7 @@ def _look_into_file(video: Video, decode_all: bool) -> VideoFacts:
     return VideoFacts(
         duration_seconds=info.duration_seconds,
         random_access=info.random_access,
-        digest=_digest(Path(video.path)),
+        digest=digest_of(Path(video.path)),
         **facts,
     )
 
@@ -322,7 +322,7 @@ def _three_frames(num_frames: int) -> list[int]:
     return sorted({0, num_frames // 2, num_frames - 1})
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
     """Return what tells files apart without reading all of them: their length and their two ends."""
     with path.open("rb") as file:
         ends = file.read(_DIGEST_BYTES)
