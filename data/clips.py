@@ -260,6 +260,29 @@ def _sample_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
+class ClipLabels(list):
+    """List of dicts of small tensors that a data worker sends in one piece.
+
+    PyTorch would share the memory of each tensor and hand over its file by a connection of its own, which takes a
+    tenth of the time of a small model's training step.
+    """
+
+    def __reduce__(self):
+        arrays = [{name: _as_array(value) for name, value in labels.items()} for labels in self]
+        return _labels_of_arrays, (arrays,)
+
+
+def _as_array(value: Any) -> Any:
+    return value.numpy(force=True) if isinstance(value, torch.Tensor) else value
+
+
+def _labels_of_arrays(arrays: list[dict[str, Any]]) -> ClipLabels:
+    return ClipLabels(
+        {name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in array.items()}
+        for array in arrays
+    )
+
+
 class ClipCollator:
     """Turn clips into a batch for the model.
 
@@ -274,14 +297,14 @@ class ClipCollator:
         """Collate clips of `KeyframeClips` or `TubeClips`.
 
         Returns:
-            `pixel_values` and `pixel_mask` as by the processor; `labels`, a list of dicts as the model takes them,
-            with everything else that the clip holds besides.
+            `pixel_values` and `pixel_mask` as by the processor; `labels`, a list (`ClipLabels`) of dicts as the model
+            takes them, with everything else that the clip holds besides.
         """
         inputs = self.processor([clip["frames"] for clip in clips])
         return {
             "pixel_values": inputs["pixel_values"],
             "pixel_mask": inputs["pixel_mask"],
-            "labels": [self._labels(clip) for clip in clips],
+            "labels": ClipLabels(self._labels(clip) for clip in clips),
         }
 
     @staticmethod

@@ -1,5 +1,8 @@
 """Clips: the right frames at any frame rate, and batches the model takes."""
 
+import pickle
+from multiprocessing.reduction import ForkingPickler
+
 import av
 import numpy as np
 import pytest
@@ -115,6 +118,22 @@ def test_batches_are_the_same_with_any_number_of_workers(rows, num_workers):
         assert label["boxes"].shape[1:] == (1, 4)
         assert label["valid"].all()
         assert label["orig_size"] == (96, 128)
+
+
+def test_labels_travel_from_a_worker_in_one_piece(rows):
+    clips = KeyframeClips(rows, **SAMPLING)
+    labels = ClipCollator(ClassQueryVideoProcessor(size={"shortest_edge": 48}))([clips[0], clips[1]])["labels"]
+
+    arrived = pickle.loads(ForkingPickler.dumps(labels))
+
+    # Not by a file of shared memory for each tensor.
+    assert not any(label["boxes"].is_shared() for label in (*labels, *arrived))
+    assert type(arrived) is type(labels)
+    for label, reference in zip(arrived, labels, strict=True):
+        assert {name: type(value) for name, value in label.items()} == {n: type(v) for n, v in reference.items()}
+        assert label["clip_id"] == reference["clip_id"]
+        for name in ("boxes", "class_labels", "valid", "frame_mask"):
+            torch.testing.assert_close(label[name], reference[name], rtol=0, atol=0)
 
 
 def test_labels_are_centre_and_size_of_the_boxes(rows):

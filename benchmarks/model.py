@@ -1,0 +1,151 @@
+"""Time and memory of what the network computes in another order, against its readable form, and print a table.
+
+    python benchmarks/model.py [--sizes AVA UCF JHMDB demo] [--rounds 3] [--threads 1]
+
+Each row is one part of the network at the sizes of a recipe, with random weights and inputs, as it is written down in
+tests/reference_forms.py and as it is computed, in turns in one process. Of UCF101-24 and JHMDB-21, decoders look at
+eight frames. Forward is in evaluation mode without gradients, forward+backward in training mode without dropout. Times
+are the best of all rounds, in seconds of processor time, which other work on the machine disturbs less than wall-clock
+time. Memory is the peak of the process during a call above that before it, results included.
+"""
+
+import argparse
+import contextlib
+import functools
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from deformable_attention import SIZES, Cost, cost_of
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from reference_forms import readable  # noqa: E402
+
+from classquery import ClassQueryConfig, ClassQueryModel, ClassQueryViTConfig  # noqa: E402
+from classquery.configuration import load_recipe  # noqa: E402
+from classquery.modeling_classquery import ClassQueryMemory  # noqa: E402
+from classquery.resampling_classquery import flat_indices  # noqa: E402
+
+
+RECIPES = {"AVA": "ava22_vit_b", "UCF": "ucf101_24_vit_b", "JHMDB": "jhmdb21_vit_b", "demo": "demo"}
+LEVELS = {name: SIZES[name] for name in ("AVA", "UCF", "JHMDB")} | {"demo": [(2, 6, 8), (2, 3, 4)]}
+BATCH_SIZES = {"demo": 16}
+MOST_DECODED_FRAMES = 8
+
+
+@dataclass
+class Part:
+    """A part of the network: the name of its rewrite, what runs, and the tensors whose gradients are asked for."""
+
+    rewrite: str
+    run: Callable[..., tuple[torch.Tensor, ...]]
+    inputs: tuple[torch.Tensor, ...]
+
+
+def main() -> None:
+    """Measure all that was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print("| size | part | pass | readable s | s | faster | readable MB | MB | less |\n" + "|---" * 9 + "|")
+    for name in arguments.sizes:
+        model = make_model(name)
+        for label, part in {**encoder_parts(name, model), **decoder_parts(name, model)}.items():
+            for with_gradient in (False, True):
+                model.train(with_gradient)
+                costs = measure(part, with_gradient, arguments.rounds)
+                print(f"| {name} | {label} | forward{'+backward' * with_gradient} | {row(*costs)} |", flush=True)
+
+
+def make_model(name: str) -> ClassQueryModel:
+    """The network of a recipe with one layer of each kind."""
+    torch.manual_seed(0)
+    values = load_recipe(RECIPES[name]).model
+    backbone = ClassQueryViTConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=4)
+    shallow = {"encoder_layers": 1, "decoder_layers": 1, "dropout": 0.0, "backbone_config": backbone}
+    return ClassQueryModel(ClassQueryConfig(**values | shallow))
+
+
+def encoder_parts(name: str, model: ClassQueryModel) -> dict[str, Part]:
+    """The last encoder layer of keyframe models, and resampling."""
+    config, shapes, batch_size = model.config, LEVELS[name], BATCH_SIZES.get(name, 1)
+    masks = [torch.ones(batch_size, h, w, dtype=torch.bool) for _, h, w in shapes]
+    states = torch.randn(batch_size, sum(math.prod(shape) for shape in shapes), config.d_model)
+    points = model.encoder.reference_points(shapes, masks)
+
+    def encode(states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        cells = model.cells_to_encode(shapes, masks, config.num_frames)
+        kept = None if cells is None else flat_indices(cells, shapes, states.device)
+        return (model.encoder.layers[0](states, torch.zeros_like(states), points, shapes, None, kept),)
+
+    def resample(states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (model.resample(states, shapes, masks, config.num_frames),)
+
+    parts = {"resampling": Part("resampling", resample, (states,))}
+    if name == "AVA":
+        parts["last encoder layer"] = Part("last encoder layer", encode, (states,))
+    return parts
+
+
+def decoder_parts(name: str, model: ClassQueryModel) -> dict[str, Part]:
+    """The first localizing layer, and the attention of the first classifying layer without its convolutions."""
+    config, size = model.config, LEVELS[name][-2][1:]
+    frames = BATCH_SIZES.get(name, min(config.num_output_frames, MOST_DECODED_FRAMES))
+    actors = torch.randn(frames, config.num_queries, config.d_model)
+    levels = torch.randn(config.num_feature_levels, frames, math.prod(size), config.d_model)
+    position = torch.randn(frames, math.prod(size), config.d_model)
+    context = torch.randn(frames * config.num_queries, math.prod(size), config.d_model)
+    localizing, classifying = model.decoder.localizing_layers[0], model.decoder.classifying_layers[0]
+
+    def localize(actors: torch.Tensor, levels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        memory = ClassQueryMemory.of_levels(levels, position, size, None)
+        return localizing(actors, actors, actors, memory)
+
+    def classify(actors: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        classes = classifying._attend_to_classes(model.decoder.class_queries[None], len(context))
+        return (classifying.cross_attn(classes, actors, context, position, context)[0],)
+
+    return {
+        "localizing layer": Part("localizing layers", localize, (actors, levels)),
+        f"class attention, {config.class_attention_heads}": Part("class attention", classify, (actors, context)),
+    }
+
+
+def measure(part: Part, with_gradient: bool, rounds: int) -> tuple[Cost, Cost]:
+    """Costs of the readable form and of the one that runs."""
+    call = functools.partial(run_once, part, with_gradient)
+    costs = ([], [])
+    for _ in range(rounds + 1):
+        for form, context in enumerate((readable(part.rewrite), contextlib.nullcontext())):
+            with context:
+                costs[form].append(cost_of(call, "cpu"))
+    # The first round warms up.
+    return tuple(Cost.best(measured[1:]) for measured in costs)
+
+
+def run_once(part: Part, with_gradient: bool) -> None:
+    """One call, and the gradients of inputs and weights."""
+    inputs = [tensor.detach().requires_grad_(with_gradient) for tensor in part.inputs]
+    with torch.set_grad_enabled(with_gradient):
+        outputs = part.run(*inputs)
+    if with_gradient:
+        torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
+
+
+def row(readable_cost: Cost, cost: Cost) -> str:
+    """Both costs and their ratios."""
+    faster = readable_cost.cpu_seconds / cost.cpu_seconds
+    before, after = (max(measured.extra_bytes, 1e5) / 1e6 for measured in (readable_cost, cost))
+    seconds = f"{readable_cost.cpu_seconds:.4f} | {cost.cpu_seconds:.4f} | {faster:.1f}"
+    return f"{seconds} | {before:.1f} | {after:.1f} | {before / after:.1f}"
+
+
+if __name__ == "__main__":
+    main()
