@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import TrainingArguments
+from transformers import TrainingArguments, VideoMAEConfig, VJEPA2Config
 from transformers.processing_utils import VideosKwargs
 
 from classquery.configuration.arguments import DataArguments
@@ -22,7 +22,9 @@ from classquery.engine.optimization import OptimizationArguments
 
 RECIPE_DIR = Path(__file__).parent
 LABEL_DIR = RECIPE_DIR / "labels"
-BACKBONES = {config.model_type: config for config in (ClassQueryCSNConfig, ClassQueryViTConfig)}
+BACKBONES = {
+    config.model_type: config for config in (ClassQueryCSNConfig, ClassQueryViTConfig, VideoMAEConfig, VJEPA2Config)
+}
 # What each section is made of.
 SECTIONS = {
     "model": ClassQueryConfig,

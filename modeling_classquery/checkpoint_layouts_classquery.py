@@ -1,7 +1,8 @@
 """Layouts of published weights: what their tensors are called, and how ours are made of them.
 
 There are those of published detectors, of ViT backbones (published, or VideoMAE of transformers), of ir-CSN backbones,
-and our own. For each, a function takes the tensors of a file and returns a `WeightSource`.
+of VideoMAE and V-JEPA 2 as they are, and our own. For each, a function takes the tensors of a file and returns a
+`WeightSource`.
 """
 
 import re
@@ -114,6 +115,7 @@ _VIDEOMAE_HEADS = re.compile(
     r"(fc_norm|classifier|decoder\.norm|decoder\.head)\.(weight|bias)"
     r"|decoder\.decoder_layers\.\d+\..+|encoder_to_decoder\.weight|mask_token"
 )
+_VJEPA2_HEADS = re.compile(r"(predictor|pooler|classifier)\..+")
 _CSN_HEADS = re.compile(r"last_out_L\d+_[wb]")
 # What a second stage does not take over from the first, by its published and by our names.
 _PUBLISHED_REST = re.compile(r"(backbone|input_proj|class_embed_b)\..+")
@@ -350,6 +352,24 @@ def _videomae_origin(name: str, tensors: Mapping[str, torch.Tensor]) -> Origin:
         key = f"{stem}key.bias"
         return (f"{stem}{query}", key if key in tensors else None, f"{stem}{value}")
     return (renamed,)
+
+
+def token_backbone(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Size]) -> WeightSource:
+    """Read a checkpoint of VideoMAE or V-JEPA 2 for a backbone that is one: by the names of transformers.
+
+    Args:
+        tensors: Tensors of the file.
+        shapes: Shapes of the tensors of our backbone.
+    """
+    tensors = _without_prefix("vjepa2.", _without_prefix("videomae.", tensors))
+    origins = {}
+    for name in shapes:
+        original = name.removeprefix("model.backbone.")
+        # Spelled in two ways in checkpoints of VideoMAE.
+        earlier = re.sub(r"\b(query|value)\.bias$", lambda match: f"{match[1][0]}_bias", original)
+        origins[name] = (earlier if earlier in tensors else original,)
+    heads = {name for name in tensors if _VIDEOMAE_HEADS.fullmatch(name) or _VJEPA2_HEADS.fullmatch(name)}
+    return WeightSource(tensors, shapes, origins, dropped=heads)
 
 
 def csn_backbone(

@@ -3,6 +3,8 @@
 The blocks are timm's, with their fused attention and stochastic depth.
 """
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -58,12 +60,12 @@ class ClassQueryViTBackbone(nn.Module):
     def make_position_table(self) -> torch.Tensor:
         """Compute the sine table in float64: shape (t * h * w, hidden_size), in the dtype of new parameters."""
         if self.config.position_table == "released":
-            table = _sine_table(np.arange(np.prod(self.table_shape)), self.config.hidden_size)
+            table = sine_table(np.arange(np.prod(self.table_shape)), self.config.hidden_size)
         else:
             grid = np.indices(self.table_shape).reshape(3, -1)
             eighth = self.config.hidden_size // 8
             widths = (2 * eighth, 3 * eighth, 3 * eighth)
-            table = np.concatenate([_sine_table(p, width) for p, width in zip(grid, widths, strict=True)], axis=1)
+            table = np.concatenate([sine_table(p, width) for p, width in zip(grid, widths, strict=True)], axis=1)
         return torch.from_numpy(table).to(torch.get_default_dtype())
 
     def reset_position_table(self) -> None:
@@ -89,20 +91,38 @@ class ClassQueryViTBackbone(nn.Module):
 
     def _positions(self, shape: tuple[int, int, int]) -> torch.Tensor:
         """Positions of shape (t * h * w, hidden_size), interpolated where the size is not the table's."""
-        t, h, w = shape
         # The release compares products only: there, a 7x28 grid takes the 14x14 table as it is.
-        same_product = self.config.position_table == "released" and t * h * w == len(self.position_table)
-        if shape == self.table_shape or same_product:
+        same_product = self.config.position_table == "released" and math.prod(shape) == len(self.position_table)
+        if same_product:
             return self.position_table
-        slices = self.position_table.view(*self.table_shape, -1).permute(0, 3, 1, 2)
-        slices = F.interpolate(slices.float(), size=(h, w), mode="bicubic", align_corners=False)
-        if t != len(slices):
-            lines = F.interpolate(slices.flatten(1).T[None], size=t, mode="linear", align_corners=False)
-            slices = lines[0].T.unflatten(1, slices.shape[1:])
-        return slices.permute(0, 2, 3, 1).flatten(0, 2)
+        return interpolate_positions(self.position_table, self.table_shape, shape)
 
 
-def _sine_table(positions: np.ndarray, width: int) -> np.ndarray:
+def interpolate_positions(
+    table: torch.Tensor, table_shape: tuple[int, int, int], shape: tuple[int, int, int]
+) -> torch.Tensor:
+    """Bring a table of positions to another size: bicubic in height and width, linear in time.
+
+    Args:
+        table: Shape (t * h * w, channels).
+        table_shape: Its size (t, h, w).
+        shape: The size wanted.
+
+    Returns:
+        Shape (t * h * w, channels), float32 if it had to be interpolated; the table itself if it has the size.
+    """
+    if shape == table_shape:
+        return table
+    t, h, w = shape
+    slices = table.view(*table_shape, -1).permute(0, 3, 1, 2)
+    slices = F.interpolate(slices.float(), size=(h, w), mode="bicubic", align_corners=False)
+    if t != len(slices):
+        lines = F.interpolate(slices.flatten(1).T[None], size=t, mode="linear", align_corners=False)
+        slices = lines[0].T.unflatten(1, slices.shape[1:])
+    return slices.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def sine_table(positions: np.ndarray, width: int) -> np.ndarray:
     """Sines at even and cosines at odd channels: shape (positions, width), float64."""
     channels = np.arange(width)
     angles = positions[:, None] / 10000 ** (2 * (channels // 2) / width)
@@ -155,4 +175,4 @@ def _output(in_channels: int, out_channels: int) -> list[nn.Module]:
     ]
 
 
-__all__ = ["ClassQueryFeaturePyramid", "ClassQueryViTBackbone"]
+__all__ = ["ClassQueryFeaturePyramid", "ClassQueryViTBackbone", "interpolate_positions", "sine_table"]

@@ -138,6 +138,38 @@ def tiny_config(**overrides) -> ClassQueryConfig:
     return ClassQueryConfig(**(values | overrides))
 
 
+# Tiny backbones of transformers for `tiny_config`: two times, four rows, four columns of tokens.
+TOKEN_BACKBONES = {
+    "videomae": {
+        "model_type": "videomae",
+        "image_size": 32,
+        "patch_size": 8,
+        "num_frames": 4,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "decoder_num_attention_heads": 2,
+        "decoder_hidden_size": 16,
+        "decoder_num_hidden_layers": 1,
+        "decoder_intermediate_size": 32,
+    },
+    "vjepa2": {
+        "model_type": "vjepa2",
+        "crop_size": 32,
+        "patch_size": 8,
+        "frames_per_clip": 4,
+        "hidden_size": 36,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "mlp_ratio": 2,
+        "pred_hidden_size": 36,
+        "pred_num_attention_heads": 2,
+        "pred_num_hidden_layers": 1,
+    },
+}
+
+
 def tiny_batch(config: ClassQueryConfig) -> dict:
     """Two clips of different sizes: one with two actors, one with none."""
     generator = torch.Generator().manual_seed(0)
