@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, VideoMAEConfig
 from utils import tiny_config
 
@@ -70,6 +71,62 @@ def test_other_models_are_refused(tmp_path):
     assert AutoConfig.from_pretrained(tmp_path).model_type == "videomae"
     with pytest.raises(CheckpointError, match="of type 'videomae', not 'classquery'"):
         load_detector(str(tmp_path))
+
+
+def test_folder_without_weights_is_refused(checkpoint):
+    (checkpoint / "model.safetensors").unlink()
+
+    with pytest.raises(CheckpointError, match="holds a configuration, but no weights: model.safetensors is missing"):
+        load_detector(str(checkpoint))
+
+
+def test_folder_without_configuration_is_refused(checkpoint):
+    (checkpoint / "config.json").unlink()
+
+    with pytest.raises(CheckpointError, match="no model"):
+        load_detector(str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"box_refinement": "twice"}, r"not known here: \['box_refinement'\]; .* transformers is 9.1.0"),
+        ({"padding": "mirrored"}, "cannot be: .*padding.* transformers is 9.1.0"),
+        (
+            {"backbone_config": {"model_type": "classquery_vit", "register_tokens": 4}},
+            "backbone_config.register_tokens",
+        ),
+        ({"backbone_config": {"model_type": "classquery_mamba"}}, "classquery_mamba"),
+    ],
+)
+def test_configuration_of_a_newer_version_is_refused(checkpoint, values, message):
+    change_config(checkpoint, transformers_version="9.1.0", **values)
+
+    with pytest.raises(CheckpointError, match=message):
+        load_detector(str(checkpoint))
+
+
+class Harm:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return print, ("HARM",)
+
+
+def test_pickle_is_read_only_if_asked_for_and_without_its_code(checkpoint, capsys):
+    weights = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    torch.save(weights, checkpoint / "pytorch_model.bin")
+
+    with pytest.raises(CheckpointError, match="are a pickle, .*allow_pickle=True"):
+        load_detector(str(checkpoint))
+    model, _ = load_detector(str(checkpoint), allow_pickle=True)
+    assert torch.equal(model.state_dict()["actor_head.weight"], weights["actor_head.weight"])
+
+    torch.save(weights | {"actor_head.bias": Harm()}, checkpoint / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="damaged or not complete"):
+        load_detector(str(checkpoint), allow_pickle=True)
+    assert "HARM" not in capsys.readouterr().out
 
 
 def test_missing_folder_is_named(tmp_path):
