@@ -6,16 +6,26 @@ Importing the package registers its classes with transformers' Auto classes.
 import importlib
 from pathlib import Path
 
-from transformers import AutoModel, AutoModelForObjectDetection, AutoVideoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForObjectDetection, AutoVideoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_classquery import ClassQueryConfig, ClassQueryCSNConfig, ClassQueryViTConfig
 from .modeling_classquery import ClassQueryForVideoActionDetection, ClassQueryModel
+from .pipeline_classquery import VideoActionDetectionPipeline
 from .video_processing_classquery import ClassQueryVideoProcessor
 
 
+for _config in (ClassQueryConfig, ClassQueryCSNConfig, ClassQueryViTConfig):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
 AutoModel.register(ClassQueryConfig, ClassQueryForVideoActionDetection, exist_ok=True)
 AutoModelForObjectDetection.register(ClassQueryConfig, ClassQueryForVideoActionDetection, exist_ok=True)
 AutoVideoProcessor.register(ClassQueryConfig, ClassQueryVideoProcessor, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline(
+    "video-action-detection",
+    pipeline_class=VideoActionDetectionPipeline,
+    pt_model=AutoModelForObjectDetection,
+    type="multimodal",
+)
 
 
 def demo_checkpoint() -> str:
@@ -45,6 +55,7 @@ __all__ = [
     "ClassQueryModel",
     "ClassQueryVideoProcessor",
     "ClassQueryViTConfig",
+    "VideoActionDetectionPipeline",
     "convert_original_state_dict",
     "demo_checkpoint",
     "detect",

@@ -1,12 +1,35 @@
 """Configuration of the ClassQuery video action detector and of its backbones."""
 
 import math
-from typing import Literal
+import os
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+
+if TYPE_CHECKING:
+    # Never run. What travels to the Hub is found by following such lines from any module that is saved or loaded, and
+    # each has to lead to all of them, so that what was loaded from there can be saved again.
+    from .pipeline_classquery import VideoActionDetectionPipeline  # noqa: F401
+
+# Where a saved folder tells transformers to find the classes if the package is not installed.
+AUTO_MAP = {
+    "AutoConfig": "configuration_classquery.ClassQueryConfig",
+    "AutoModel": "modeling_classquery.ClassQueryForVideoActionDetection",
+    "AutoModelForObjectDetection": "modeling_classquery.ClassQueryForVideoActionDetection",
+    "AutoVideoProcessor": "video_processing_classquery.ClassQueryVideoProcessor",
+}
+PIPELINES = {
+    "video-action-detection": {
+        "impl": "pipeline_classquery.VideoActionDetectionPipeline",
+        "pt": ["AutoModelForObjectDetection"],
+        "type": "multimodal",
+    }
+}
+_IS_REMOTE_CODE = __name__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}.")
 
 # The values that put the oddities of the released network right.
 CORRECTED = {
@@ -135,6 +158,10 @@ class ClassQueryCSNConfig(PreTrainedConfig):
         _require(self, "freeze_stages", 0 <= self.freeze_stages <= 5, "between 0 and 5")
 
 
+# Ours, and those of transformers whose tokens become a map.
+BACKBONE_TYPES = (ClassQueryViTConfig.model_type, ClassQueryCSNConfig.model_type, "videomae", "vjepa2")
+
+
 @strict
 class ClassQueryConfig(PreTrainedConfig):
     r"""
@@ -143,8 +170,8 @@ class ClassQueryConfig(PreTrainedConfig):
     What differs between data sets is a value here, never a branch on a name in the model or the loss.
 
     Args:
-        backbone_config (`ClassQueryViTConfig`, `ClassQueryCSNConfig` or `dict`, *optional*):
-            Configuration of the backbone.
+        backbone_config (`ClassQueryViTConfig`, `ClassQueryCSNConfig`, `VideoMAEConfig`, `VJEPA2Config` or `dict`,
+            *optional*): Configuration of the backbone.
         num_frames (`int`, *optional*, defaults to 16):
             Frames of a clip.
         frame_stride (`int`, *optional*, defaults to 4):
@@ -225,13 +252,16 @@ class ClassQueryConfig(PreTrainedConfig):
             The release computes features of the padding of a batch, and they leak into those of the frame.
             `"masked"` computes each clip as if it were alone, one size after the other (under FSDP or with
             synchronised batch norm, use batches of one size), and hides the padding from encoder and decoder.
+        weights_license (`str`, *optional*):
+            Licence of the weights as the Hub calls it, where they were made from weights of others; it is noted at the
+            conversion and stays with what is trained further.
         box_modulation (`"released"` or `"clamped"`, *optional*, defaults to `"released"`):
             Attention is widened by the inverse of a candidate's width and height: as it is, which overflows as they
             vanish, or of at least one percent of the frame.
     """
 
     model_type = "classquery"
-    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="classquery_vit")}
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=ClassQueryViTConfig)}
     attribute_map = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}
 
     backbone_config: dict | PreTrainedConfig | None = None
@@ -273,6 +303,8 @@ class ClassQueryConfig(PreTrainedConfig):
     class_loss_normalization: Literal["none", "frames", "actors"] = "none"
     loss_counts: Literal["global", "local"] = "global"
     auxiliary_loss: bool = True
+    # Origin of the weights
+    weights_license: str | None = None
     # Oddities of the released checkpoints that the other value puts right
     sampling_offset_order: Literal["released", "geometric"] = "released"
     sine_frequencies: Literal["released", "paired"] = "released"
@@ -306,6 +338,11 @@ class ClassQueryConfig(PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def __post_init__(self, **kwargs):
+        if not isinstance(self.backbone_config, PreTrainedConfig):
+            self.backbone_config = _make_backbone_config(**(self.backbone_config or {}))
+        if not _IS_REMOTE_CODE:
+            # The pipeline of the package is registered; this would ask for trust in the copy in the folder.
+            kwargs.pop("custom_pipelines", None)
         if self.problem_type is None:
             self.problem_type = "multi_label_classification"
         if self.id2label is None and "num_labels" not in kwargs:
@@ -313,6 +350,15 @@ class ClassQueryConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.label2id is None:
             self.label2id = {label: index for index, label in self.id2label.items()}
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """Save the configuration and beside it the code of model, processor and pipeline.
+
+        The folder works where the package is not installed, with `trust_remote_code=True`; where it is, the package
+        goes first.
+        """
+        self.auto_map, self.custom_pipelines = dict(AUTO_MAP), PIPELINES
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def validate_architecture(self):
         """Check the ranges of the fields and the relations between them."""
@@ -325,9 +371,17 @@ class ClassQueryConfig(PreTrainedConfig):
                 "one half of them sees content, the other positions; class_attention_heads='interleaved' takes any"
             )
             _require_multiple("decoder_attention_heads", self.decoder_attention_heads, 2, reason)
-        if isinstance(self.backbone_config, ClassQueryCSNConfig):
+        kind = self.backbone_config.model_type
+        if kind not in BACKBONE_TYPES:
+            raise ValueError(
+                f"`backbone_config` must be of one of the types {', '.join(BACKBONE_TYPES)}, got {kind!r}"
+            )
+        if kind == ClassQueryCSNConfig.model_type:
             _require(self, "num_feature_levels", self.num_feature_levels == 4, "4 with a CSN backbone")
             _require_multiple("d_model", self.d_model, 32, "the projection of CSN features has 32 groups of channels")
+        else:
+            hidden_size = self.backbone_config.hidden_size
+            _require_multiple("hidden_size", hidden_size, 4, "the feature pyramid halves it twice")
         if self.class_groups is not None:
             _require(self, "class_groups", min(self.class_groups, default=0) >= 1, "one or more sizes of at least 1")
             expected = f"sizes that sum to the {self.num_labels} classes (pass class_groups=None for other classes)"
@@ -373,9 +427,13 @@ def _require_multiple(name: str, value: int, divisor: int, reason: str) -> None:
         raise ValueError(f"`{name}` must be a multiple of {divisor} ({reason}), got {value}")
 
 
-# Nested configurations are resolved by model type, also where this file runs as remote code and nobody else registers.
-AutoConfig.register("classquery_vit", ClassQueryViTConfig, exist_ok=True)
-AutoConfig.register("classquery_csn", ClassQueryCSNConfig, exist_ok=True)
-AutoConfig.register("classquery", ClassQueryConfig, exist_ok=True)
+def _make_backbone_config(model_type: str = ClassQueryViTConfig.model_type, **values: Any) -> PreTrainedConfig:
+    """Resolve our own types without transformers' registry, where only the installed package registers them."""
+    own = {config.model_type: config for config in (ClassQueryViTConfig, ClassQueryCSNConfig)}
+    return own[model_type].from_dict(values) if model_type in own else AutoConfig.for_model(model_type, **values)
+
+
+# Saving copies the code as well.
+ClassQueryConfig.register_for_auto_class()
 
 __all__ = ["ClassQueryCSNConfig", "ClassQueryConfig", "ClassQueryViTConfig"]

@@ -11,6 +11,7 @@ clips stand side by side: `num_clip_frames = batch * num_output_frames`.
 """
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_classquery import ClassQueryConfig
 from .loss_classquery import action_detection_loss, action_scores, inverse_sigmoid
+from .model_card_classquery import make_model_card, replace_template
 from .modeling_classquery_csn import ClassQueryCSNBackbone, ClassQueryInputProjection
+from .modeling_classquery_tokens import TOKEN_BACKBONES
 from .modeling_classquery_vit import ClassQueryFeaturePyramid, ClassQueryViTBackbone
 from .ops_classquery import deformable_attention_3d
 from .resampling_classquery import (
@@ -950,6 +953,8 @@ class ClassQueryPreTrainedModel(PreTrainedModel):
     _no_split_modules = [
         "ClassQueryViTBlock",
         "ClassQueryCSNBlock",
+        "VideoMAELayer",
+        "VJEPA2Layer",
         "ClassQueryEncoderLayer",
         "ClassQueryConvBlock",
     ]
@@ -968,12 +973,25 @@ class ClassQueryPreTrainedModel(PreTrainedModel):
                 tensor.data = tensor.data.clone()
         return loaded
 
+    def save_pretrained(self, *args, save_original_format: bool = False, **kwargs) -> None:
+        """Save as transformers does, but with the names that the weights have here.
+
+        For VideoMAE it would go back to names of earlier versions, which the Trainer does not know when it resumes.
+        """
+        super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike, repo_id: str, *args, **kwargs):
+        """Upload as transformers does, with a card that says what is known instead of its template."""
+        card = make_model_card(self.config, repo_id, num_parameters=self.num_parameters())
+        replace_template(working_dir, card)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, ClassQueryEncoder | ClassQueryDecoder):
             module.reset_parameters()
-        elif isinstance(module, ClassQueryViTBackbone):
+        elif hasattr(module, "reset_position_table"):
             module.reset_position_table()
         elif isinstance(module, ClassQueryModel):
             init.normal_(module.reference_boxes)
@@ -1053,7 +1071,8 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
         if pixel_values.ndim != 5 or pixel_values.shape[2] != 3:
             raise ValueError(f"`pixel_values` must have shape {expected}, got {tuple(pixel_values.shape)}")
         self._validate_num_frames(pixel_values.shape[1])
-        smallest = 2 * getattr(self.config.backbone_config, "patch_size", 16)
+        patch_size = getattr(self.config.backbone_config, "patch_size", 16)
+        smallest = 2 * (patch_size if isinstance(patch_size, int) else max(patch_size))
         if min(pixel_values.shape[-2:]) < smallest:
             raise ValueError(f"frames must be at least {smallest}x{smallest} pixels, got {pixel_values.shape[-2:]}")
         size = (pixel_values.shape[0], *pixel_values.shape[-2:])
@@ -1198,7 +1217,12 @@ def _make_backbone(config: ClassQueryConfig) -> tuple[nn.Module, nn.Module]:
     if backbone_config.model_type == "classquery_csn":
         backbone = ClassQueryCSNBackbone(backbone_config)
         return backbone, ClassQueryInputProjection(backbone.out_channels[1:], config.d_model)
-    backbone = ClassQueryViTBackbone(backbone_config, config.num_frames)
+    if backbone_config.model_type in TOKEN_BACKBONES:
+        # Its layers ask their own configuration, which transformers fills in for whole models only.
+        backbone_config._attn_implementation = backbone_config._attn_implementation or config._attn_implementation
+        backbone = TOKEN_BACKBONES[backbone_config.model_type](backbone_config)
+    else:
+        backbone = ClassQueryViTBackbone(backbone_config, config.num_frames)
     return backbone, ClassQueryFeaturePyramid(backbone_config.hidden_size, config.d_model, config.num_feature_levels)
 
 

@@ -122,4 +122,7 @@ class ClassQueryVideoProcessor(BaseVideoProcessor):
         ]
 
 
+# Saving copies the code as well.
+ClassQueryVideoProcessor.register_for_auto_class()
+
 __all__ = ["ClassQueryVideoProcessor"]

@@ -1,0 +1,304 @@
+"""The pipeline: whatever is a video, in one go or one by one, to detections or tubes."""
+
+import functools
+import http.server
+import threading
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoVideoProcessor, VideoMAEConfig, VideoMAEModel, pipeline
+from utils import tiny_config
+
+from classquery import (
+    ClassQueryForVideoActionDetection,
+    ClassQueryVideoProcessor,
+    VideoActionDetectionPipeline,
+    demo_checkpoint,
+    detect,
+)
+from classquery.data.clip_reader import ClipReader
+from classquery.data.clips import tile_starts
+from classquery.data.demo import write_demo_movie
+from classquery.data.metrics.linking import link_greedily
+from classquery.pipeline_classquery import _tile, link_detections
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def movie(tmp_path_factory):
+    """Path of a demo movie of 45 frames."""
+    return write_demo_movie(tmp_path_factory.mktemp("movies"), "validation", 0, seconds_per_movie=3)
+
+
+@pytest.fixture(scope="module")
+def frames(movie):
+    """The frames of the movie, (45, height, width, 3) uint8."""
+    return ClipReader().read(movie, range(45))
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return pipeline("video-action-detection", model=demo_checkpoint())
+
+
+@pytest.fixture(scope="module")
+def tube_detector():
+    """A detector of all frames of clips of four, with random weights."""
+    torch.manual_seed(0)
+    model = ClassQueryForVideoActionDetection(tiny_config(output_frames="all", frame_stride=1)).eval()
+    processor = ClassQueryVideoProcessor(size={"shortest_edge": 36})
+    return VideoActionDetectionPipeline(model, video_processor=processor, threshold=0, actor_threshold=0)
+
+
+def test_detections_are_those_of_detect(detector, movie):
+    model, processor = (
+        AutoModel.from_pretrained(demo_checkpoint()),
+        AutoVideoProcessor.from_pretrained(demo_checkpoint()),
+    )
+
+    found = detector(movie, threshold=0.5, keyframes_per_second=2, batch_size=3)
+
+    expected = detect(movie, model, processor, threshold=0.5, keyframes_per_second=2, batch_size=3)
+    expected = [
+        (frame.frame_index, frame.seconds, label, score, actor.actor_score, *actor.box)
+        for frame in expected
+        for actor in frame.actors
+        for label, score in actor.actions
+    ]
+    assert len(found) > 10
+    keys = ("frame", "time", "label", "score", "actor_score")
+    assert {(*(one[key] for key in keys), *one["box"].values()) for one in found} == set(expected)
+    order = [(one["frame"], -one["score"]) for one in found]
+    assert order == sorted(order)
+
+
+def test_arrays_tensors_images_and_files_are_the_same_video(detector, movie, frames):
+    images = [Image.fromarray(frame) for frame in frames]
+
+    expected = detector(movie)
+
+    for video in (str(movie), frames, torch.from_numpy(frames), images, list(frames)):
+        assert detector(video, frames_per_second=15) == expected
+    channels_first = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    assert detector(channels_first, frames_per_second=15) == expected
+
+
+def test_several_videos_come_one_by_one(detector, movie, frames):
+    expected = detector(movie)
+    opened = []
+
+    def videos():
+        for video in (movie, movie):
+            opened.append(video)
+            yield video
+
+    results = detector(videos())
+    assert len(opened) <= 1
+    assert next(iter(results)) == expected
+    assert detector([movie, str(movie)]) == detector((movie, movie)) == [expected, expected]
+    assert list(detector(iter([movie]))) == [expected]
+    assert detector([]) == []
+
+
+def test_batch_size_does_not_change_detections(detector, movie):
+    one, five = (detector(movie, threshold=0.2, keyframes_per_second=5, batch_size=size) for size in (1, 5))
+
+    assert [found["label"] for found in one] == [found["label"] for found in five]
+    for first, second in zip(one, five, strict=True):
+        # Batched kernels sum in another order.
+        assert first["score"] == pytest.approx(second["score"], abs=1e-5)
+        assert list(first["box"].values()) == pytest.approx(list(second["box"].values()), abs=1e-3)
+
+
+def test_top_k_and_thresholds_select(detector, movie):
+    everything = detector(movie, threshold=0, actor_threshold=0)
+    best = detector(movie, threshold=0, actor_threshold=0, top_k=1)
+
+    assert len(everything) == 3 * 4 * 8  # Keyframes, candidates, classes.
+    assert len(best) == 3 * 4
+    for found in best:
+        same_actor = [
+            one["score"] for one in everything if (one["frame"], one["box"]) == (found["frame"], found["box"])
+        ]
+        assert found["score"] == max(same_actor)
+    certain = detector(movie, threshold=0.8, actor_threshold=0.9)
+    assert certain == [one for one in everything if one["score"] >= 0.8 and one["actor_score"] >= 0.9]
+
+
+def test_thresholds_are_those_of_the_processor(movie):
+    model, processor = (
+        AutoModel.from_pretrained(demo_checkpoint()),
+        AutoVideoProcessor.from_pretrained(demo_checkpoint()),
+    )
+    processor.score_threshold, processor.class_thresholds = 0.9, {"stand": 0.2}
+    detector = VideoActionDetectionPipeline(model, video_processor=processor)
+
+    found = detector(movie)
+
+    everything = detector(movie, threshold=0)
+    assert found == [one for one in everything if one["score"] >= (0.2 if one["label"] == "stand" else 0.9)]
+    assert len({one["label"] for one in found}) > 1
+
+
+def test_video_behind_a_link(detector, movie):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(movie.parent))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        assert detector(f"{url}/{movie.name}") == detector(movie)
+        with pytest.raises(ValueError, match=r"missing\.mp4 cannot be downloaded: .*404"):
+            detector(f"{url}/missing.mp4")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_every_frame_is_detected_once_by_a_model_of_all_frames(tube_detector, movie):
+    found = tube_detector(movie, top_k=1, batch_size=4)
+
+    assert [one["frame"] for one in found] == [frame for frame in range(45) for _ in range(3)]
+    assert found[-1]["time"] == pytest.approx(44 / 15)
+
+
+def test_detections_in_all_frames_are_those_of_detect(tube_detector, movie):
+    model, processor = tube_detector.model, tube_detector.video_processor
+
+    found = tube_detector(movie, top_k=1, batch_size=4)
+
+    expected = detect(movie, model, processor, threshold=0, actor_threshold=0, top_k=1)
+    assert [(one["frame"], one["score"]) for one in found] == [
+        (frame.frame_index, score)
+        for frame in expected
+        for score in sorted((score for actor in frame.actors for _, score in actor.actions), reverse=True)
+    ]
+
+
+@pytest.mark.parametrize("num_video_frames", [1, 3, 4, 5, 12, 45])
+def test_clips_of_all_frames_are_those_of_training(num_video_frames):
+    config = tiny_config(output_frames="all", frame_stride=1)
+
+    plan = _tile(num_video_frames, config, None)
+
+    starts = np.array(tile_starts(num_video_frames, 4))
+    expected = (starts[:, None] + np.arange(4)).clip(0, num_video_frames - 1)
+    assert plan.indices.tolist() == expected.tolist()
+    assert [index for outputs in plan.outputs for _, index in outputs] == list(range(num_video_frames))
+
+
+def test_frames_of_overlapping_clips_count_where_they_are_nearest_to_the_middle():
+    plan = _tile(8, tiny_config(output_frames="all", frame_stride=1), 2)
+
+    assert plan.indices.tolist() == [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7]]
+    assert plan.outputs == [[(0, 0), (1, 1), (2, 2), (3, 3)], [(2, 4), (3, 5)], [(2, 6), (3, 7)]]
+
+
+def test_tubes_hold_the_detections_of_a_label(tube_detector, frames):
+    detections = tube_detector(frames[:10], threshold=0.4)
+    tubes = tube_detector(frames[:10], threshold=0.4, return_tubes=True, iou_threshold=0.3, max_gap=1)
+
+    assert len(tubes) > 1
+    assert [tube["score"] for tube in tubes] == sorted((tube["score"] for tube in tubes), reverse=True)
+    in_tubes = [
+        (tube["label"], frame, time, tuple(box.values()), score)
+        for tube in tubes
+        for frame, time, box, score in zip(*(tube[k] for k in ("frames", "times", "boxes", "scores")), strict=True)
+    ]
+    alone = [(one["label"], one["frame"], one["time"], tuple(one["box"].values()), one["score"]) for one in detections]
+    assert sorted(in_tubes) == sorted(alone)
+    for tube in tubes:
+        assert tube["score"] == pytest.approx(np.mean(tube["scores"]))
+        assert np.diff(tube["frames"]).max(initial=1) <= 2
+
+
+@pytest.mark.parametrize("max_gap", [0, 1])
+def test_linking_is_that_of_the_metrics(max_gap):
+    generator = np.random.default_rng(0)
+    num_boxes = generator.integers(0, 5, 30)
+    frames = np.repeat(np.arange(30), num_boxes)
+    corners = generator.uniform(0, 40, (len(frames), 2))
+    boxes = np.concatenate([corners, corners + generator.uniform(30, 60, corners.shape)], axis=1)
+    scores = generator.uniform(0, 1, len(frames))
+    rows = [
+        {"row": row, "score": scores[row], "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), boxes[row], strict=True))}
+        for row in range(len(frames))
+    ]
+    per_frame = [[rows[row] for row in np.flatnonzero(frames == frame)] for frame in range(30)]
+
+    linked = link_detections(per_frame, 0.3, max_gap)
+
+    expected = link_greedily(frames, boxes, scores, iou_threshold=0.3, max_gap=max_gap)
+    assert max(map(len, linked)) > 5
+    assert [[one["row"] for one in tube] for tube in linked] == [tube["rows"].tolist() for tube in expected]
+
+
+def test_saved_pipeline_is_complete(detector, movie, tmp_path):
+    detector.save_pretrained(tmp_path)
+
+    again = pipeline("video-action-detection", model=tmp_path)
+
+    assert again(movie) == detector(movie)
+
+
+def test_damaged_end_is_left_out_with_a_warning(detector, movie, tmp_path, caplog):
+    path = tmp_path / "short.ts"
+    with av.open(str(movie)) as source, av.open(str(path), "w", format="mpegts") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    found = detector(path)
+
+    assert 0 < len({one["frame"] for one in found}) < 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": 2}, "`threshold` must be between 0 and 1, got 2"),
+        ({"top_k": 0}, "`top_k` must be at least 1"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1"),
+        ({"keyframes_per_second": 0}, "`keyframes_per_second` must be more than 0"),
+        ({"iou_threshold": 0}, "`iou_threshold` must be more than 0"),
+        ({"clip_stride": 4}, "detects in keyframes: give keyframes_per_second"),
+    ],
+)
+def test_options_out_of_range_are_refused(detector, movie, options, message):
+    with pytest.raises(ValueError, match=message):
+        detector(movie, **options)
+
+
+def test_unknown_option_is_refused(detector, movie):
+    with pytest.raises(TypeError, match="treshold"):
+        detector(movie, treshold=0.5)
+
+
+@pytest.mark.parametrize(
+    ("video", "message"),
+    [
+        ("nowhere.mp4", r"nowhere\.mp4"),
+        (np.zeros((4, 32, 32, 3), np.float32), "uint8; got 4 frames"),
+        (np.zeros((4, 32, 32, 4), np.uint8), "3 channels"),
+        (np.zeros((0, 32, 32, 3), np.uint8), "one or more"),
+        ([np.zeros((32, 32, 3), np.uint8), np.zeros((32, 40, 3), np.uint8)], "of one size"),
+        ([{"path": "video.mp4"}], "a video is a path"),
+    ],
+)
+def test_what_is_no_video_is_refused(detector, video, message):
+    with pytest.raises(ValueError, match=message):
+        detector(video)
+
+
+def test_models_of_other_types_are_refused():
+    config = VideoMAEConfig(num_hidden_layers=1, hidden_size=24, num_attention_heads=2, num_frames=2, image_size=16)
+
+    with pytest.raises(ValueError, match="of type 'classquery', got 'videomae'"):
+        VideoActionDetectionPipeline(VideoMAEModel(config), video_processor=ClassQueryVideoProcessor())
