@@ -56,6 +56,7 @@ from classquery.engine.prediction import (
     find_videos,
     predict_videos,
 )
+from classquery.engine.sharing import push_run, require_token, write_card_of_run
 from classquery.engine.trainer import ActionDetectionTrainer
 
 
@@ -73,6 +74,9 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None,
         metadata={"help": "Folder or Hub name of a trained model, or `demo` for the one in the package."},
+    )
+    allow_pickle: bool = field(
+        default=False, metadata={"help": "Read pytorch_model.bin where there is no safetensors, without its code."}
     )
     backbone_checkpoint: str | None = field(
         default=None,
@@ -111,6 +115,10 @@ def main() -> None:
     set_seed(training_args.seed)
     adapt_to_cpu(training_args)
     videos = find_videos(prediction.videos)
+    # Not by Trainer, which would upload all of the output folder, with data and videos.
+    to_share, training_args.push_to_hub = training_args.push_to_hub, False
+    if to_share:
+        require_token(training_args.hub_token)
     if training_args.do_train or training_args.do_eval:
         data_dir = prepare_data(data_args, training_args)
         id2label = load_action_labels(data_args.dataset, data_dir)
@@ -126,6 +134,8 @@ def main() -> None:
         set_thresholds(processor, data_args)
     if training_args.do_predict:
         predict(model, processor, videos, data_args, prediction, training_args)
+    if to_share and training_args.process_index == 0:
+        logger.info(f"shared: {push_run(training_args)}")
     # Left to the interpreter's exit, the group of a multi-process run may abort.
     PartialState().destroy_process_group()
 
@@ -160,6 +170,8 @@ def parse_arguments() -> tuple[
         model_args.model_name_or_path = "demo"
     if model_args.report and not training_args.do_eval:
         parser.error("--report is about the errors of --do_eval: give that, too")
+    if training_args.push_to_hub and not training_args.do_train:
+        parser.error("--push_to_hub shares what --do_train made; a folder: python -m classquery.engine.sharing --help")
     contradiction = contradiction_in(model_args)
     if contradiction:
         parser.error(contradiction)
@@ -223,7 +235,7 @@ def load_model(
             if path is not None:
                 logger.info(f"{path}: took {len(load(model, path).loaded)} tensors")
         return model, processor
-    model, processor = load_detector(model_args.model_name_or_path)
+    model, processor = load_detector(model_args.model_name_or_path, allow_pickle=model_args.allow_pickle)
     if id2label is not None and model.config.id2label != id2label:
         model = change_classes(model, list(id2label.values()), model_args.classes)
     return model, processor
@@ -319,10 +331,10 @@ def train_and_evaluate(
         actor_crop = actor_crop_baseline(data_dir, "validation") if data_args.dataset == "demo" else None
         evaluate(trainer, actor_crop, write_report=model_args.report)
     trainer.save_state()
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
-    elif training_args.do_train:
-        trainer.create_model_card()
+    if training_args.do_train and trainer.is_world_process_zero():
+        origin = model_args.model_name_or_path or model_args.backbone_checkpoint
+        protocol = data_args.video_map_protocol if isinstance(validation, TubeClips) else None
+        write_card_of_run(trainer, model_args.recipe or "none", data_args.dataset, protocol, origin)
 
 
 def train(trainer: ActionDetectionTrainer) -> None:

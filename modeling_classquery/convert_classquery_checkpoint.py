@@ -10,6 +10,7 @@ fit changes nothing.
 
 import argparse
 import importlib
+import json
 import pickle
 import re
 import sys
@@ -34,14 +35,17 @@ from .checkpoint_layouts_classquery import (
     own_transformer,
     published_detector,
     published_transformer,
+    token_backbone,
     vit_backbone,
 )
 from .configuration_classquery import ClassQueryConfig
 from .modeling_classquery import ClassQueryForVideoActionDetection
+from .modeling_classquery_tokens import TOKEN_BACKBONES
 from .video_processing_classquery import ClassQueryVideoProcessor
 
 
 LICENCE = "Weights converted from the published files stay under their own licence, CC BY-NC 4.0."
+_LICENCE_ID = "cc-by-nc-4.0"
 
 _FOLDER_CONTENTS = (
     "model.safetensors",
@@ -118,7 +122,7 @@ def convert_original_state_dict(
 
 
 def load_checkpoint(model: ClassQueryForVideoActionDetection, path: str | Path) -> LoadingReport:
-    """Set a model to the weights of a published detector.
+    """Set a model to the weights of a published detector, and note their licence in its configuration.
 
     Args:
         model: Changed in place, or not at all if there is an error.
@@ -133,7 +137,7 @@ def load_checkpoint(model: ClassQueryForVideoActionDetection, path: str | Path) 
             f"{path} holds the weights of one of our models, so there is nothing to convert: load its folder with "
             "from_pretrained, or pass it as --transformer to start a second stage from it"
         )
-    return _load(model, published_detector(tensors, model.config, _shapes(model)), path)
+    return _load(model, published_detector(tensors, model.config, _shapes(model)), path, _LICENCE_ID)
 
 
 def load_backbone(model: ClassQueryForVideoActionDetection, path: str | Path) -> LoadingReport:
@@ -146,7 +150,8 @@ def load_backbone(model: ClassQueryForVideoActionDetection, path: str | Path) ->
     Args:
         model: Changed in place, or not at all if there is an error.
         path: For CSN, a MATLAB file. For ViT, a file in the published layout, possibly under `module`, or a file or
-            local folder of one of transformers' VideoMAE models.
+            local folder of one of transformers' VideoMAE models. For a VideoMAE or V-JEPA 2 of transformers, a file or
+            local folder of one.
 
     Raises:
         ValueError: If the file cannot be read, or tensors are missing, unexpected or of another shape; lists all of
@@ -156,9 +161,11 @@ def load_backbone(model: ClassQueryForVideoActionDetection, path: str | Path) ->
     backbone_config = model.config.backbone_config
     if backbone_config.model_type == "classquery_csn":
         source = csn_backbone(_read_matlab(path), backbone_config.depths, shapes)
+    elif backbone_config.model_type in TOKEN_BACKBONES:
+        source = token_backbone(_read_tensors(path), shapes)
     else:
         source = vit_backbone(_read_tensors(path), shapes)
-    return _load(model, source, path)
+    return _load(model, source, path, _LICENCE_ID)
 
 
 def load_transformer(model: ClassQueryForVideoActionDetection, path: str | Path) -> LoadingReport:
@@ -180,10 +187,17 @@ def load_transformer(model: ClassQueryForVideoActionDetection, path: str | Path)
     tensors = _read_tensors(path)
     shapes = _shapes(model, "model.encoder.", "model.decoder.", "model.reference_boxes")
     if _is_ours(tensors):
-        source = own_transformer(tensors, model.config, shapes)
+        source, licence = own_transformer(tensors, model.config, shapes), _own_licence(path)
     else:
-        source = published_transformer(tensors, model.config, shapes)
-    return _load(model, source, path)
+        source, licence = published_transformer(tensors, model.config, shapes), _LICENCE_ID
+    return _load(model, source, path, licence)
+
+
+def _own_licence(path: str | Path) -> str | None:
+    """What the configuration beside weights of ours says about their licence."""
+    path = Path(path)
+    config = (path if path.is_dir() else path.parent) / "config.json"
+    return json.loads(config.read_text(encoding="utf-8")).get("weights_license") if config.is_file() else None
 
 
 def _is_ours(tensors: Mapping[str, torch.Tensor]) -> bool:
@@ -199,9 +213,12 @@ def _shapes(model: torch.nn.Module, *prefixes: str) -> dict[str, torch.Size]:
     }
 
 
-def _load(model: ClassQueryForVideoActionDetection, source: WeightSource, path: str | Path) -> LoadingReport:
+def _load(
+    model: ClassQueryForVideoActionDetection, source: WeightSource, path: str | Path, licence: str | None
+) -> LoadingReport:
     values = _collect(source, f"{path} does not fit the model")
     model.load_state_dict(values, strict=False)
+    model.config.weights_license = model.config.weights_license or licence
     used = source.used
     return LoadingReport(
         loaded={name: tuple(filter(None, origin)) for name, origin in source.origins.items()},
