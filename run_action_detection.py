@@ -334,7 +334,7 @@ def train_and_evaluate(
     if training_args.do_train and trainer.is_world_process_zero():
         origin = model_args.model_name_or_path or model_args.backbone_checkpoint
         protocol = data_args.video_map_protocol if isinstance(validation, TubeClips) else None
-        write_card_of_run(trainer, model_args.recipe or "none", data_args.dataset, protocol, origin)
+        write_card_of_run(trainer, model_args.recipe, data_args.dataset, protocol, origin)
 
 
 def train(trainer: ActionDetectionTrainer) -> None:
