@@ -14,8 +14,16 @@ from transformers.utils import cached_file
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor, demo_checkpoint
 
 
-# What a config.json may hold beside the fields of its class.
-_BESIDE_FIELDS = {"auto_map", "custom_pipelines", "num_labels", "torch_dtype"}
+# What transformers, its Trainer and its quantizers put into a config.json beside the fields of its class.
+_BESIDE_FIELDS = {
+    "auto_map",
+    "custom_pipelines",
+    "num_labels",
+    "quantization_config",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "use_cache",
+}
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
