@@ -3,10 +3,13 @@
     python benchmarks/metrics.py
     python benchmarks/metrics.py ucf101_24 jhmdb_21 --share 0.05
     python benchmarks/metrics.py ava --baseline 200
+    python benchmarks/metrics.py analysis csv
 
 AVA: frame mAP of its validation set. UCF101-24 and JHMDB-21: frame mAP and video mAP of a test split, as published and
 as standard, at eleven thresholds at once. Each data set has a process of its own, which shows its peak of memory.
 `--baseline` also times the plain loop over single detections that the tests compare with (pytest must be installed).
+`analysis` is the analysis of errors on the AVA load, `csv` the command on a csv file of it with the 50 rows of highest
+score of each frame.
 """
 
 import argparse
@@ -14,18 +17,23 @@ import multiprocessing
 import resource
 import runpy
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
 
-from classquery.data.metrics import ava_label_ids, frame_map, video_map
+from classquery.data.metrics import analyze, ava_label_ids, frame_map, video_map
+from classquery.data.metrics.__main__ import parse_arguments, score_ava
 
 
 NUM_QUERIES = 15
 AVA_FRAMES, AVA_ACTORS, AVA_LABELS = 57_000, 3, 80
+MAX_ROWS = 50  # In a csv file, of each frame.
 IOU_THRESHOLDS = [0.2, *np.arange(50, 100, 5) / 100]
 VIDEO_DATA = {  # Videos, frames of each, actors at most, labels, protocol.
     "ucf101_24": (914, 150, 3, 24, "classquery_ucf"),
@@ -162,6 +170,50 @@ def measure_ava(share: float, baseline: int | None) -> None:
         print(f"{plain_seconds / seconds:.0f} times as long, with equal AP on all labels")
 
 
+def measure_analysis(share: float) -> None:
+    detections, ground_truth = ava_load(round(AVA_FRAMES * share))
+    inputs_gb = peak_memory_gb()
+    _, map_seconds = timed(frame_map, detections, ground_truth, label_ids=ava_label_ids())
+    _, seconds = timed(analyze, detections, ground_truth, label_ids=ava_label_ids())
+    print(f"analysis: {seconds:.2f} CPU s, {seconds / map_seconds:.1f} times as long as frame mAP")
+    print(f"  peak memory: {peak_memory_gb():.2f} GB ({inputs_gb:.2f} GB with the inputs alone)")
+
+
+def measure_csv(share: float) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        found, truth = Path(folder) / "detections.csv", Path(folder) / "ground_truth.csv"
+        run_alone(write_csv_files, round(AVA_FRAMES * share), found, truth)
+        print(f"csv: {MAX_ROWS * round(AVA_FRAMES * share):,} rows, {found.stat().st_size / 1e6:.0f} MB")
+        inputs_gb = peak_memory_gb()
+        options = ["--dataset", "ava", "--ground_truth", str(truth), "--detections", str(found)]
+        _, seconds = timed(score_ava, parse_arguments(options))
+        _, capped_seconds = timed(score_ava, parse_arguments([*options, "--official_cap"]))
+    print(f"  read and scored: {seconds:.2f} CPU s, with --official_cap {capped_seconds:.2f} CPU s")
+    print(f"  peak memory: {peak_memory_gb():.2f} GB ({inputs_gb:.2f} GB with the inputs alone)")
+
+
+def write_csv_files(num_frames: int, found_path: Path, true_path: Path) -> None:
+    """Write the AVA load as the official script reads it."""
+    detections, ground_truth = ava_load(num_frames)
+    scores = detections["scores"].reshape(num_frames, -1)
+    best = np.argsort(-scores, axis=1)[:, :MAX_ROWS]
+    boxes = best // AVA_LABELS + NUM_QUERIES * np.arange(num_frames)[:, None]
+    columns = detections["frame"][boxes.ravel()], detections["boxes"][boxes.ravel()], best.ravel() % AVA_LABELS
+    write_csv(found_path, *columns, np.take_along_axis(scores, best, axis=1).ravel())
+    row, label = ground_truth["labels"].nonzero()
+    write_csv(true_path, ground_truth["frame"][row], np.sort(ground_truth["boxes"][row].reshape(-1, 2, 2), 1), label)
+
+
+def write_csv(path: Path, frames: np.ndarray, boxes: np.ndarray, labels: np.ndarray, *values: np.ndarray) -> None:
+    keys = np.char.rpartition(frames, "_")
+    columns = [keys[:, 0], keys[:, 2], *np.round(boxes.reshape(-1, 4).T / 400, 6), labels + 1, *values]
+    pa_csv.write_csv(
+        pa.table({str(index): column for index, column in enumerate(columns)}),
+        path,
+        pa_csv.WriteOptions(include_header=False, quoting_style="none"),
+    )
+
+
 def compare_with_plain_loop(detections: Table, ground_truth: Table, num_frames: int) -> tuple[float, float]:
     """Evaluate the first frames with both, check that they agree and return the CPU seconds of both."""
     plain_loop = runpy.run_path(str(TESTS))["brute_force_frame_map"]
@@ -189,9 +241,12 @@ def measure_videos(name: str, share: float) -> None:
     print(f'  video mAP, protocol "standard": {seconds:.2f} CPU s ({len(result["tubes"])} tubes)')
 
 
+OTHER_LOADS = {"analysis": measure_analysis, "csv": measure_csv}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ["ava", *VIDEO_DATA]
+    names = ["ava", *VIDEO_DATA, *OTHER_LOADS]
     parser.add_argument("data", nargs="*", default=names, help=f"some of {', '.join(names)}; default: all")
     parser.add_argument("--share", type=float, default=1.0, help="of the full size; default: %(default)s")
     parser.add_argument("--baseline", type=int, metavar="FRAMES", help="time the plain loop on FRAMES of AVA, too")
@@ -202,6 +257,8 @@ def main() -> None:
     for name in arguments.data:
         if name == "ava":
             run_alone(measure_ava, arguments.share, arguments.baseline)
+        elif name in OTHER_LOADS:
+            run_alone(OTHER_LOADS[name], arguments.share)
         else:
             run_alone(measure_videos, name, arguments.share)
 
