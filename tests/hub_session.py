@@ -3,12 +3,15 @@
 HF_ENDPOINT=URL HF_TOKEN=TOKEN python tests/hub_session.py DETECTOR_FOLDER
 """
 
+import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
 from datasets import load_dataset
+from huggingface_hub.utils import httpx
 from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 
 import classquery  # noqa: F401
@@ -37,6 +40,15 @@ def failed(action) -> str:
     except (CheckpointError, OSError, SharingError) as error:
         return f"{type(error).__name__}: {error}"
     raise AssertionError("it worked")
+
+
+def order(what: str, value) -> None:
+    """Tell the stand-in what to do wrong."""
+    httpx.put(f"{os.environ['HF_ENDPOINT']}/stand-in/{what}", json=value).raise_for_status()
+
+
+def hashes(folder: str) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(folder).iterdir()}
 
 
 def main() -> None:
@@ -72,6 +84,26 @@ def main() -> None:
     )
     report["revisions differ"] = (on_branch.actor_head.bias - on_main.actor_head.bias).mean().item()
     report["labels"] = first.id2label == model.config.id2label
+
+    # An upload that fails, and the same again.
+    before = hashes(folder)
+    for part in ("large/", "commit/"):
+        model.actor_head.bias.data.add_(1)
+        model.save_pretrained(folder)
+        before = hashes(folder)
+        order("failures", {part: 403})
+        report[f"failed {part}"] = failed(lambda: push_folder(folder, "tester/folder"))
+        assert hashes(folder) == before
+    push_folder(folder, "tester/folder")
+    fetched_model, _ = load_detector("tester/folder")
+    report["retried"] = torch.equal(fetched_model.actor_head.bias, model.actor_head.bias)
+
+    # A download that breaks off, and the same again.
+    push_folder(folder, "tester/unseen")
+    order("halved", ["model.safetensors"])
+    report["broken off"] = failed(lambda: load_detector("tester/unseen"))
+    order("halved", [])
+    report["downloaded again"] = len(load_detector("tester/unseen")[0].state_dict())
 
     # Annotations.
     rows = to_dataset(ROWS)

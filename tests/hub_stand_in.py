@@ -56,7 +56,9 @@ class HubStandIn(http.server.ThreadingHTTPServer):
         self.large_files: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.failures: dict[str, int] = {}
-        """Status by part of a path: how requests to it fail, once for each time it is listed here."""
+        """Status by part of a path: how the next request to it fails. Set by `/stand-in/failures`."""
+        self.halved: list[str] = []
+        """Parts of paths whose downloads break off half-way. Set by `/stand-in/halved`."""
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -98,7 +100,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command == "GET" and any(part in self.path for part in self.server.halved):
+            self.wfile.write(content[: len(content) // 2])
+            self.close_connection = True
+        elif self.command != "HEAD":
             self.wfile.write(content)
 
     def _json(self) -> dict:
@@ -119,6 +124,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if commit is None:
             self._send({"error": "Invalid rev id"}, 404, X_Error_Code="RevisionNotFound")
         return commit
+
+    def control(self, what: str) -> None:
+        setattr(self.server, what, self._json())
+        self._send({})
 
     def who_am_i(self) -> None:
         if self._may_write():
@@ -249,6 +258,7 @@ def _entry(path: str, content: bytes) -> dict:
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
 _API = rf"/api/(?P<kind>models|datasets)/{_REPO}"
 _ROUTES = [
+    ("/stand-in/(?P<what>failures|halved)", ("PUT",), _Handler.control),
     ("/api/whoami-v2", ("GET",), _Handler.who_am_i),
     ("/api/repos/create", ("POST",), _Handler.create),
     ("/api/validate-yaml", ("POST",), _Handler.validate),
