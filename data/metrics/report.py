@@ -250,10 +250,11 @@ section { padding: 1rem; margin-top: 1rem; }
 table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; }
 th, td { padding: .22rem .5rem; border-bottom: 1px solid var(--line); text-align: right; font-weight: 400; }
 tr:last-child > * { border-bottom: 0; }
-th:first-child { text-align: left; padding-left: 0; max-width: 17rem; overflow-wrap: anywhere; }
+th:first-child { text-align: left; padding-left: 0; max-width: 17rem; overflow-wrap: break-word; }
 td:last-child, th:last-child { padding-right: 0; }
 tr:first-child th:not(:first-child) { color: var(--soft); }
-.text { text-align: left; }
+td { white-space: nowrap; }
+.text { text-align: left; white-space: normal; }
 .wide { width: 45%; }
 .bar { display: flex; height: .85rem; border-radius: .25rem; overflow: hidden; background: var(--line); }
 .bar.thick { height: 1.7rem; border-radius: .4rem; }
@@ -263,7 +264,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; mar
 dt { font-weight: 600; }
 dd { margin: 0; color: var(--soft); }
 @media (max-width: 34rem) {
-  .wide { width: 30%; }
+  .wide { width: 22%; min-width: 3.5rem; }
   th, td { padding: .22rem .3rem; }
   table { font-size: .85rem; }
   dl { grid-template-columns: 1fr; gap: 0; }
@@ -282,21 +283,18 @@ def draw_report(analysis: Mapping[str, Any], path: Path, title: str) -> None:
     labels = sorted(analysis["labels"], key=lambda label: label["ap"])
     figure = Figure(figsize=(12, max(6.0, 2.5 + 0.2 * len(labels))), layout="constrained", dpi=100)
     figure.suptitle(f"{title}: frame mAP {_points(analysis['frame_map'])}")
-    right, left = figure.subplot_mosaic([["labels", "gains"], ["labels", "sizes"]]), gains(analysis)[::-1]
-    _draw_gains(right["gains"], left)
-    _draw_sizes(right["sizes"], analysis["sizes"])
-    _draw_labels(right["labels"], labels)
+    axes = figure.subplot_mosaic([["labels", "gains"], ["labels", "sizes"]])
+    _draw_labels(axes["labels"], labels)
+    _draw_gains(axes["gains"], gains(analysis)[::-1])
+    _draw_sizes(axes["sizes"], analysis["sizes"])
     figure.savefig(path)
 
 
 def _draw_gains(axes: Any, entries: Sequence[tuple[str, float]]) -> None:
-    bars = axes.barh(
-        [_gain_name(name) for name, _ in entries],
-        [100 * gain for _, gain in entries],
-        color=[COLORS[name] for name, _ in entries],
-    )
+    points = [100 * gain for _, gain in entries]
+    bars = axes.barh([_gain_name(name) for name, _ in entries], points, color=[COLORS[name] for name, _ in entries])
     axes.bar_label(bars, fmt="%+.1f", padding=3)
-    axes.margins(x=0.12)
+    axes.set_xlim(min(0.0, *points), max(1.0, 1.15 * max(points)))
     axes.set_title("What would help: points of mAP")
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -311,7 +309,8 @@ def _draw_sizes(axes: Any, sizes: Sequence[Mapping[str, Any]]) -> None:
         axes.bar_label(bars, fmt="%.1f", padding=2)
     axes.set_xticks(range(len(sizes)), [f"{size['name']}\n{size['actors']:,} actors" for size in sizes])
     axes.set_title("By size of the actor, in percent")
-    axes.margins(y=0.2)
+    axes.set_ylim(0, 125)  # Room for the legend above full bars.
+    axes.set_yticks(range(0, 101, 20))
     axes.legend(frameon=False, ncols=2, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -321,8 +320,9 @@ def _draw_labels(axes: Any, labels: Sequence[Mapping[str, Any]]) -> None:
     left = [0.0] * len(labels)
     for kind in _ORDER:
         widths = [100 * dict(best_shares(label["best"]))[kind] for label in labels]
-        axes.barh(names, widths, left=left, color=COLORS[kind], label=NAMES[kind])
+        axes.barh(range(len(labels)), widths, left=left, color=COLORS[kind], label=NAMES[kind])
         left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.set_yticks(range(len(labels)), names)
     axes.set_title("AP, and the kinds of the best detections in percent")
     axes.tick_params(axis="y", labelsize=8, length=0)
     axes.margins(x=0, y=0.01)
