@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -276,9 +277,17 @@ def map_in_processes(function: Any, jobs: Sequence[Any], num_workers: int) -> It
     if num_workers == 0:
         yield from map(function, jobs)
         return
-    # Not forked: the libraries of this process have threads.
-    with ProcessPoolExecutor(min(num_workers, len(jobs)) or 1, mp_context=get_context("spawn")) as processes:
+    with ProcessPoolExecutor(min(num_workers, len(jobs)) or 1, mp_context=_process_context()) as processes:
         yield from processes.map(function, jobs)
+
+
+def _process_context() -> BaseContext:
+    """Processes are not forked from this one, whose libraries have threads; where possible they share one import."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def look_into(job: tuple[Video, bool]) -> VideoFacts:
