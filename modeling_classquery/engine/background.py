@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Generic, NamedTuple, TypeVar
 
@@ -63,6 +63,11 @@ class Background(Generic[ItemT]):
             if not items and self._error is not None:
                 raise self._error
             return Taken(items, num_dropped)
+
+    def __iter__(self) -> Iterator[ItemT]:
+        """Take one item after the other."""
+        while batch := self.take(1).items:
+            yield batch[0]
 
     def _run(self) -> None:
         with _Ending(self):

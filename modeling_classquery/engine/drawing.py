@@ -21,6 +21,7 @@ from transformers.utils import logging
 from classquery.data.clip_reader import Frame, VideoReadError
 from classquery.data.video_sources import open_source
 from classquery.data.whole_files import replacing
+from classquery.engine.background import Background
 from classquery.engine.results import ActorDetection, FrameDetections
 
 
@@ -40,6 +41,9 @@ _BAR_COLOR = (84, 88, 96, 255)
 _MAX_ROWS = (6, 4, 2, 1)
 _MIN_FONT_SIZE = 8
 _MAX_LONG_SIDE = 1920
+# A little more size costs more time than everything else, and text of 360 rows can be read as well as that of 480.
+_MAX_ENLARGEMENT_NOT_WORTH_IT = 4 / 3
+_PICTURES_AHEAD = 4
 _GIF_FRAMES_PER_SECOND = 10
 _GIF_LONG_SIDE = 480
 # matplotlib's "inferno" (CC0) at nine equal steps, and how opaque it is where a class looks least and most.
@@ -103,11 +107,12 @@ def write_annotated_video(
         frames = _at_gif_rate(frames)
     drawer = _VideoDrawer(keyframes, (video.width, video.height), size, attention_label, attention_person)
     pictures = ((drawer.draw(frame), frame.seconds) for frame in frames)
-    with replacing(output) as partial_path:
+    # Drawn ahead, in a thread, while the encoder works.
+    with replacing(output) as partial_path, Background(pictures, capacity=_PICTURES_AHEAD) as ahead:
         if is_gif:
-            _write_gif(partial_path, pictures)
+            _write_gif(partial_path, ahead)
         else:
-            _write_h264(partial_path, pictures, size, video.frames_per_second)
+            _write_h264(partial_path, ahead, size, video.frames_per_second)
 
 
 def _readable_frames(frames: Iterator[Frame]) -> Iterator[Frame]:
@@ -137,8 +142,8 @@ def draw_keyframe(
         attention_label: Name of the class that the attention of the actors belongs to. With it the attention is drawn
             as a heat map, the maximum over the actors after scaling each to a maximum of 1, and named in a corner.
         attention_person: Number of the person whose attention alone is drawn.
-        min_short_side: Smaller frames are enlarged to this short side in pixels, so that text can be read; larger ones
-            are reduced to a long side of 1920.
+        min_short_side: Frames of less than three quarters of this short side, in pixels, are enlarged to it, so that
+            text can be read; large ones are reduced to a long side of 1920.
 
     Returns:
         An RGB image of even width and height, as video encoders want it.
@@ -281,7 +286,9 @@ class _Layers(NamedTuple):
 
 def _picture_size(frame_size: tuple[int, int], min_short_side: int) -> tuple[int, int]:
     """Enlarge or reduce (width, height) if necessary, to even numbers."""
-    return _scaled_size(frame_size, min(max(1.0, min_short_side / min(frame_size)), _MAX_LONG_SIDE / max(frame_size)))
+    scale = min_short_side / min(frame_size)
+    enlargement = scale if scale > _MAX_ENLARGEMENT_NOT_WORTH_IT else 1.0
+    return _scaled_size(frame_size, min(enlargement, _MAX_LONG_SIDE / max(frame_size)))
 
 
 def _scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -303,7 +310,7 @@ def _compose(image: Image.Image, layers: _Layers, boxes: Iterable[tuple["_Rectan
     size = layers.text.size
     if image.size != size:
         is_tiny = size[1] >= _MIN_PIXELATED_SCALE * image.height
-        image = image.resize(size, Image.Resampling.NEAREST if is_tiny else Image.Resampling.LANCZOS)
+        image = image.resize(size, Image.Resampling.NEAREST if is_tiny else Image.Resampling.BICUBIC)
     if layers.heat is not None:
         image.paste(layers.heat, mask=layers.heat)
     draw = ImageDraw.Draw(image, "RGBA")
