@@ -4,8 +4,8 @@
 
 The videos, 640x360 at 30 Hz in H.264, are made on the spot. `demo` is the model in the package, other names are
 recipes with random weights and the frames at their full size; `--short_side` makes them smaller. Every line is
-measured in a process of its own. "ahead" is how many times faster the thread that decodes ahead makes it, against the same work
-one after the other in the same process; of several rounds, the fastest counts.
+measured in a process of its own. "ahead" is how many times faster the thread that decodes ahead makes it, against the
+same work one after the other in the same process; of several rounds, the fastest counts.
 """
 
 import argparse

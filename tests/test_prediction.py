@@ -63,7 +63,7 @@ def test_single_video_is_drawn_and_tubes_are_written(videos, detector, tmp_path)
     predict(videos[:1], tmp_path, detector, PredictionArguments(tubes=True, attention="sit", attention_person=1))
 
     assert files_of(tmp_path / "one") == {
-        *("detections.json", "detections.csv", "summary.json", "annotated.mp4", "preview.png"),
+        *("detections.json", "detections.csv", "summary.json", "annotated.mp4", "preview.png", "attention.png"),
         *("timeline.csv", "timeline.png", "ava.csv", "ava_action_list.pbtxt", "cvat.xml", "cvat_labels.json"),
     }
     assert ClipReader().info(tmp_path / "one" / "annotated.mp4").num_frames == 60

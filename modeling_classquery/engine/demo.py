@@ -17,7 +17,6 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,13 +30,12 @@ from PIL import Image
 from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor, demo_checkpoint
 from classquery.data.clip_reader import ClipReader, VideoReadError
 from classquery.data.demo import write_demo_movie
-from classquery.data.metrics.linking import box_iou
 from classquery.engine.checkpoint import load_detector
-from classquery.engine.detection import DEMO_NOTICE, ClipDetector, detect_again
+from classquery.engine.detection import DEMO_NOTICE, with_attention
 from classquery.engine.drawing import draw_keyframe
 from classquery.engine.people import Person, list_people
 from classquery.engine.prediction import SUMMARY_FILE, PredictionArguments, predict_videos
-from classquery.engine.results import ActorDetection, FrameDetections
+from classquery.engine.results import FrameDetections
 from classquery.engine.writing import read_detections
 
 
@@ -135,24 +133,11 @@ class VideoPage:
         ]
         best = int(np.argmax(scores))
         frame = next(frame for frame in result.frames if frame.frame_index == person.frame_indices[best])
-        actor = dataclasses.replace(
-            person.actors[best], attentions=self._look_again(result.video, frame, person.actors[best], segment.label)
-        )
+        actor = with_attention(result.video, frame, person.actors[best], [segment.label], self.model, self.processor)
         shown = dataclasses.replace(frame, actors=[actor])
         image = Image.fromarray(ClipReader().read(result.video, [frame.frame_index])[0])
         picture = draw_keyframe(image, shown, attention_label=segment.label, attention_person=person.person_id)
         return picture, f"Person {person.person_id}, **{segment.label}**, at {frame.seconds:.1f} s"
-
-    def _look_again(
-        self, video: str, frame: FrameDetections, actor: ActorDetection, label: str
-    ) -> Mapping[str, np.ndarray]:
-        """Attention for the actor whose box is nearest."""
-        detector = ClipDetector.from_options(
-            self.model, self.processor, threshold=0.0, class_thresholds={}, actor_threshold=0.0, attention=[label]
-        )
-        again = detect_again(video, frame, detector)
-        overlaps = box_iou(np.array(actor.box), again.boxes)
-        return again.actors[int(overlaps.argmax())].attentions
 
 
 def build_page(page: VideoPage) -> "gradio.Blocks":

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from classquery.configuration_classquery import ClassQueryConfig
 from classquery.data.clip_reader import ClipReader, Frame, VideoReadError
 from classquery.data.clips import clip_seconds, tile_starts
+from classquery.data.metrics.linking import box_iou
 from classquery.data.video_sources import Source, VideoSource, list_sources, open_source
 from classquery.engine.background import Background
 from classquery.engine.checkpoint import load_detector
@@ -164,28 +165,50 @@ def detect_in(source: VideoSource, detector: "ClipDetector", sampling: "Sampling
         )
 
 
-def detect_again(path: str | os.PathLike[str], frame: FrameDetections, detector: "ClipDetector") -> FrameDetections:
-    """Look once more at one frame of a video file, with other thresholds or for the attention of other classes.
+def with_attention(
+    path: str | os.PathLike[str],
+    frame: FrameDetections,
+    actor: ActorDetection,
+    labels: Sequence[str],
+    model: ClassQueryForVideoActionDetection,
+    processor: ClassQueryVideoProcessor,
+) -> ActorDetection:
+    """Look once more at one frame of a video file, to see where some classes look for an actor.
 
     Args:
         path: The file.
         frame: A result of it.
-        detector: What to report.
+        actor: One of the actors in it.
+        labels: Names of the classes.
+        model: The detector.
+        processor: The processor that belongs to it.
+
+    Returns:
+        The actor with its `attentions`.
 
     Raises:
+        ValueError: If a class is unknown.
         VideoReadError: If the frame or those around it cannot be read any more.
     """
-    config, reader, source = detector.model.config, ClipReader(), open_source(path)
-    if config.output_frames == "all":
-        last = source.num_frames - 1
-        tile = next(tile for tile in _tiles(config, source.num_frames) if frame.frame_index in tile)
-        indices, index = tile.clip(0, last), int(np.flatnonzero(tile == frame.frame_index)[0])
-    else:
-        indices = reader.frame_indices_at(path, _clip_around(config, frame.seconds))
-        index = config.keyframe_index
-    images = torch.stack([detector.resize(image) for image in reader.read(path, indices)])
+    detector = ClipDetector.from_options(
+        model, processor, threshold=0.0, class_thresholds={}, actor_threshold=0.0, attention=labels
+    )
+    source = open_source(path)
+    indices, index = _clip_with(frame, path, source, model.config)
+    images = torch.stack([detector.resize(image) for image in ClipReader().read(path, indices)])
     (again,) = detector.detect([Clip(images, [(index, frame.frame_index, frame.seconds)])], source)
-    return again
+    nearest = int(box_iou(np.array(actor.box), again.boxes).argmax())
+    return replace(actor, attentions=again.actors[nearest].attentions)
+
+
+def _clip_with(
+    frame: FrameDetections, path: str | os.PathLike[str], source: VideoSource, config: ClassQueryConfig
+) -> tuple[np.ndarray, int]:
+    """Numbers of the frames of the clip in which a frame is detected, and its index in it."""
+    if config.output_frames == "keyframe":
+        return ClipReader().frame_indices_at(path, _clip_around(config, frame.seconds)), config.keyframe_index
+    tile = next(tile for tile in _tiles(config, source.num_frames) if frame.frame_index in tile)
+    return tile.clip(0, source.num_frames - 1), int(np.flatnonzero(tile == frame.frame_index)[0])
 
 
 def label_id_of(label: str, config: ClassQueryConfig) -> int:

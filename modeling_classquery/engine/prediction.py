@@ -19,8 +19,8 @@ from classquery.data.frame_folder import read_frame_folder
 from classquery.data.video_sources import Source, VideoSource, list_sources, open_source
 from classquery.data.whole_files import write_json
 from classquery.engine.charts import can_draw_charts, draw_timeline
-from classquery.engine.detection import ClipDetector, Sampling, detect_in
-from classquery.engine.drawing import draw_keyframe, write_annotated_video
+from classquery.engine.detection import ClipDetector, Sampling, detect_in, with_attention
+from classquery.engine.drawing import draw_attention_grid, draw_keyframe, write_annotated_video
 from classquery.engine.people import link_people, list_people
 from classquery.engine.results import FrameDetections
 from classquery.engine.writing import (
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 SUMMARY_FILE = "summary.json"
 _MAX_NAMED_ACTIONS = 3
+_MAX_CLASSES_IN_GRID = 8
 _BAR = "{desc}{percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f}, {rate_noinv_fmt}, {remaining} left"
 
 
@@ -239,7 +240,7 @@ def _predict(job: _Job, work: _Work, progress: tqdm) -> None:
         num_people = _write_files(job.folder, source, frames, work)
         if work.draws:
             progress.set_description(f"drawing {job.folder.name}")
-            _write_pictures(job.folder, source, frames, work.arguments)
+            _write_pictures(job.folder, source, frames, work)
     except VideoReadError as error:
         logger.warning(f"passed over: {error}")
         write_json(job.folder / SUMMARY_FILE, {"video": str(job.source), "error": str(error)}, indent=2)
@@ -284,18 +285,29 @@ def _write_files(folder: Path, source: VideoSource, frames: Sequence[FrameDetect
     return len(people)
 
 
-def _write_pictures(
-    folder: Path, source: VideoSource, frames: Sequence[FrameDetections], arguments: PredictionArguments
-) -> None:
-    """Draw into a copy of the video, and a still from it; neither is possible for what can be seen only once."""
+def _write_pictures(folder: Path, source: VideoSource, frames: Sequence[FrameDetections], work: _Work) -> None:
+    """Draw into a copy of the video, and stills from it; nothing of what can be seen only once."""
     if not frames or not os.path.exists(source.name):
         return
-    attention = {"attention_label": arguments.attention, "attention_person": arguments.attention_person}
+    attention = {"attention_label": work.arguments.attention, "attention_person": work.arguments.attention_person}
     write_annotated_video(source.name, folder / "annotated.mp4", frames, **attention)
     clearest = max(frames, key=_clarity)
     read = read_frame_folder if os.path.isdir(source.name) else ClipReader().read
     image = Image.fromarray(read(source.name, [clearest.frame_index])[0])
     draw_keyframe(image, clearest, **attention).save(folder / "preview.png")
+    if work.arguments.attention and clearest.actors and os.path.isfile(source.name):
+        _draw_classes(image, clearest, work, source.name).save(folder / "attention.png")
+
+
+def _draw_classes(image: Image.Image, frame: FrameDetections, work: _Work, path: str) -> Image.Image:
+    """Draw where the class asked for and those that were found look for the actor of the highest score."""
+    actor = max(frame.actors, key=lambda actor: actor.actions[0][1])
+    labels = dict.fromkeys([work.arguments.attention, *(label for label, _ in actor.actions)])
+    labels = list(labels)[:_MAX_CLASSES_IN_GRID]
+    detector = work.detector
+    return draw_attention_grid(
+        image, with_attention(path, frame, actor, labels, detector.model, detector.processor), labels
+    )
 
 
 def _clarity(keyframe: FrameDetections) -> float:
