@@ -70,6 +70,9 @@ TUBE_DATA = {
     "multisports": _TubeData(load_multisports, load_multisports_labels, "standard", 256),
 }
 
+# Of the thresholds that are counted when none are asked for.
+SHOWN = ("frame_map_50", "video_map_20", "video_map_50", "video_map_75", "video_map_50_95")
+
 
 class Scored(NamedTuple):
     """What came out, and the tables that `analyze` looks into."""
@@ -181,9 +184,7 @@ def score_ava(options: argparse.Namespace) -> Scored:
     _check_frames(found["frame"], ground_truth["frame"], names)
     thresholds = options.iou_thresholds or [0.5]
     result = frame_map(found, ground_truth, iou_threshold=thresholds, label_ids=label_ids)
-    ap = result.pop("ap_per_label")
-    per_label = {name.replace("map", "ap"): row for name, row in zip(result, ap, strict=True)}
-    return Scored(result, per_label, id2label, found, ground_truth, label_ids)
+    return Scored(*_split(result), id2label, found, ground_truth, label_ids)
 
 
 def _label_names(label_map: Path | None) -> dict[int, str]:
@@ -244,14 +245,8 @@ def score_tubes(options: argparse.Namespace) -> Scored:
     rows = data.load(options.ground_truth, "validation", require_videos=False, **fold)
     id2label = data.load_labels(options.ground_truth)
     sizes = frame_sizes(rows, options.shortest_edge or data.shortest_edge)
-    if options.detections.suffix == ".parquet":
-        records = read_records(options.detections)
-        _check_videos({record["video"] for record in records}, sizes, options.detections)
-        detections = video_table(records, sizes)
-        if detections["scores"].shape[1] != len(id2label):
-            raise ValueError(f"the predictions have {detections['scores'].shape[1]} labels, the data {len(id2label)}")
-    else:
-        detections = _video_table_of_csv(options.detections, sizes, len(id2label))
+    read = _video_table_of_records if options.detections.suffix == ".parquet" else _video_table_of_csv
+    detections = read(options.detections, sizes, len(id2label))
     tables = tube_frame_tables(detections, rows, sizes, len(id2label))
     frames = frame_map(*tables, iou_threshold=options.iou_thresholds or [0.5])
     protocol = options.protocol or data.protocol
@@ -262,16 +257,21 @@ def score_tubes(options: argparse.Namespace) -> Scored:
         iou_thresholds=options.iou_thresholds or [0.2, *np.arange(50, 100, 5) / 100],
     )
     logger.info(f"video mAP is counted by the protocol {protocol!r}: {len(videos['tubes']):,} tubes")
-    per_label = {}
-    for result in (frames, videos):
-        ap = result.pop("ap_per_label")
-        names = [name.replace("map", "ap") for name in result if "map" in name and name != "video_map_50_95"]
-        per_label |= dict(zip(names, ap, strict=True))
-    shown = ("video_map_20", "video_map_50", "video_map_75", "video_map_50_95")
-    metrics = {name: result for name, result in videos.items() if options.iou_thresholds or name in shown}
-    metrics.pop("tubes", None)
-    per_label = {name: ap for name, ap in per_label.items() if name.replace("ap", "map") in frames | metrics}
-    return Scored(frames | metrics, per_label, id2label, *tables)
+    (metrics, per_label), (of_videos, ap_of_videos) = _split(frames), _split(videos)
+    metrics, per_label = metrics | of_videos, per_label | ap_of_videos
+    if not options.iou_thresholds:
+        metrics = {name: metrics[name] for name in SHOWN}
+    per_label = {name: ap for name, ap in per_label.items() if name.replace("ap", "map") in metrics}
+    return Scored(metrics, per_label, id2label, *tables)
+
+
+def _video_table_of_records(path: Path, sizes: Mapping[str, np.ndarray], num_labels: int) -> dict[str, np.ndarray]:
+    records = read_records(path)
+    _check_videos({record["video"] for record in records}, sizes, path)
+    table = video_table(records, sizes)
+    if table["scores"].shape[1] != num_labels:
+        raise ValueError(f"{path} has {table['scores'].shape[1]} labels, but the data has {num_labels}")
+    return table
 
 
 def _check_videos(names: set[str], sizes: Mapping[str, np.ndarray], path: Path) -> None:
@@ -301,6 +301,13 @@ def _video_table_of_csv(path: Path, sizes: Mapping[str, np.ndarray], num_labels:
 
 
 # Output
+
+
+def _split(result: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """The means of a result, and the AP of all labels at each threshold."""
+    means = {name: value for name, value in result.items() if isinstance(value, float)}
+    names = [name.replace("map", "ap") for name in means if name != "video_map_50_95"]
+    return means, dict(zip(names, result["ap_per_label"], strict=True))
 
 
 def table(scored: Scored) -> str:

@@ -152,26 +152,27 @@ def cap_per_frame(rows: BoxRows, max_rows: int = 50) -> BoxRows:
     score = rows.values[:, 0]
     order = np.lexsort((-score, rows.frame))
     _, start, count = np.unique(rows.frame[order], return_index=True, return_counts=True)
-    place = np.arange(len(order)) - np.repeat(start, count)
-    kept = order[place < max_rows]
-    for first in start[count > max_rows]:
-        if score[order[first + max_rows - 1]] == score[order[first + max_rows]]:
-            # Which of the equal ones stay depends on the order of the file.
-            of_frame = np.flatnonzero(rows.frame == rows.frame[order[first]])
-            kept = np.concatenate([np.setdiff1d(kept, of_frame), _survivors_of_heap(rows, of_frame, max_rows)])
-    return rows.take(np.sort(kept))
+    kept = np.arange(len(order)) - np.repeat(start, count) < max_rows
+    is_full = count > max_rows
+    lowest, next_one = (score[order[start[is_full] + place]] for place in (max_rows - 1, max_rows))
+    for first, size in zip(start[is_full][lowest == next_one], count[is_full][lowest == next_one], strict=True):
+        # Which of the equal ones stay depends on the order of the file, but not on lower ones, which all go before.
+        of_frame = order[first : first + size]
+        of_frame = of_frame[score[of_frame] >= score[of_frame[max_rows - 1]]]
+        kept[first : first + len(of_frame)] = np.isin(of_frame, _survivors_of_heap(rows, np.sort(of_frame), max_rows))
+    return rows.take(np.sort(order[kept]))
 
 
-def _survivors_of_heap(rows: BoxRows, of_frame: np.ndarray, max_rows: int) -> np.ndarray:
+def _survivors_of_heap(rows: BoxRows, of_frame: np.ndarray, max_rows: int) -> list[int]:
     heap = []
-    for row in of_frame.tolist():
-        x1, y1, x2, y2 = rows.boxes[row]
-        entry = (rows.values[row, 0], rows.label_id[row], y1, x1, y2, x2, row)
+    entries = zip(rows.values[of_frame, 0], rows.label_id[of_frame], *rows.boxes[of_frame].T, of_frame, strict=True)
+    for score, label_id, x1, y1, x2, y2, row in entries:
+        entry = (score, label_id, y1, x1, y2, x2, row)
         if len(heap) < max_rows:
             heapq.heappush(heap, entry)
-        elif entry[0] > heap[0][0]:
+        elif score > heap[0][0]:
             heapq.heapreplace(heap, entry)
-    return np.array([entry[-1] for entry in heap])
+    return [entry[-1] for entry in heap]
 
 
 def merged_boxes(rows: BoxRows, *, with_values: bool = False) -> tuple[np.ndarray, np.ndarray]:

@@ -156,10 +156,11 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer):
             dataloader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
         finally:
             self.args.dataloader_drop_last = drop_last
-        if not is_training and isinstance(dataloader.batch_sampler, BatchSamplerShard):
+        shard = dataloader.batch_sampler
+        if not is_training and isinstance(shard, BatchSamplerShard) and not shard.split_batches:
             # So that the last processes repeat whole batches instead of filling up the last one: what a network makes
             # of a clip depends on the others in its batch, by rounding and by what they are padded to.
-            dataloader.batch_sampler.batch_size = None
+            shard.batch_size = None
         return dataloader
 
     def evaluation_loop(
