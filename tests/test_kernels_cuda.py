@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,10 +45,18 @@ def emulator_command(configuration: cuda.Configuration, flags: tuple[str, ...] =
 @functools.cache
 def emulated_kernels(configuration: cuda.Configuration, flags: tuple[str, ...] = ()) -> ctypes.CDLL:
     """The kernels of a configuration as functions for the CPU."""
-    command = emulator_command(configuration, flags)
+    return ctypes.CDLL(str(emulating_library(configuration, flags)))
+
+
+def emulating_library(configuration: cuda.Configuration, flags: tuple[str, ...] = ()) -> Path:
     sources = [EMULATOR / "emulated.cpp", EMULATOR / "cuda_emulator.h", KERNELS]
+    return cached_library(emulator_command(configuration, flags), sources)
+
+
+def cached_library(command: list[str], sources: list[Path]) -> Path:
+    """What a command makes of the first source, which needs the others."""
     key = repr(command).encode() + b"".join(path.read_bytes() for path in sources)
-    return ctypes.CDLL(str(build.cached(key, ".so", lambda: build.compile_library(command, sources[0]))))
+    return build.cached(key, ".so", lambda: build.compile_library(command, sources[0]))
 
 
 @contextlib.contextmanager
@@ -68,6 +77,53 @@ def emulated_cuda(backwards: bool = False, kernels: Callable[[cuda.Configuration
         patch.setattr(cpu, "backward", cuda.backward)
         patch.setattr(cpu, "unavailable", lambda: None)
         yield
+
+
+@contextlib.contextmanager
+def emulated_driver():
+    """Within the context, all of cuda.py runs on tensors on the CPU: on a GPU of PyTorch and a driver that are not.
+
+    Yields the driver. For a process of its own: cuda-bindings keeps the driver that it finds first.
+    """
+    options = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wl,-soname,libcuda.so.1"]
+    driver = ctypes.CDLL(str(cached_library([*build.compiler(), *options], [EMULATOR / "driver.cpp"])))
+    compile_kernels = cuda.compile_kernels
+
+    def compile_and_register(configuration, architecture):
+        code = compile_kernels(configuration, architecture)
+        assert driver.register_kernels(code, ctypes.c_size_t(len(code)), bytes(emulating_library(configuration)))
+        return code
+
+    gpu = {
+        "is_available": lambda: True,
+        "current_device": lambda: 0,
+        "get_device_capability": lambda index: (9, 0),
+        "synchronize": lambda: None,
+        "device": lambda device: contextlib.nullcontext(),
+        "current_stream": lambda: SimpleNamespace(cuda_stream=STREAM),
+    }
+    with pytest.MonkeyPatch.context() as patch, use_implementation("cpu"):
+        for name, stub in gpu.items():
+            patch.setattr(torch.cuda, name, stub)
+        patch.setattr(torch.version, "cuda", "13.0")
+        patch.setattr(cuda, "compile_kernels", compile_and_register)
+        # Compiled anew, to be registered.
+        patch.setattr(cuda, "cached", lambda key, suffix, make: SimpleNamespace(read_bytes=make))
+        for name in ("forward", "backward", "unavailable"):
+            patch.setattr(cpu, name, getattr(cuda, name))
+        yield driver
+
+
+class Launch(ctypes.Structure):
+    """Mirrors `Launch` in driver.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("count", "num_blocks", "num_threads")),
+        ("stream", ctypes.c_void_p),
+    ]
+
+
+STREAM = 0x57BEA4
 
 
 @contextlib.contextmanager
@@ -170,6 +226,55 @@ def test_deterministic_algorithms_sum_in_one_order():
         assert_close(ours, results(inputs), torch.float32)
 
 
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run code in a process of its own, with what this file defines at hand."""
+    environment["PYTHONPATH"] = str(Path(__file__).parent)
+    command = [sys.executable, "-c", f"from test_kernels_cuda import *\n{code}"]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+
+
+DRIVE = """
+inputs = random_inputs(torch.float32, 32)
+with emulated_driver(), pytest.MonkeyPatch.context() as patch:
+    patch.setattr(cuda, "compile_kernels", lambda *_: b"kernels for another GPU")
+    assert cuda.unavailable() == "CUresult: CUDA_ERROR_NO_BINARY_FOR_GPU"
+cuda.unavailable.cache_clear()
+
+with emulated_driver() as driver:
+    assert cuda.unavailable() is None, cuda.unavailable()
+    ours = results(inputs)
+    launch = Launch.in_dll(driver, "last_launch")
+    assert (launch.count, launch.num_blocks, launch.num_threads, launch.stream) == (2, 2 * 3 * 1, 128, STREAM)
+    with deterministic_algorithms():
+        in_order = results(inputs)
+    # Forward, the gradient by value and the others.
+    assert launch.count == 5
+with use_implementation("torch"):
+    expected = results(inputs)
+for tensors in (ours, in_order):
+    assert_close(tensors, expected, torch.float32)
+"""
+
+
+@needs_compiler
+@needs_nvrtc
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real driver")
+def test_kernels_are_loaded_and_launched_as_a_driver_wants_it():
+    result = run_python(DRIVE)
+
+    assert result.returncode == 0, result.stderr
+
+
+@needs_nvrtc
+def test_arguments_have_the_size_that_the_kernels_expect():
+    code = cuda.compile_kernels(cuda.Configuration(num_levels=3), "compute_80").decode()
+
+    sizes = dict(re.findall(r"\.param \.align \d \.b8 (\w+)\[(\d+)\]", code))
+    for kernel in ("forward", "backward", "backward_value_in_order"):
+        assert int(sizes[f"{kernel}_param_0"]) == ctypes.sizeof(cuda._Problem)
+        assert int(sizes[f"{kernel}_param_1"]) == ctypes.sizeof(ctypes.c_int * 9)
+
+
 def mutated_kernels(tmp_path: Path, old: str, new: str) -> Callable[[cuda.Configuration], ctypes.CDLL]:
     """The kernels with a mistake in them."""
     source = KERNELS.read_text()
@@ -228,14 +333,8 @@ def run_sanitized(code: str, cache: Path) -> subprocess.CompletedProcess:
         subprocess.run([*build.compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True)
         for name in ("libasan.so", "libubsan.so")
     ]
-    environment = os.environ | {
-        "LD_PRELOAD": " ".join(runtime.stdout.strip() for runtime in runtimes),
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "PYTHONPATH": str(Path(__file__).parent),
-        "XDG_CACHE_HOME": str(cache),
-    }
-    command = [sys.executable, "-c", f"from test_kernels_cuda import *\n{code}"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    preloaded = " ".join(runtime.stdout.strip() for runtime in runtimes)
+    return run_python(code, LD_PRELOAD=preloaded, ASAN_OPTIONS="detect_leaks=0", XDG_CACHE_HOME=str(cache))
 
 
 RUN_EMULATED = """
