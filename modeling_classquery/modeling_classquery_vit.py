@@ -93,7 +93,7 @@ class ClassQueryViTBackbone(nn.Module):
         """Positions of shape (t * h * w, hidden_size), interpolated where the size is not the table's."""
         # The release compares products only: there, a 7x28 grid takes the 14x14 table as it is.
         same_product = self.config.position_table == "released" and math.prod(shape) == len(self.position_table)
-        if same_product:
+        if same_product and not _is_open(shape):
             return self.position_table
         return interpolate_positions(self.position_table, self.table_shape, shape)
 
@@ -111,7 +111,7 @@ def interpolate_positions(
     Returns:
         Shape (t * h * w, channels), float32 if it had to be interpolated; the table itself if it has the size.
     """
-    if shape == table_shape:
+    if shape == table_shape and not _is_open(shape):
         return table
     t, h, w = shape
     slices = table.view(*table_shape, -1).permute(0, 3, 1, 2)
@@ -120,6 +120,11 @@ def interpolate_positions(
         lines = F.interpolate(slices.flatten(1).T[None], size=t, mode="linear", align_corners=False)
         slices = lines[0].T.unflatten(1, slices.shape[1:])
     return slices.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _is_open(shape: tuple[int, int, int]) -> bool:
+    """Whether an exported program takes any size. Then it always interpolates, even at the table's size."""
+    return any(isinstance(size, torch.SymInt) for size in shape)
 
 
 def sine_table(positions: np.ndarray, width: int) -> np.ndarray:
