@@ -2,6 +2,8 @@
 
 import logging
 import os
+import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,6 +12,7 @@ from test_ops_classquery import SHAPES, gradients, random_inputs
 
 from classquery import kernels
 from classquery.kernels import build, cpu
+from classquery.kernels.__main__ import main
 from classquery.ops_classquery import deformable_attention_3d
 
 
@@ -24,6 +27,7 @@ def fresh(tmp_path, monkeypatch):
     """As in a new process, with an empty cache."""
     caches = (build.cache_folder, cpu.unavailable, cpu._library, kernels._warn_once)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "BUILT_AHEAD", tmp_path / "built_ahead")
     for function in caches:
         function.cache_clear()
     yield tmp_path / "classquery"
@@ -37,7 +41,7 @@ def attend(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 @pytest.mark.usefixtures("needs_compiler")
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_operators_keep_the_rules_of_torch_library(fused, dtype):
     inputs = {name: tensor.to(dtype).requires_grad_() for name, tensor in random_inputs().items()}
     flat = [size for shape in SHAPES for size in shape]
@@ -230,3 +234,38 @@ def test_a_library_that_cannot_be_loaded_is_a_reason_not_a_crash(fresh, monkeypa
     monkeypatch.setattr(build, "compile_library", lambda command, source: b"no library")
 
     assert "could not be loaded" in cpu.unavailable()
+
+
+@pytest.mark.usefixtures("needs_compiler")
+def test_what_is_built_ahead_runs_without_a_compiler_and_beside_any_pytorch(fresh, monkeypatch, capsys):
+    main(["build"])
+    (library,) = build.BUILT_AHEAD.iterdir()
+    assert capsys.readouterr().out == f"cpu      {library}\n"
+
+    monkeypatch.setenv("CXX", "false")
+    expected = attend(random_inputs())
+
+    assert cpu.unavailable() is None
+    assert cpu._library()._name == str(library)
+    with kernels.use_implementation("torch"):
+        torch.testing.assert_close(expected, attend(random_inputs()))
+    # It names nothing of PyTorch's, whose C++ names change from version to version.
+    if shutil.which("nm"):
+        symbols = subprocess.run(["nm", "-D", library], capture_output=True, text=True, check=True).stdout
+        assert "forward_float" in symbols
+        assert not any(name in symbols for name in ("torch", "c10", "2at"))
+
+
+def test_what_cannot_be_built_ahead_is_an_error(fresh, monkeypatch):
+    monkeypatch.setenv("CXX", "false")
+
+    with pytest.raises(build.BuildError, match="failed"):
+        main(["build"])
+
+
+@pytest.mark.usefixtures("fresh")
+def test_the_command_says_what_is_available(capsys):
+    main([])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["torch", "cpu", "cuda"]

@@ -1,7 +1,62 @@
-"""Print which implementations are available: `python -m classquery.kernels`."""
+"""Say which implementations are available, or compile ahead, as for an image that has no compiler later.
 
-from . import implementations
+    python -m classquery.kernels
+    python -m classquery.kernels build [--gpus sm_80 sm_90 ...] [--dtypes float32 bfloat16 ...]
+
+The library for the CPU is put into the installed package. It runs beside any version of PyTorch, on any processor of
+the same family (x86-64: with AVX2). Kernels for GPUs go to the cache that the first use looks in (`XDG_CACHE_HOME`);
+they are those of the published encoders, 8 heads of 32 channels, 4 levels of 8 points.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from . import cuda, implementations
+from .build import SOURCES, BuildError, build_ahead
 
 
-for name, description in implementations().items():
-    print(f"{name:8} {description}")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Raises:
+        BuildError: If something that was asked for cannot be built.
+    """
+    options = _parse(arguments)
+    if options.command == "build":
+        _build(options.gpus, options.dtypes)
+        return
+    for name, description in implementations().items():
+        print(f"{name:8} {description}")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m classquery.kernels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    build = parser.add_subparsers(dest="command").add_parser("build", help="compile ahead")
+    build.add_argument(
+        "--gpus", nargs="+", default=[], help="such as sm_90, or compute_90 for newer ones; no GPU needed"
+    )
+    names = [str(dtype).removeprefix("torch.") for dtype in cuda.TYPES]
+    build.add_argument("--dtypes", nargs="+", choices=names, default=["float32"], help="of values on GPUs")
+    return parser.parse_args(arguments)
+
+
+def _build(gpus: Sequence[str], dtypes: Sequence[str]) -> None:
+    print(f"cpu      {build_ahead(SOURCES / 'deformable_attention.cpp')}", flush=True)
+    for gpu in gpus:
+        for dtype in dtypes:
+            path = cuda.compiled_kernels(cuda.Configuration(getattr(torch, dtype)), gpu)
+            print(f"{gpu:8} {path} for {dtype}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BuildError as error:
+        sys.exit(f"error: {error}")

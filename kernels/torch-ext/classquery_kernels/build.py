@@ -3,12 +3,15 @@
 import functools
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 
 SOURCES = Path(__file__).parent / "csrc"
@@ -18,7 +21,6 @@ SOURCES = Path(__file__).parent / "csrc"
 CXX_FLAGS = (
     "-std=c++17",
     "-O3",
-    "-march=native",
     "-ffp-contract=fast",
     "-fno-math-errno",
     "-fno-trapping-math",
@@ -28,6 +30,12 @@ CXX_FLAGS = (
     "-fPIC",
     "-shared",
 )
+
+
+# Of what is built here for here, and of what is built ahead for any machine of the last ten years.
+NATIVE_FLAGS = ("-march=native",)
+PORTABLE_FLAGS = ("-march=x86-64-v3",) if platform.machine() == "x86_64" else ()
+BUILT_AHEAD = Path(__file__).parent / "built_ahead"
 
 
 class BuildError(RuntimeError):
@@ -51,12 +59,16 @@ def cached(key: bytes, suffix: str, build: Callable[[], bytes]) -> Path:
     if not path.exists():
         content = build()
         try:
-            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=suffix, delete=False) as file:
-                file.write(content)
-            os.replace(file.name, path)
+            _write_at_once(path, content)
         except OSError as error:
             raise BuildError(f"{path} could not be written: {error}") from error
     return path
+
+
+def _write_at_once(path: Path, content: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=path.suffix, delete=False) as file:
+        file.write(content)
+    os.replace(file.name, path)
 
 
 @functools.cache
@@ -93,21 +105,58 @@ def compiler() -> list[str] | None:
 
 
 def cpp_library(source: Path) -> Path:
-    """Shared library of a C++ file in `SOURCES`, for this machine.
+    """Shared library of a C++ file in `SOURCES`, built ahead or now for this machine.
 
     Raises:
-        BuildError: If there is no compiler or it fails.
+        BuildError: If there is none and no compiler, or it fails.
     """
-    command = compiler()
+    if (library := _library_built_ahead(source)).exists() and _runs_portable_code():
+        return library
+    command = [*_compiler_command(), *CXX_FLAGS, *NATIVE_FLAGS]
+    # The macros tell compilers and processors apart: the same cache may serve different machines.
+    macros = run_command([*command, "-dM", "-E", "-x", "c++", os.devnull])
+    key = b"\0".join([macros, shlex.join(command).encode(), *_contents(source)])
+    return cached(key, ".so", lambda: compile_library(command, source))
+
+
+def build_ahead(source: Path) -> Path:
+    """Put the shared library of a C++ file in `SOURCES` into the package, for machines without a compiler.
+
+    It goes with any version of PyTorch and Python, and any processor of this family; on x86-64, one with AVX2.
+
+    Raises:
+        BuildError: If there is no compiler, it fails, or the package cannot be written to.
+    """
+    library = _library_built_ahead(source)
+    content = compile_library([*_compiler_command(), *CXX_FLAGS, *PORTABLE_FLAGS], source)
+    try:
+        BUILT_AHEAD.mkdir(exist_ok=True)
+        _write_at_once(library, content)
+    except OSError as error:
+        raise BuildError(f"{library} could not be written: {error}") from error
+    return library
+
+
+def _library_built_ahead(source: Path) -> Path:
+    key = b"\0".join([platform.machine().encode(), *_contents(source)])
+    return BUILT_AHEAD / f"{hashlib.sha256(key).hexdigest()[:24]}.so"
+
+
+def _contents(source: Path) -> list[bytes]:
+    return [path.read_bytes() for path in (source, *sorted(SOURCES.glob("*.h")))]
+
+
+def _runs_portable_code() -> bool:
+    return not PORTABLE_FLAGS or torch.backends.cpu.get_cpu_capability() != "DEFAULT"
+
+
+def _compiler_command() -> list[str]:
     if os.name != "posix":
         raise BuildError("the C++ sources are for GCC and Clang on Linux and macOS")
+    command = compiler()
     if command is None:
         raise BuildError("no C++ compiler found; install g++ or clang++, or set CXX")
-    # The macros tell compilers and processors apart: the same cache may serve different machines.
-    macros = run_command([*command, *CXX_FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
-    sources = [path.read_bytes() for path in (source, *sorted(SOURCES.glob("*.h")))]
-    key = b"\0".join([macros, shlex.join([*command, *CXX_FLAGS]).encode(), *sources])
-    return cached(key, ".so", lambda: compile_library([*command, *CXX_FLAGS], source))
+    return command
 
 
 def compile_library(command: list[str], source: Path) -> bytes:

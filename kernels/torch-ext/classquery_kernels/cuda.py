@@ -22,7 +22,7 @@ _SOURCE = SOURCES / "deformable_attention.cu"
 _THREADS = 128
 _WARP = 32
 _BYTES_PER_LOAD = 16
-_TYPES = {
+TYPES = {
     torch.float16: ("Half", "float"),
     torch.bfloat16: ("BFloat16", "float"),
     torch.float32: ("float", "float"),
@@ -58,7 +58,7 @@ class Configuration:
 
     def macros(self) -> list[str]:
         """Options of the compiler."""
-        value, real = _TYPES[self.dtype]
+        value, real = TYPES[self.dtype]
         values = {
             "VALUE": value,
             "REAL": real,
@@ -168,6 +168,19 @@ def compile_kernels(configuration: Configuration, architecture: str) -> bytes:
     return _compile_with_nvrtc(options)
 
 
+def compiled_kernels(configuration: Configuration, architecture: str) -> Path:
+    """File with the machine code of all kernels, compiled unless the cache has it; needs no GPU.
+
+    Raises:
+        BuildError: If the compiler refuses.
+    """
+    from cuda.bindings import nvrtc
+
+    version = (os.environ.get("CLASSQUERY_NVCC"), nvrtc.nvrtcVersion()[1:])
+    key = repr((version, architecture, configuration)).encode() + _SOURCE.read_bytes()
+    return cached(key, ".cubin", lambda: compile_kernels(configuration, architecture))
+
+
 def _compile_with_nvcc(nvcc: str, options: list[str]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels"
@@ -209,11 +222,8 @@ def _load(configuration: Configuration, device_index: int):
     from cuda.bindings import driver, nvrtc
 
     torch.cuda.synchronize()  # makes the context if nothing has yet
-    version = (os.environ.get("CLASSQUERY_NVCC"), nvrtc.nvrtcVersion()[1:])
     architecture = _architecture(device_index, _check(*nvrtc.nvrtcGetSupportedArchs()))
-    key = repr((version, architecture, configuration)).encode() + _SOURCE.read_bytes()
-    path = cached(key, ".cubin", lambda: compile_kernels(configuration, architecture))
-    return _check(*driver.cuModuleLoadData(path.read_bytes()))
+    return _check(*driver.cuModuleLoadData(compiled_kernels(configuration, architecture).read_bytes()))
 
 
 def _architecture(device_index: int, supported: list[int]) -> str:
