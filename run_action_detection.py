@@ -14,7 +14,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 try:
@@ -43,6 +43,7 @@ from classquery.data.action_datasets import (
 from classquery.data.clip_reader import VideoReadError
 from classquery.data.clips import ClipCollator, KeyframeClips, TubeClips
 from classquery.data.demo import actor_crop_baseline, write_demo_movie
+from classquery.data.streaming import ClipStream
 from classquery.data.transforms import ClipTransform
 from classquery.engine.charts import draw_training_curve
 from classquery.engine.checkpoint import load_detector
@@ -61,6 +62,9 @@ from classquery.engine.trainer import ActionDetectionTrainer
 
 
 logger = logging.getLogger(__name__)
+
+# Of annotations that are streamed: the more there are, the better they are shuffled.
+SHARDS_PER_WORKER = 8
 
 # What a user can put right; shown as one message. Errors in recipes, annotations and checkpoints are ValueErrors.
 USER_ERRORS = (OSError, StrictDataclassError, ValueError, VideoReadError)
@@ -264,24 +268,34 @@ def load_split(
     data_dir: Path,
     model: ClassQueryForVideoActionDetection,
     data_args: DataArguments,
-    seed: int,
-    transform: ClipTransform | None = None,
-) -> KeyframeClips | TubeClips:
-    """Clips of a split as the model takes them."""
-    name, config = data_args.dataset, model.config
+    training_args: TrainingArguments,
+    **options: Any,
+) -> KeyframeClips | TubeClips | ClipStream:
+    """Clips of a split as the model takes them; `options` are those of `make_clips`."""
+    config = model.config
     rows = load_action_dataset(
-        name, data_dir, split, fold=data_args.fold, movie_start_seconds=data_args.movie_start_seconds
+        data_args.dataset,
+        data_dir,
+        split,
+        fold=data_args.fold,
+        movie_start_seconds=data_args.movie_start_seconds,
+        frames_fps=data_args.frames_fps,
+        box_format=data_args.box_format,
+        timestamp_offset=data_args.timestamp_offset,
+        streaming=data_args.streaming,
+        num_shards=training_args.world_size * max(1, training_args.dataloader_num_workers) * SHARDS_PER_WORKER,
     )
     return make_clips(
-        name,
         rows,
         num_labels=config.num_labels,
         num_frames=config.num_frames,
         frame_stride=config.frame_stride,
         frames_per_second=config.frames_per_second,
         tiling=data_args.tiling,
-        transform=transform,
-        seed=seed,
+        output_frames=config.output_frames,
+        keyframes_per_second=data_args.keyframes_per_second,
+        seed=training_args.seed,
+        **options,
     )
 
 
@@ -306,13 +320,14 @@ def train_and_evaluate(
         value_jitter=data_args.value_jitter,
         color_noise=data_args.color_noise,
     )
-    data = (data_dir, model, data_args, training_args.seed)
+    data = (data_dir, model, data_args, training_args)
     validation = load_split("validation", *data)
+    training = {"transform": transform, "on_error": data_args.on_error, "shuffle": True}
     trainer = ActionDetectionTrainer(
         model,
         training_args,
         optimization=optimization,
-        train_dataset=load_split("train", *data, transform) if training_args.do_train else None,
+        train_dataset=load_split("train", *data, **training) if training_args.do_train else None,
         eval_dataset=validation,
         data_collator=ClipCollator(processor),
         processing_class=processor,

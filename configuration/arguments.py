@@ -37,7 +37,27 @@ class DataArguments:
     )
     movie_start_seconds: float = field(
         default=900.0,
-        metadata={"help": "What the annotations call the start of the video files; 0 for movies that are not cut."},
+        metadata={"help": "AVA: what the annotations call the start of the movies; 0 for those that are not cut."},
+    )
+    timestamp_offset: float = field(
+        default=0.0, metadata={"help": "Custom data: what the annotations call the start of the videos, in seconds."}
+    )
+    box_format: Literal["normalized", "pixel"] = field(
+        default="normalized", metadata={"help": "Custom data: whether boxes are fractions of the frame, or pixels."}
+    )
+    frames_fps: float = field(
+        default=30.0, metadata={"help": "Frames per second of videos that are folders of frames (AVA, custom data)."}
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Stream the annotations, each worker a part, instead of looking each up at random."},
+    )
+    on_error: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={
+            "help": "What training does about a video that cannot be read: stop, or skip it, count it and say so. "
+            "Evaluation always stops."
+        },
     )
     resize_shortest_edge: int = field(
         default=288,

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import enum
 import json
 import types
@@ -17,6 +16,7 @@ from transformers.processing_utils import VideosKwargs
 
 from classquery.configuration.arguments import DataArguments
 from classquery.configuration_classquery import ClassQueryConfig, ClassQueryCSNConfig, ClassQueryViTConfig
+from classquery.data.schema import closest
 from classquery.engine.optimization import OptimizationArguments
 
 
@@ -307,9 +307,3 @@ def _refuse_unknown(where: str, keys: Iterable[str], known: Iterable[str]) -> No
         if key not in known:
             listed = f"; known: {', '.join(known)}" if 0 < len(known) <= 15 else ""
             raise RecipeError(f"{where}: unknown {key!r}{closest(key, known)}{listed}")
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """A hint at the known name that is most like another; nothing if none is known."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
-    return f", did you mean {matches[0]!r}?" if matches else ""

@@ -1,1 +1,30 @@
 """Data sets, clips and metrics; knows nothing of the model."""
+
+import importlib
+
+
+# Loaded when they are used: reading annotations takes `datasets`, and clips a video decoder.
+_LAZY = {
+    "AnnotationError": "schema",
+    "ClipCollator": "clips",
+    "ClipReader": "clip_reader",
+    "load_action_dataset": "action_datasets",
+    "load_action_labels": "action_datasets",
+    "make_clips": "action_datasets",
+}
+
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+
+
+__all__ = [
+    "AnnotationError",
+    "ClipCollator",
+    "ClipReader",
+    "load_action_dataset",
+    "load_action_labels",
+    "make_clips",
+]

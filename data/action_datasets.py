@@ -5,13 +5,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from classquery.data.ava import load_ava, load_ava_labels
-from classquery.data.clips import KeyframeClips, TubeClips
+from classquery.data.clips import KeyframeClips, TubeClips, keyframes_of_tubes
+from classquery.data.custom import load_custom, load_custom_labels
 from classquery.data.demo import write_demo
 from classquery.data.demo_tubes import write_demo_tubes
 from classquery.data.metrics import ava_label_ids
+from classquery.data.schema import to_dataset
+from classquery.data.streaming import ClipStream
 from classquery.data.tubes import (
     load_jhmdb_21,
     load_jhmdb_21_labels,
@@ -28,7 +31,6 @@ NUM_AVA_LABELS = 80
 class _Reader(NamedTuple):
     load: Callable[..., Dataset]
     load_labels: Callable[[Path], dict[int, str]]
-    has_tubes: bool
     options: tuple[str, ...] = ()  # Of `load_action_dataset`, that `load` takes.
     write_demo: Callable[[Path], None] | None = None
     scored_label_ids: Callable[[], list[int]] | None = None
@@ -47,13 +49,17 @@ _READERS = {
     "ava": _Reader(
         load_ava,
         load_ava_labels,
-        has_tubes=False,
-        options=("movie_start_seconds", "require_videos"),
+        options=("movie_start_seconds", "frames_fps", "require_videos"),
         scored_label_ids=ava_label_ids,
     ),
-    "ucf101_24": _Reader(load_ucf101_24, load_ucf101_24_labels, has_tubes=True, options=("require_videos",)),
-    "jhmdb_21": _Reader(load_jhmdb_21, load_jhmdb_21_labels, has_tubes=True, options=("fold", "require_videos")),
-    "multisports": _Reader(load_multisports, load_multisports_labels, has_tubes=True, options=("require_videos",)),
+    "ucf101_24": _Reader(load_ucf101_24, load_ucf101_24_labels, options=("require_videos",)),
+    "jhmdb_21": _Reader(load_jhmdb_21, load_jhmdb_21_labels, options=("fold", "require_videos")),
+    "multisports": _Reader(load_multisports, load_multisports_labels, options=("require_videos",)),
+    "custom": _Reader(
+        load_custom,
+        load_custom_labels,
+        options=("box_format", "timestamp_offset", "frames_fps", "require_videos"),
+    ),
 }
 _READERS |= {
     "demo": _READERS["ava"]._replace(write_demo=write_demo, scored_label_ids=None),
@@ -61,7 +67,9 @@ _READERS |= {
     "demo_jhmdb_21": _READERS["jhmdb_21"]._replace(write_demo=_demo("jhmdb_21", 2400, 240)),
 }
 # The names above.
-DatasetName = Literal["ava", "ucf101_24", "jhmdb_21", "multisports", "demo", "demo_ucf101_24", "demo_jhmdb_21"]
+DatasetName = Literal[
+    "ava", "ucf101_24", "jhmdb_21", "multisports", "custom", "demo", "demo_ucf101_24", "demo_jhmdb_21"
+]
 
 
 def prepare_dataset(name: DatasetName, data_dir: str | Path) -> Path:
@@ -103,8 +111,13 @@ def load_action_dataset(
     fold: int = 0,
     movie_start_seconds: float = 900.0,
     require_videos: bool = True,
-) -> Dataset:
-    """Read the annotations of a split, without opening the videos.
+    frames_fps: float = 30.0,
+    box_format: Literal["normalized", "pixel"] = "normalized",
+    timestamp_offset: float = 0.0,
+    streaming: bool = False,
+    num_shards: int = 64,
+) -> Dataset | IterableDataset:
+    """Read the annotations of a split; of the videos, only those of custom data are opened.
 
     Args:
         name: Which data set, or whose layout the data is in.
@@ -113,47 +126,78 @@ def load_action_dataset(
         fold: Official split of JHMDB-21: 0, 1 or 2.
         movie_start_seconds: For AVA: what the annotations call the start of the video files.
         require_videos: Whether missing videos are an error; otherwise `video` and `source` are null for them.
+        frames_fps: For AVA and custom data: frames per second of videos that are folders of frames.
+        box_format: For custom data: whether corners are fractions of the frame or pixels.
+        timestamp_offset: For custom data: what the annotations call the start of the videos, in seconds.
+        streaming: Whether to return an `IterableDataset`.
+        num_shards: Its shards, at most one per row; as many as processes times workers of each, or a multiple.
 
     Returns:
-        Rows with `ACTION_FEATURES`: one per keyframe (AVA) or per video with its tubes (the others).
+        Rows with `ACTION_FEATURES`: one per keyframe (AVA) or per video with its tubes (the others; custom data may be
+        either).
 
     Raises:
         AnnotationError: If the annotations say something that cannot be true; lists all of it.
         FileNotFoundError: If annotations or videos are missing.
     """
     reader = _READERS[name]
-    options = {"fold": fold, "movie_start_seconds": movie_start_seconds, "require_videos": require_videos}
-    return reader.load(Path(data_dir), split, **{option: options[option] for option in reader.options})
+    options = {
+        "fold": fold,
+        "movie_start_seconds": movie_start_seconds,
+        "frames_fps": frames_fps,
+        "box_format": box_format,
+        "timestamp_offset": timestamp_offset,
+        "require_videos": require_videos,
+    }
+    rows = reader.load(Path(data_dir), split, **{option: options[option] for option in reader.options})
+    return rows.to_iterable_dataset(max(1, min(num_shards, len(rows)))) if streaming else rows
 
 
 def make_clips(
-    name: DatasetName,
-    rows: Dataset,
+    rows: Dataset | IterableDataset,
     *,
     num_labels: int,
     num_frames: int,
     frame_stride: int,
     frames_per_second: float,
     tiling: Literal["complete", "released"] = "complete",
+    output_frames: Literal["keyframe", "all"] | None = None,
+    keyframes_per_second: float = 1.0,
+    shuffle: bool = False,
     **options: Any,
-) -> KeyframeClips | TubeClips:
-    """Make clips of the rows of a data set: around keyframes, or tiling whole videos.
+) -> KeyframeClips | TubeClips | ClipStream:
+    """Make clips of annotations: around keyframes, or tiling whole videos.
 
     Args:
-        name: The data set.
-        rows: Its annotations.
+        rows: The annotations.
         num_labels: Number of classes.
         num_frames: Frames of a clip.
         frame_stride, frames_per_second: Their distance around keyframes; clips of tubes take every frame.
         tiling: How videos with tubes are divided, see `tile_starts`.
-        options: `transform`, `seed` and `reader`.
+        output_frames: What the model detects in; tubes become keyframes for "keyframe". By default as annotated.
+        keyframes_per_second: How many keyframes tubes become.
+        shuffle: Whether clips that are streamed are shuffled; others are by the data loader.
+        options: `transform`, `seed`, `reader` and `on_error`.
 
     Raises:
-        ValueError: If a stride is asked for where every frame belongs to a clip.
+        ValueError: If a stride is asked for where every frame belongs to a clip, if there are no tubes for a model of
+            all frames, or if tubes that are streamed would have to become keyframes.
     """
+    first = next(iter(rows), None)
+    have_tubes = first is not None and first["video_seconds"] is None
+    is_stream = isinstance(rows, IterableDataset)
+    if output_frames == "all" and not have_tubes:
+        raise ValueError('the model detects in all frames ("output_frames"), but only keyframes are annotated')
+    if output_frames == "keyframe" and have_tubes:
+        if is_stream:
+            raise ValueError("tubes that are streamed cannot become keyframes: leave streaming out")
+        rows, have_tubes = keyframes_of_tubes(rows, keyframes_per_second, reader=options.get("reader")), False
+    own_rows = to_dataset([]) if is_stream else rows
     options |= {"num_labels": num_labels, "num_frames": num_frames}
-    if not _READERS[name].has_tubes:
-        return KeyframeClips(rows, frame_stride=frame_stride, frames_per_second=frames_per_second, **options)
-    if frame_stride != 1:
+    if not have_tubes:
+        clips = KeyframeClips(own_rows, frame_stride=frame_stride, frames_per_second=frames_per_second, **options)
+    elif frame_stride != 1:
         raise ValueError(f"clips of tubes take every frame: `frame_stride` must be 1, got {frame_stride}")
-    return TubeClips(rows, tiling=tiling, **options)
+    else:
+        clips = TubeClips(own_rows, tiling=tiling, **options)
+    return ClipStream(rows, clips, shuffle=shuffle) if is_stream else clips

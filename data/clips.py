@@ -1,7 +1,7 @@
 """Clips: rows of annotations turned into frames and targets, and clips turned into batches."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -9,8 +9,13 @@ import torch
 from datasets import Dataset
 from torchvision.ops import box_convert
 
-from classquery.data.clip_reader import ClipReader
+from classquery.data.clip_reader import ClipReader, VideoReadError
 from classquery.data.frame_folder import frame_indices_at, read_frame_folder
+from classquery.data.schema import to_dataset
+
+
+# Clips to try in place of one that cannot be read.
+MAX_REPLACEMENTS = 20
 
 
 def clip_seconds(
@@ -55,15 +60,29 @@ def tile_starts(
 
 
 class _Clips(torch.utils.data.Dataset):
-    """What both kinds of clips share: reading, and augmentation that depends on seed, epoch and index alone."""
+    """What both kinds of clips share: reading, augmentation that depends on seed, epoch and clip alone, broken videos.
+
+    A subclass knows the parts of a row, each a clip by its name and where it starts, and how to read one.
+    """
+
+    has_tubes: bool
 
     def __init__(
-        self, rows: Dataset, num_labels: int, transform: Callable | None, seed: int, reader: ClipReader | None
+        self,
+        rows: Dataset,
+        num_labels: int,
+        transform: Callable | None,
+        seed: int,
+        reader: ClipReader | None,
+        on_error: Literal["raise", "skip"],
     ):
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}.')
         self.rows = rows
         self.num_labels = num_labels
         self.transform = transform
         self.seed = seed
+        self.on_error = on_error
         # Shared, so that it reaches workers that live longer than an epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.reader = reader or ClipReader()
@@ -72,24 +91,63 @@ class _Clips(torch.utils.data.Dataset):
         """Give the transforms other draws; called by Accelerate's data loader at the start of each epoch."""
         self._epoch.fill_(epoch)
 
-    def _decode(
-        self, index: int, row: dict[str, Any], frame_indices: np.ndarray, boxes: torch.Tensor, valid: torch.Tensor
-    ) -> dict[str, Any]:
-        """Read and transform the frames of clip `index`, and leave out the actors without a box in any of them.
+    def parts_of(self, row: Mapping[str, Any]) -> list[tuple[str, int]]:
+        """Return the name of each clip of a row, and its first frame where it is not around a keyframe."""
+        raise NotImplementedError
 
-        `boxes` (num_tubes, num_output_frames, 4) and `valid` (num_tubes, num_output_frames) belong to the tubes of the
-        row.
+    def read(self, row: Mapping[str, Any], clip_id: str, start: int, draw: int) -> dict[str, Any]:
+        """Decode one clip of a row; `draw` is the number of the clip for the transform."""
+        raise NotImplementedError
+
+    def _clip_at(self, index: int) -> tuple[Mapping[str, Any], str, int]:
+        """Return the row, the name and the first frame of a clip."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Decode one clip, see `read`; another one in its place, if it is broken and to be skipped.
+
+        Raises:
+            VideoReadError: If the video cannot be read.
+        """
+        if self.on_error == "raise":
+            return self.read(*self._clip_at(index), index)
+        skipped = []
+        # Not its neighbours: they are likely of the same video. A batch keeps its size, and processes their number
+        # of batches.
+        others = np.random.default_rng([self.seed, int(self._epoch), index]).integers(len(self), size=MAX_REPLACEMENTS)
+        for candidate in (index, *others.tolist()):
+            row, clip_id, start = self._clip_at(candidate)
+            try:
+                clip = self.read(row, clip_id, start, candidate)
+            except VideoReadError as error:
+                skipped.append(f"{clip_id}: {error}")
+            else:
+                return clip | {"skipped": skipped} if skipped else clip
+        raise VideoReadError(
+            f"{len(skipped)} clips drawn one after the other cannot be read, the first is {skipped[0]}"
+        )
+
+    def _decode(
+        self,
+        row: Mapping[str, Any],
+        frame_indices: np.ndarray,
+        boxes: torch.Tensor,
+        valid: torch.Tensor,
+        class_labels: torch.Tensor,
+        draw: int,
+    ) -> dict[str, Any]:
+        """Read and transform the frames of a clip, and leave out the actors without a box in any of them.
+
+        `boxes` (num_actors, num_output_frames, 4), `valid` (num_actors, num_output_frames), `class_labels`
+        (num_actors, num_output_frames, num_labels).
         """
         read = read_frame_folder if row["source"] == "frames" else self.reader.read
         frames = torch.from_numpy(read(row["video"], frame_indices)).permute(0, 3, 1, 2)
         orig_size = tuple(frames.shape[-2:])
         if self.transform is not None:
-            generator = torch.Generator().manual_seed(_sample_seed(self.seed, int(self._epoch), index))
+            generator = torch.Generator().manual_seed(_sample_seed(self.seed, int(self._epoch), draw))
             frames, boxes, kept = self.transform(frames, boxes, generator)
             valid = valid & kept
-        class_labels = torch.zeros(len(valid), 1, self.num_labels)
-        for actor, tube in enumerate(row["tubes"]):
-            class_labels[actor, :, tube["labels"]] = 1
         actors = valid.any(-1)
         return {
             "frames": frames,
@@ -111,7 +169,11 @@ class KeyframeClips(_Clips):
             `ClipTransform`. None leaves clips as they are.
         seed: The draws of the transform depend on it, on the epoch and on the index alone, not on the worker.
         reader: Reads the videos.
+        on_error: What a clip that cannot be read does: "raise" a `VideoReadError`, or "skip", for training: another
+            clip, drawn at random, takes its place and lists it in `skipped`.
     """
+
+    has_tubes = False
 
     def __init__(
         self,
@@ -124,8 +186,9 @@ class KeyframeClips(_Clips):
         transform: Callable | None = None,
         seed: int = 0,
         reader: ClipReader | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
     ):
-        super().__init__(rows, num_labels, transform, seed, reader)
+        super().__init__(rows, num_labels, transform, seed, reader, on_error)
         self.sampling = {
             "num_frames": num_frames,
             "frame_stride": frame_stride,
@@ -140,7 +203,15 @@ class KeyframeClips(_Clips):
         """Names of the clips, in their order."""
         return self.rows["clip_id"][:]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def parts_of(self, row: Mapping[str, Any]) -> list[tuple[str, int]]:
+        """Return the one clip of a row."""
+        return [(row["clip_id"], 0)]
+
+    def _clip_at(self, index: int) -> tuple[Mapping[str, Any], str, int]:
+        row = self.rows[index]
+        return row, row["clip_id"], 0
+
+    def read(self, row: Mapping[str, Any], clip_id: str, start: int, draw: int) -> dict[str, Any]:
         """Decode one clip.
 
         Returns:
@@ -151,17 +222,19 @@ class KeyframeClips(_Clips):
         Raises:
             VideoReadError: If the video cannot be read.
         """
-        row = self.rows[index]
         frame_indices = self._frame_indices_at(row, clip_seconds(row["video_seconds"], **self.sampling))
         boxes = torch.tensor([tube["boxes"] for tube in row["tubes"]]).reshape(-1, 1, 4)
+        class_labels = torch.zeros(len(boxes), 1, self.num_labels)
+        for actor, tube in enumerate(row["tubes"]):
+            class_labels[actor, :, tube["labels"]] = 1
         valid = torch.ones(len(boxes), 1, dtype=torch.bool)
         return {
-            "clip_id": row["clip_id"],
-            **self._decode(index, row, frame_indices, boxes, valid),
+            "clip_id": clip_id,
+            **self._decode(row, frame_indices, boxes, valid, class_labels, draw),
             "frame_mask": torch.ones(1, dtype=torch.bool),
         }
 
-    def _frame_indices_at(self, row: dict[str, Any], seconds: np.ndarray) -> np.ndarray:
+    def _frame_indices_at(self, row: Mapping[str, Any], seconds: np.ndarray) -> np.ndarray:
         if row["source"] == "frames":
             return frame_indices_at(row["video"], seconds, row["fps"])
         return self.reader.frame_indices_at(row["video"], seconds)
@@ -169,6 +242,8 @@ class KeyframeClips(_Clips):
 
 class TubeClips(_Clips):
     """Clips of consecutive frames that together make up whole videos, with a box per actor and frame.
+
+    Tubes of one track are one actor, who may do one thing after the other, or several at once.
 
     Args:
         rows: Annotations with `ACTION_FEATURES`, one row per video (`load_ucf101_24`, `load_jhmdb_21`,
@@ -180,10 +255,13 @@ class TubeClips(_Clips):
             see `ClipTransform`. None leaves clips as they are.
         seed: The draws of the transform depend on it, on the epoch and on the index alone, not on the worker.
         reader: Reads the videos that are files.
+        on_error: As for `KeyframeClips`.
 
     Raises:
         ValueError: If there is no such tiling.
     """
+
+    has_tubes = True
 
     def __init__(
         self,
@@ -195,16 +273,18 @@ class TubeClips(_Clips):
         transform: Callable | None = None,
         seed: int = 0,
         reader: ClipReader | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
     ):
-        super().__init__(rows, num_labels, transform, seed, reader)
+        super().__init__(rows, num_labels, transform, seed, reader, on_error)
         if tiling not in ("complete", "released"):
             raise ValueError(f'tiling must be "complete" or "released", got {tiling!r}.')
         self.num_frames = num_frames
+        self.tiling = tiling
         # Row, clip id and first frame of every clip.
         self._tiles = [
-            (row, f"{video}_{clip:03d}", start)
-            for row, (video, num_video_frames) in enumerate(zip(rows["clip_id"], rows["num_frames"], strict=True))
-            for clip, start in enumerate(tile_starts(num_video_frames, num_frames, tiling))
+            (index, *part)
+            for index, row in enumerate(rows.select_columns(["clip_id", "num_frames"]))
+            for part in self.parts_of(row)
         ]
 
     def __len__(self) -> int:
@@ -215,7 +295,16 @@ class TubeClips(_Clips):
         """Names of the clips, in their order: that of the video and the number of the clip in it."""
         return [clip_id for _, clip_id, _ in self._tiles]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def parts_of(self, row: Mapping[str, Any]) -> list[tuple[str, int]]:
+        """Return the name and the first frame of each clip of a video."""
+        starts = tile_starts(row["num_frames"], self.num_frames, self.tiling)
+        return [(f"{row['clip_id']}_{clip:03d}", start) for clip, start in enumerate(starts)]
+
+    def _clip_at(self, index: int) -> tuple[Mapping[str, Any], str, int]:
+        row_index, clip_id, start = self._tiles[index]
+        return self.rows[row_index], clip_id, start
+
+    def read(self, row: Mapping[str, Any], clip_id: str, start: int, draw: int) -> dict[str, Any]:
         """Decode one clip.
 
         Returns:
@@ -229,31 +318,98 @@ class TubeClips(_Clips):
         Raises:
             VideoReadError: If the video cannot be read.
         """
-        row_index, clip_id, start = self._tiles[index]
-        row = self.rows[row_index]
         positions = np.arange(start, start + self.num_frames)
         frame_numbers = positions.clip(0, row["num_frames"] - 1)
-        boxes, valid = _boxes_between(row["tubes"], start, start + self.num_frames)
+        actors = _actors_between(row["tubes"], start, start + self.num_frames, self.num_labels)
         return {
             "clip_id": clip_id,
             "video": row["clip_id"],
-            **self._decode(index, row, frame_numbers, boxes, valid),
+            **self._decode(row, frame_numbers, *actors, draw),
             "frame_mask": torch.from_numpy(positions == frame_numbers),
             "frame_numbers": torch.from_numpy(frame_numbers),
         }
 
 
-def _boxes_between(tubes: list[dict[str, Any]], start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Look up the boxes of the frames from `start` to before `stop`: (num_tubes, num_frames, 4) and where they are."""
-    boxes = torch.zeros(len(tubes), stop - start, 4)
-    valid = torch.zeros(len(tubes), stop - start, dtype=torch.bool)
-    for actor, tube in enumerate(tubes):
+def _actors_between(
+    tubes: list[dict[str, Any]], start: int, stop: int, num_labels: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Look up the actors in the frames from `start` to before `stop`.
+
+    Returns:
+        Boxes (num_actors, num_frames, 4), whether there is one (num_actors, num_frames), and what the actor does
+        (num_actors, num_frames, num_labels).
+    """
+    # Tubes of nobody in particular are actors of their own.
+    tracks = [("tube", i) if tube["track_id"] is None else ("track", tube["track_id"]) for i, tube in enumerate(tubes)]
+    numbers = {track: number for number, track in enumerate(dict.fromkeys(tracks))}
+    boxes = torch.zeros(len(numbers), stop - start, 4)
+    valid = torch.zeros(len(numbers), stop - start, dtype=torch.bool)
+    class_labels = torch.zeros(len(numbers), stop - start, num_labels)
+    for track, tube in zip(tracks, tubes, strict=True):
+        actor = numbers[track]
         # The frames of a tube ascend.
         first, last = np.searchsorted(tube["frames"], (start, stop))
         slots = torch.tensor(tube["frames"][first:last], dtype=torch.long) - start
         boxes[actor, slots] = torch.tensor(tube["boxes"][first:last]).reshape(-1, 4)
         valid[actor, slots] = True
-    return boxes, valid
+        class_labels[actor, slots[:, None], torch.tensor(tube["labels"], dtype=torch.long)] = 1
+    return boxes, valid, class_labels
+
+
+def keyframes_of_tubes(
+    rows: Dataset, keyframes_per_second: float = 1.0, *, reader: ClipReader | None = None
+) -> Dataset:
+    """Turn tubes into keyframes, for a model that detects at keyframes.
+
+    Args:
+        rows: Annotations with `ACTION_FEATURES`, one row per video.
+        keyframes_per_second: How many to take; at most one per frame. The time of a frame is its number at the mean
+            frame rate of its video.
+        reader: Tells the frame rate of videos where the annotations do not.
+
+    Returns:
+        Rows with `ACTION_FEATURES`, one per keyframe with actors; `clip_id` is that of the video and the number of the
+        frame.
+
+    Raises:
+        ValueError: If nobody knows the frame rate of a folder of frames.
+        VideoReadError: If a video that has to tell its frame rate cannot be read.
+    """
+    reader = reader or ClipReader()
+    return to_dataset(
+        [
+            keyframe
+            for row in rows
+            for keyframe in _keyframes_of(row, _frames_per_second(row, reader), keyframes_per_second)
+        ]
+    )
+
+
+def _frames_per_second(row: Mapping[str, Any], reader: ClipReader) -> float:
+    if row["fps"]:
+        return row["fps"]
+    if row["source"] == "frames":
+        raise ValueError(f"nobody knows the frame rate of {row['video']}: keyframes need videos, or a rate")
+    return reader.info(row["video"]).frames_per_second
+
+
+def _keyframes_of(row: Mapping[str, Any], frame_rate: float, keyframes_per_second: float) -> list[dict[str, Any]]:
+    times = np.arange(0, row["num_frames"] / frame_rate, 1 / keyframes_per_second)
+    keyframes = []
+    for frame in np.unique(np.rint(times * frame_rate).astype(int).clip(0, row["num_frames"] - 1)).tolist():
+        # Any number of labels will do: it is that of the largest.
+        num_labels = 1 + max((label for tube in row["tubes"] for label in tube["labels"]), default=0)
+        boxes, valid, class_labels = (
+            part[:, 0] for part in _actors_between(row["tubes"], frame, frame + 1, num_labels)
+        )
+        tubes = [
+            {"labels": labels.nonzero().flatten().tolist(), "boxes": [box.tolist()]}
+            for box, labels in zip(boxes[valid], class_labels[valid], strict=True)
+        ]
+        if tubes:
+            seconds = {"timestamp": frame / frame_rate, "video_seconds": frame / frame_rate, "center_frame": frame}
+            keyframes.append({**row, **seconds, "clip_id": f"{row['clip_id']}_{frame:06d}", "tubes": tubes})
+    return keyframes
 
 
 def _sample_seed(*parts: int) -> int:

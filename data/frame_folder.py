@@ -79,12 +79,13 @@ def frame_indices_at(
         frames_per_second: The rate at which the frames were taken from the video, which the folder does not tell.
 
     Returns:
-        int64 frame indices of the shape of `seconds`.
+        int64 frame indices of the shape of `seconds`; the earlier frame where two are equally near.
 
     Raises:
         VideoReadError: If the folder is missing, empty or has gaps.
     """
-    nearest = np.rint(np.asarray(seconds, dtype=np.float64) * frames_per_second).astype(np.int64)
+    # Times are quotients: a millionth of a frame more is no nearer to the later one.
+    nearest = np.ceil(np.asarray(seconds, dtype=np.float64) * frames_per_second - 0.5 - 1e-6).astype(np.int64)
     return nearest.clip(0, count_frames(folder) - 1)
 
 

@@ -1,7 +1,8 @@
 """The rows that every annotation reader returns, and how a reader reports problems in annotation files."""
 
+import difflib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
 from typing import Any
@@ -11,8 +12,8 @@ from datasets import Dataset, DatasetInfo, Features, List, Value
 from datasets.table import InMemoryTable
 
 
-# One row per keyframe (AVA), or per whole video with all its tubes (UCF101-24, JHMDB-21, MultiSports). Readers do not
-# open the videos: whatever only a video can tell is null.
+# One row per keyframe (AVA), or per whole video with all its tubes (UCF101-24, JHMDB-21, MultiSports); custom data may
+# be either. Whatever a reader would have to open the videos for may be null.
 ACTION_FEATURES = Features(
     {
         "clip_id": Value("string"),  # Unique; the key of predictions at a keyframe, or the name of the whole video.
@@ -27,6 +28,8 @@ ACTION_FEATURES = Features(
         "center_frame": Value("int32"),  # 0-based index in `video`.
         "tubes": List(
             {
+                # Who it is, within the video; tubes of one id are actions of one actor, with the same box in a frame
+                # that both have. Null if nobody knows.
                 "track_id": Value("int32"),
                 "labels": List(Value("int16")),  # 0-based classes, ascending.
                 # 0-based index in `video` of each box, ascending; null for the one box of a keyframe.
@@ -100,6 +103,12 @@ def shorten(names: Sequence[str]) -> str:
     """Join the first names with commas and say how many more there are."""
     more = f", ... and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
     return ", ".join(names[:MAX_SHOWN]) + more
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return a hint at the known name that is most like another; nothing if none is known."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+    return f", did you mean {matches[0]!r}?" if matches else ""
 
 
 def parse_box(

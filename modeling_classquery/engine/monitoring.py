@@ -1,5 +1,6 @@
 """Watching a run: curves of the loss terms, and errors and hints that say what is wrong and where."""
 
+import logging
 import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +12,8 @@ import torch
 
 from classquery.loss_classquery import NotFiniteError
 
+
+logger = logging.getLogger(__name__)
 
 # Updates without any annotated actor after which a run stops.
 PATIENCE = 50
@@ -35,18 +38,23 @@ class LossMonitor:
 
     def __init__(self, explosion_factor: float = math.inf):
         self.explosion_factor = explosion_factor
+        self.num_skipped = 0  # Clips that could not be read, on this process.
         self._labels, self._has_seen_actor, self._num_updates = [], False, 0
         self._recent = deque(maxlen=RECENT_PASSES)
         self._sums, self._num_passes = defaultdict(float), 0
 
     def begin_update(self, batches: list[dict[str, Any]]) -> None:
-        """Take note of the clips of an update.
+        """Take note of the clips of an update, and report those that were skipped for it.
 
         Raises:
             NoActorError: If none of the first updates has an actor.
         """
         self._labels = [label for batch in batches for label in batch["labels"]]
         self._num_updates += 1
+        skipped = [clip for label in self._labels for clip in label.get("skipped", ())]
+        self.num_skipped += len(skipped)
+        for clip in skipped:
+            logger.warning("skipped clip %s", clip)
         self._has_seen_actor = self._has_seen_actor or any(bool(label["valid"].any()) for label in self._labels)
         if not self._has_seen_actor and self._num_updates == PATIENCE:
             raise NoActorError(

@@ -27,10 +27,11 @@ from classquery.engine.optimization import (
     warmup_multistep_schedule,
 )
 from classquery.engine.resume import ResumableTrainer
+from classquery.engine.streaming import StreamingTrainer
 from classquery.loss_classquery import LOSS_COUNTS, loss_counts, loss_divisors
 
 
-class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer):
+class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTrainer):
     """Trainer for detection labels, which are lists of dicts of different lengths.
 
     `processing_class` must be the video processor; `scorer` turns the records of an evaluation into metrics, by
@@ -142,10 +143,13 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer):
         return grad_norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with all learning rates and the means of the loss terms since the last log."""
+        """Log, with all learning rates, the means of the loss terms since the last log, and how many clips failed."""
         if "loss" in logs:
             terms = self.accelerator.reduce(self.monitor.pop_means(), "mean")
             logs |= self._rates | {name: term.item() for name, term in terms.items()}
+            num_skipped = torch.tensor(self.monitor.num_skipped, device=self.args.device)
+            num_skipped = self.accelerator.reduce(num_skipped, "sum").item()
+            logs |= {"skipped_clips": num_skipped} if num_skipped else {}
         super().log(logs, start_time)
 
     def _get_dataloader(self, *args, is_training: bool = False, **kwargs) -> DataLoader:
