@@ -197,6 +197,57 @@ def test_incomplete_command_lines_end_with_usage(script, monkeypatch, capsys, ar
     assert message in capsys.readouterr().err
 
 
+def run_here(script, monkeypatch, output: Path, *arguments: str | Path) -> dict:
+    """Run the script in this process, which is quicker, and return its results."""
+    arguments = [*map(str, arguments), "--output_dir", str(output), "--disable_tqdm", "True"]
+    monkeypatch.setattr(sys, "argv", ["run_action_detection.py", *arguments])
+    script.main()
+    return json.loads((output / "all_results.json").read_text())
+
+
+def test_custom_keyframes_then_cvat_tracks_with_other_classes(script, recipe, two_movies, tmp_path, monkeypatch):
+    """Train on a csv, streamed; fine-tune on keyframes of tracks, the classes replaced; and train on tubes."""
+    keyframes, tracks = tmp_path / "keyframes", tmp_path / "tracks"
+    for folder in (keyframes, tracks):
+        folder.mkdir()
+        (folder / "videos").symlink_to(two_movies)
+    meta = "<original_size><width>128</width><height>96</height></original_size>"
+    for split, video in (("train", "demo_val_000"), ("validation", "demo_val_001")):
+        rows = [f"{video}.mp4,{second},0.1,0.2,0.5,0.9,{label}" for second in (0.5, 1.5) for label in ("walk", "sit")]
+        (keyframes / f"{split}.csv").write_text("\n".join(["video,timestamp,x1,y1,x2,y2,label", *rows]))
+        box = '<box frame="{}" outside="{}" xtl="10" ytl="20" xbr="60" ybr="90" />'
+        track = f'<track id="0" label="wave">{box.format(2, 0)}{box.format(29, 1)}</track>'
+        meta_of_video = f"<meta><task>{meta}<source>{video}.mp4</source></task></meta>"
+        (tracks / f"{split}.xml").write_text(f"<annotations>{meta_of_video}{track}</annotations>")
+    common = ("--dataset", "custom", "--do_train", "--do_eval", "--max_steps", "1", "--on_error", "skip")
+
+    first = run_here(
+        *(script, monkeypatch, tmp_path / "one", "--recipe", recipe, "--data_dir", keyframes, "--streaming", "true"),
+        *common,
+    )
+    second = run_here(
+        *(script, monkeypatch, tmp_path / "two", "--recipe", recipe, "--data_dir", tracks, "--classes", "replace"),
+        *("--model_name_or_path", tmp_path / "one", "--keyframes_per_second", "5", *common),
+    )
+    tubes = json.loads(recipe.read_text())
+    tubes["model"] |= {"frame_stride": 1, "output_frames": "all"}
+    (tmp_path / "tubes.json").write_text(json.dumps(tubes))
+    third = run_here(
+        *(script, monkeypatch, tmp_path / "three", "--recipe", tmp_path / "tubes.json", "--data_dir", tracks, *common),
+    )
+
+    labels = [json.loads((tmp_path / run / "config.json").read_text())["id2label"] for run in ("one", "two", "three")]
+    assert labels == [{"0": "sit", "1": "walk"}, {"0": "wave"}, {"0": "wave"}]
+    for results in (first, second, third):
+        assert 0 <= results["eval_frame_map_50"] <= 1
+    assert {"eval_video_map_20", "eval_video_map_50"} < third.keys()
+    with pytest.raises(ValueError, match="only keyframes are annotated"):
+        run_here(
+            *(script, monkeypatch, tmp_path / "four", "--recipe", tmp_path / "tubes.json", "--data_dir", keyframes),
+            *common,
+        )
+
+
 def test_two_stages_on_tubes(recipe, tmp_path):
     """A detector of all frames, trained on tubes; then another backbone, with its encoder and decoder."""
     data = tmp_path / "data"

@@ -137,7 +137,7 @@ def test_two_processes_with_two_workers_see_each_clip_once(demo_dir, tmp_path):
         boxes = torch.stack(((x_min + x_max) / 2, (y_min + y_max) / 2, x_max - x_min, y_max - y_min), -1)
         expected[clip["clip_id"]] = int(clip["frames"].sum()), boxes
 
-    assert Counter(name for name, _, _ in found["seen"]) == Counter(expected)
+    assert Counter(name for name, _, _ in found["seen"]) == Counter(list(expected))
     for name, checksum, boxes in found["seen"]:
         assert checksum == expected[name][0]
         torch.testing.assert_close(torch.tensor(boxes), expected[name][1])
