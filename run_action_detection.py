@@ -34,6 +34,7 @@ from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, Clas
 from classquery.configuration import DataArguments, Recipe, RecipeError, load_recipe
 from classquery.convert_classquery_checkpoint import load_backbone, load_transformer
 from classquery.data.action_datasets import (
+    crop_baseline,
     load_action_dataset,
     load_action_labels,
     make_clips,
@@ -42,7 +43,7 @@ from classquery.data.action_datasets import (
 )
 from classquery.data.clip_reader import VideoReadError
 from classquery.data.clips import ClipCollator, KeyframeClips, TubeClips
-from classquery.data.demo import actor_crop_baseline, write_demo_movie
+from classquery.data.demo import write_demo_movie
 from classquery.data.streaming import ClipStream
 from classquery.data.transforms import ClipTransform
 from classquery.engine.charts import draw_training_curve
@@ -343,7 +344,7 @@ def train_and_evaluate(
     if training_args.do_train:
         train(trainer)
     if training_args.do_eval:
-        actor_crop = actor_crop_baseline(data_dir, "validation") if data_args.dataset == "demo" else None
+        actor_crop = crop_baseline(data_args.dataset, data_dir, "validation")
         evaluate(trainer, actor_crop, write_report=model_args.report)
     trainer.save_state()
     if training_args.do_train and trainer.is_world_process_zero():
@@ -365,13 +366,11 @@ def train(trainer: ActionDetectionTrainer) -> None:
         draw_training_curve(trainer.state.log_history, Path(trainer.args.output_dir) / "training_curve.png")
 
 
-def evaluate(
-    trainer: ActionDetectionTrainer, actor_crop: dict[str, float] | None, *, write_report: bool = False
-) -> None:
+def evaluate(trainer: ActionDetectionTrainer, actor_crop: float | None, *, write_report: bool = False) -> None:
     """Score the validation split, save metrics and predictions; beside them what crops of the actors would allow."""
     records, _, metrics = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
     if actor_crop is not None:
-        metrics["eval_actor_crop_frame_map_50"] = actor_crop["frame_map_50"]
+        metrics["eval_actor_crop_frame_map_50"] = actor_crop
     if trainer.is_world_process_zero():
         save_records(records, Path(trainer.args.output_dir) / "eval_predictions.parquet")
     trainer.log(metrics)

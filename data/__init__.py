@@ -11,6 +11,7 @@ _LAZY = {
     "load_action_dataset": "action_datasets",
     "load_action_labels": "action_datasets",
     "make_clips": "action_datasets",
+    "save_action_dataset": "parquet",
 }
 
 
@@ -27,4 +28,5 @@ __all__ = [
     "load_action_dataset",
     "load_action_labels",
     "make_clips",
+    "save_action_dataset",
 ]

@@ -10,6 +10,7 @@ As in the demo movies, the ball is outside of the box of its owner, other balls 
 At 15 frames per second, somebody who jumps goes up and down within eight frames.
 """
 
+import json
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -150,6 +151,40 @@ def _draw_span(rng: np.random.Generator, num_frames: int) -> range:
     first = max(0, int(rng.integers(-num_frames // 5, num_frames * 2 // 5)))
     stop = min(num_frames, int(rng.integers(num_frames * 3 // 5, num_frames * 6 // 5)))
     return range(first, stop)
+
+
+def tube_crop_baseline(data_dir: str | Path, split: str, *, seed: int = 0) -> dict[str, float | np.ndarray]:
+    """Return the average precision of an oracle that sees nothing but the crops of each actor, in all frames.
+
+    It knows all boxes and how everybody moves, but not who has a ball: that is beside the crop. To those who move
+    alike, it gives equal scores, in random order.
+
+    Args:
+        data_dir: A folder written by `write_demo_tubes`.
+        split: "train" or "validation", of the first fold.
+        seed: Seed of the random order.
+
+    Returns:
+        What `classquery.data.metrics.frame_map` returns for this oracle.
+    """
+    from classquery.data.metrics import frame_map  # Not at the top: who only writes the videos needs no metrics.
+
+    arguments = json.loads((Path(data_dir) / "demo.json").read_text())
+    layout, num_videos = arguments["layout"], arguments[f"num_{split}_videos"]
+    rng = np.random.default_rng(seed)
+    frames, boxes, labels, scores = [], [], [], []
+    for index in range(num_videos):
+        video = make_tube_video(layout, split, index, seed=arguments["seed"])
+        for number, actor in enumerate(video.shot.actors):
+            tube = video.tube(number)
+            frames += [f"{video.name}/{frame:.0f}" for frame in tube[:, 0]]
+            boxes.append(tube[:, 1:] / [WIDTH, HEIGHT, WIDTH, HEIGHT])
+            labels.append(np.tile(np.array(TUBE_LABELS) == tube_label(actor), (len(tube), 1)))
+            moves = np.array(TUBE_LABELS) == actor.pose
+            scores.append(np.tile((moves + rng.random(len(TUBE_LABELS))) / 2, (len(tube), 1)))
+    ground_truth = {"frame": np.array(frames), "boxes": np.concatenate(boxes), "labels": np.concatenate(labels)}
+    detections = {"frame": ground_truth["frame"], "boxes": ground_truth["boxes"], "scores": np.concatenate(scores)}
+    return frame_map(detections, ground_truth)
 
 
 def render_tube_video(video: TubeVideo) -> Iterator[np.ndarray]:
