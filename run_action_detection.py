@@ -86,7 +86,8 @@ class ModelArguments:
     backbone_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Pre-trained backbone for a new model: .mat of CSN, .pth of a ViT, or file or folder of VideoMAE."
+            "help": "Pre-trained backbone for a new model: .mat of CSN, .pth of a ViT, or file, folder or Hub name of "
+            "VideoMAE or V-JEPA 2."
         },
     )
     transformer_checkpoint: str | None = field(

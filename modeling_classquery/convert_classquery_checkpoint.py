@@ -23,7 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import httpx
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from scipy.io import loadmat
@@ -47,6 +49,8 @@ from .video_processing_classquery import ClassQueryVideoProcessor
 LICENCE = "Weights converted from the published files stay under their own licence, CC BY-NC 4.0."
 _LICENCE_ID = "cc-by-nc-4.0"
 
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_WEIGHT_FILES = (".bin", ".pt", ".pth", ".safetensors")
 _FOLDER_CONTENTS = (
     "model.safetensors",
     "model-*-of-*.safetensors",
@@ -150,8 +154,8 @@ def load_backbone(model: ClassQueryForVideoActionDetection, path: str | Path) ->
     Args:
         model: Changed in place, or not at all if there is an error.
         path: For CSN, a MATLAB file. For ViT, a file in the published layout, possibly under `module`, or a file or
-            local folder of one of transformers' VideoMAE models. For a VideoMAE or V-JEPA 2 of transformers, a file or
-            local folder of one.
+            folder of one of transformers' VideoMAE models, or its name on the Hub. For a VideoMAE or V-JEPA 2 of
+            transformers, a file, folder or name of one.
 
     Raises:
         ValueError: If the file cannot be read, or tensors are missing, unexpected or of another shape; lists all of
@@ -245,8 +249,10 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def _read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a file or folder."""
+    """Read the tensors of a file or folder, or of a repository on the Hub."""
     path = Path(path)
+    if not path.exists() and _HUB_NAME.fullmatch(path.as_posix()) and path.suffix not in _WEIGHT_FILES:
+        path = _downloaded(path.as_posix())
     if not path.exists():
         raise ValueError(f"there is no file or folder {path}")
     files = [path]
@@ -257,13 +263,27 @@ def _read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in files for name, tensor in _read_file(file).items()}
 
 
+def _downloaded(repo_id: str) -> Path:
+    """Folder with the weights of a repository on the Hub; pickles only where there is no safetensors."""
+    try:
+        safe, pickled = _FOLDER_CONTENTS[:2], _FOLDER_CONTENTS[2:]
+        folder = Path(snapshot_download(repo_id, allow_patterns=safe))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(repo_id, allow_patterns=pickled))
+    except (OSError, httpx.HTTPError) as error:
+        raise ValueError(
+            f"{repo_id} is no file or folder, and its weights could not be had from the Hub: {error}"
+        ) from error
+    return folder
+
+
 def _read_file(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
-    if path.suffix not in (".pth", ".pt", ".bin"):
+    if path.suffix not in _WEIGHT_FILES:
         raise ValueError(f"weights come as .pth, .pt, .bin or .safetensors (of a CSN backbone as .mat), got {path}")
     content = _unpickle(path)
     for key in ("model", "module"):
@@ -349,7 +369,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, type=Path, help="new or empty folder to save the model in")
     parser.add_argument("--checkpoint", type=Path, help="published detector (.pth)")
     parser.add_argument(
-        "--backbone", type=Path, help="pre-trained backbone: .mat of CSN; .pth of a ViT, or file or folder of VideoMAE"
+        "--backbone",
+        type=Path,
+        help="pre-trained backbone: .mat of CSN; .pth of a ViT; file, folder or Hub name of VideoMAE or V-JEPA 2",
     )
     parser.add_argument(
         "--transformer", type=Path, help="detector of stage one: published (.pth), or folder of one of ours"

@@ -14,7 +14,7 @@ from hub_stand_in import TOKEN, HubStandIn
 from huggingface_hub import EvalResult, HfApi, ModelCard
 from utils import tiny_config
 
-from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
+from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor, demo_checkpoint
 from classquery.convert_classquery_checkpoint import load_transformer
 from classquery.data.demo import write_demo_movie
 from classquery.engine.checkpoint import CheckpointError, load_detector
@@ -108,6 +108,13 @@ def test_revisions_are_kept_apart(report, hub):
 
 def test_annotations_are_fetched_with_their_features(report):
     assert report["annotations"]
+
+
+def test_backbone_is_taken_by_its_name_on_the_hub(report):
+    assert report["backbone"]
+    assert report["no backbone"].startswith(
+        "ValueError: tester/nowhere is no file or folder, and its weights could not"
+    )
 
 
 def test_what_is_not_there_is_said(report):
@@ -264,3 +271,18 @@ def test_script_shares_what_it_trained(hub, demo_dir, tmp_path):
     assert card.data.eval_results[0].metric_value == pytest.approx(results["eval_frame_map_50"], abs=1e-6)
     assert "| recipe | tiny |" in card.text
     assert 'model="tester/from_script"' in card.text
+
+
+@pytest.mark.slow
+def test_examples_of_the_documentation_run(hub, tmp_path):
+    """In their order, but for the run that trains."""
+    page = (TESTS.parent / "docs" / "share.md").read_text().replace("me/", "tester/")
+    write_demo_movie(tmp_path, "validation", 0, seconds_per_movie=2).rename(tmp_path / "video.mp4")
+    examples = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(examples) == 4
+
+    for number, example in enumerate(examples):
+        (tmp_path / "example.py").write_text(example)
+        run_on_hub(hub, tmp_path / f"home{number}", tmp_path / "example.py", cwd=tmp_path)
+    command = ["-m", "classquery.engine.sharing", demo_checkpoint(), "--repo_id", "tester/again", "--private"]
+    assert f"{hub.url}/tester/again" in run_on_hub(hub, tmp_path / "home", *command).stdout
