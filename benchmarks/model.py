@@ -88,10 +88,13 @@ def encoder_parts(name: str, model: ClassQueryModel) -> dict[str, Part]:
     def resample(states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (model.resample(states, shapes, masks, config.num_frames),)
 
-    parts = {"resampling": Part("resampling", resample, (states,))}
+    def feed_forward(states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (model.encoder.layers[0].feed_forward(states),)
+
+    parts = {"feed-forward layer of the encoder": Part("rows at a time", feed_forward, (states,))}
     if name == "AVA":
-        parts["last encoder layer"] = Part("last encoder layer", encode, (states,))
-    return parts
+        return parts | {"last encoder layer": Part("last encoder layer", encode, (states,))}
+    return parts | {"resampling": Part("resampling", resample, (states,))}
 
 
 def decoder_parts(name: str, model: ClassQueryModel) -> dict[str, Part]:
@@ -112,7 +115,11 @@ def decoder_parts(name: str, model: ClassQueryModel) -> dict[str, Part]:
         classes = classifying._attend_to_classes(model.decoder.class_queries[None], len(context))
         return (classifying.cross_attn(classes, actors, context, position, context)[0],)
 
+    def convolve(context: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (classifying.conv_blocks[0](context.unflatten(1, size)),)
+
     return {
+        "convolution block": Part("rows at a time", convolve, (context,)),
         "localizing layer": Part("localizing layers", localize, (actors, levels)),
         f"class attention, {config.class_attention_heads}": Part("class attention", classify, (actors, context)),
     }

@@ -13,7 +13,7 @@ clips stand side by side: `num_clip_frames = batch * num_output_frames`.
 import math
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -175,6 +175,23 @@ def without_autocast(module: nn.Module, states: torch.Tensor) -> torch.Tensor:
         return module(states.to(next(module.parameters()).dtype))
 
 
+# A hidden layer of 2,048 channels for so many rows, 16 MB, stays in the cache of a CPU.
+_ROWS_AT_A_TIME = 2048
+
+
+def in_pieces(transform: Callable[..., torch.Tensor], *states: torch.Tensor) -> torch.Tensor:
+    """Apply what treats each row of tensors (..., channels) by itself, on a CPU without gradients a few at a time.
+
+    The wide hidden layer of all cells would have to be written to memory and read again.
+    """
+    rows = states[0].shape[:-1]
+    whole = torch.is_grad_enabled() or states[0].device.type != "cpu" or torch.compiler.is_compiling()
+    if whole or math.prod(rows) <= _ROWS_AT_A_TIME:
+        return transform(*states)
+    pieces = zip(*(tensor.flatten(0, -2).split(_ROWS_AT_A_TIME) for tensor in states), strict=True)
+    return torch.cat([transform(*piece) for piece in pieces]).unflatten(0, rows)
+
+
 class ClassQueryFeedForward(nn.Module):
     """Post-norm feed-forward layer with a residual connection."""
 
@@ -186,6 +203,9 @@ class ClassQueryFeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return in_pieces(self._transform, hidden_states)
+
+    def _transform(self, hidden_states: torch.Tensor) -> torch.Tensor:
         update = self.fc2(self.dropout(self.fc1(hidden_states).relu()))
         return self.layer_norm(hidden_states + self.dropout(update))
 
@@ -681,7 +701,11 @@ class ClassQueryConvBlock(GradientCheckpointingLayer):
     def forward(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Transform (rows, h, w, d_model); the convolution sees zeros where the mask (rows, h, w) is false."""
         visible = features if mask is None else features * mask[..., None]
+        # The permutation is PyTorch's channels-last layout, in which a convolution reads and writes without copies.
         update = self.conv(visible.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return in_pieces(self._add_mlp, features, update)
+
+    def _add_mlp(self, features: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
         return features + self.fc2(self.activation(self.fc1(self.layer_norm(update))))
 
 

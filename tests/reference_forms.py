@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 
-from classquery import ClassQueryModel
+from classquery import ClassQueryModel, modeling_classquery
 from classquery.modeling_classquery import (
     ClassQueryClassAttention,
     ClassQueryClassifyingLayer,
@@ -171,7 +171,16 @@ def class_attention(
     return attended, attention if output_attentions else None
 
 
+# Layers that treat each cell by itself, on all of them at once.
+
+
+def on_all_rows(transform, *states) -> torch.Tensor:
+    """In place of `in_pieces`."""
+    return transform(*states)
+
+
 REWRITES = {
+    "rows at a time": [(modeling_classquery, "in_pieces", on_all_rows)],
     "last encoder layer": [(ClassQueryModel, "cells_to_encode", encode_all_cells)],
     "resampling": [(ClassQueryModel, "resample", resample)],
     "localizing layers": [

@@ -9,7 +9,7 @@ from reference_forms import readable
 from torch.testing import assert_close
 from utils import tiny_batch, tiny_config
 
-from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryModel
+from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryModel, modeling_classquery
 from classquery.configuration_classquery import CORRECTED
 from classquery.modeling_classquery import ClassQueryClassAttention
 from classquery.resampling_classquery import cells_read_without_padding, flat_indices, num_cells
@@ -178,6 +178,31 @@ def test_network_compiles_as_a_whole_with_the_last_layer_where_it_is_read():
 
     assert len(graphs) == 1
     assert_close(compiled, expected, **TOLERANCE)
+
+
+# Rows at a time
+
+
+@pytest.mark.parametrize("output_frames", ["keyframe", "all"])
+def test_rows_at_a_time_give_the_outputs_of_all_at_once(monkeypatch, output_frames):
+    model = make_model(output_frames=output_frames).eval()
+    inputs = {name: tensor for name, tensor in tiny_batch(model.config).items() if name != "labels"}
+    monkeypatch.setattr(modeling_classquery, "_ROWS_AT_A_TIME", 7)
+    rows = []
+    model.model.encoder.layers[0].feed_forward.fc1.register_forward_hook(
+        lambda _, inputs, __: rows.append(inputs[0].numel() // 32)
+    )
+
+    with torch.no_grad():
+        outputs = model(**inputs)
+        pieces, num_rows = len(rows), sum(rows)
+        with readable("rows at a time"):
+            expected = model(**inputs)
+
+    assert num_rows == rows[-1]
+    assert pieces == math.ceil(num_rows / 7)
+    assert_close(outputs.logits, expected.logits, **TOLERANCE)
+    assert_close(outputs.pred_boxes, expected.pred_boxes, **TOLERANCE)
 
 
 # Class attention
