@@ -20,6 +20,9 @@ from classquery.engine.checkpoint import load_detector
 from classquery.engine.demo import VideoPage, build_page, write_space
 
 
+ROOT = Path(__file__).parent.parent
+
+
 @pytest.fixture(scope="module")
 def page() -> VideoPage:
     model, processor = load_detector("demo")
@@ -92,31 +95,34 @@ def test_missing_gradio_is_named(page, monkeypatch):
         build_page(page)
 
 
-def test_space_runs_by_itself(tmp_path):
+def test_space_has_all_that_it_needs(tmp_path):
     pytest.importorskip("gradio")
     folder = write_space(tmp_path / "space", model="someone/model")
 
-    code = "import classquery.engine.demo as demo; demo.load_detector('demo'); print(demo.__file__)"
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONPATH": str(folder)},
-        cwd=tmp_path,
-    )
-    assert Path(result.stdout.strip()) == folder / "classquery" / "engine" / "demo.py"
-    listed = re.search(
-        r"packages = \[(.*?)\]", (Path(__file__).parent.parent / "pyproject.toml").read_text(), re.DOTALL
-    )
+    listed = re.search(r"packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL)
     for package in re.findall(r'"(.*?)"', listed[1]):
         assert (folder / package.replace(".", "/") / "__init__.py").is_file()
+    assert (folder / "classquery" / "demo" / "model.safetensors").is_file()
     assert 'launch("someone/model")' in (folder / "app.py").read_text()
     requirements = (folder / "requirements.txt").read_text().splitlines()
     assert any(line.startswith("torch>=") for line in requirements)
     assert any(line.startswith("matplotlib") for line in requirements)
     assert not any(line.startswith(("classquery", "pytest", "gradio")) for line in requirements)
     assert "sdk: gradio" in (folder / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_space_runs_by_itself(tmp_path):
+    pytest.importorskip("gradio")
+    folder = write_space(tmp_path / "space")
+
+    code = "import classquery.engine.demo as demo; demo.load_detector('demo'); print(demo.__file__)"
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, cwd=tmp_path
+    )
+
+    assert Path(result.stdout.strip()) == folder / "classquery" / "engine" / "demo.py"
 
 
 # In a browser
