@@ -26,6 +26,7 @@ from classquery.data.clip_reader import (
     rgb_converter,
 )
 from classquery.data.frame_folder import count_frames, is_frame_folder, read_frame_folder
+from classquery.data.schema import VIDEO_SUFFIXES
 
 
 if TYPE_CHECKING:
@@ -35,9 +36,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = (
-    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv"),
-    *(".ts", ".webm", ".wmv"),
+# What a folder is searched for: those of data sets, and what cameras and archives hold besides.
+_FILE_SUFFIXES = (
+    *VIDEO_SUFFIXES,
+    *(".3gp", ".flv", ".m2ts", ".m4v", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".wmv"),
 )
 _NETWORK_SCHEMES = ("http", "https", "rtmp", "rtmps", "rtsp", "rtsps", "srt", "tcp", "udp")
 # Whoever connects late has missed what was sent; a file on a web server waits.
@@ -141,10 +143,10 @@ def _list_path(path: str) -> list[str]:
     if _is_url(path) or os.path.isfile(path):
         return [path]
     if os.path.isdir(path):
-        videos = sorted(str(file) for file in Path(path).iterdir() if file.suffix.lower() in VIDEO_SUFFIXES)
+        videos = sorted(str(file) for file in Path(path).iterdir() if file.suffix.lower() in _FILE_SUFFIXES)
         if not videos and not is_frame_folder(path):
             raise FileNotFoundError(
-                f"{path} holds neither videos ({', '.join(VIDEO_SUFFIXES)}) nor numbered .jpg or .png images; "
+                f"{path} holds neither videos ({', '.join(_FILE_SUFFIXES)}) nor numbered .jpg or .png images; "
                 f"for folders within it, give a pattern: '{os.path.join(path, '**', '*.mp4')}'"
             )
         return videos or [path]

@@ -1,6 +1,7 @@
 """Files of detections: complete, readable by others, and the way back to training."""
 
 import csv
+import dataclasses
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -11,6 +12,7 @@ from test_detection import write_video
 from test_people import frames_of
 
 from classquery.data.ava import load_ava, load_ava_labels
+from classquery.data.custom import load_custom, load_custom_labels
 from classquery.engine.people import link_people, list_people
 from classquery.engine.results import ActorDetection, FrameDetections
 from classquery.engine.writing import (
@@ -157,6 +159,50 @@ def test_ava_csv_has_the_keyframes_nearest_to_whole_seconds(tmp_path):
 
     with (tmp_path / "ava.csv").open() as file:
         assert [row[1] for row in csv.reader(file)] == ["0000", "0000", "0002", "0002"]
+
+
+def test_csv_is_read_by_the_custom_data_set(frames, tmp_path):
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "kitchen.mp4", np.arange(80) / 20, (300, 100))
+
+    write_csv(tmp_path / "train.csv", frames)
+
+    labels = load_custom_labels(tmp_path)
+    rows = load_custom(tmp_path, "train")
+    assert rows["timestamp"][:] == [0, 1, 2, 3]
+    for row, frame in zip(rows, frames, strict=True):
+        tubes = {tube["track_id"]: tube for tube in row["tubes"]}
+        for actor in frame.actors:
+            tube = tubes.pop(actor.person_id)
+            np.testing.assert_allclose(np.array(tube["boxes"]) * [300, 100, 300, 100], [actor.box], atol=0.01)
+            assert {labels[label] for label in tube["labels"]} == {label for label, _ in actor.actions}
+        assert not tubes
+
+
+def test_cvat_xml_is_read_by_the_custom_data_set(frames, tmp_path):
+    (tmp_path / "videos").mkdir()
+    path = write_video(tmp_path / "videos" / "kitchen.mp4", np.arange(100) / 30, (300, 100))
+    people = list_people(frames)
+
+    write_cvat(tmp_path / "train.xml", dataclasses.replace(VIDEO, path=path), people, LABEL_IDS)
+
+    labels = load_custom_labels(tmp_path)
+    (row,) = load_custom(tmp_path, "train")
+    read = {}
+    for tube in row["tubes"]:
+        for frame, box in zip(tube["frames"], tube["boxes"], strict=True):
+            known_box, names = read.setdefault((tube["track_id"], frame), (box, set()))
+            assert known_box == box
+            names.update(labels[label] for label in tube["labels"])
+    for person in people:
+        for frame_index, actor in zip(person.frame_indices.tolist(), person.actors, strict=True):
+            box, names = read[person.person_id - 1, frame_index]
+            np.testing.assert_allclose(np.array(box) * [300, 100, 300, 100], actor.box, atol=0.01)
+            assert names == {label for label, _ in actor.actions}
+        # In between, boxes move in a straight line and actions go on; behind the last frame nobody is there.
+        frames_of_person = sorted(frame for track_id, frame in read if track_id == person.person_id - 1)
+        assert frames_of_person == list(range(person.frame_indices[0], person.frame_indices[-1] + 1))
+    np.testing.assert_allclose(np.array(read[0, 15][0]) * [300, 100, 300, 100], [3, 10, 23, 50], atol=0.01)
 
 
 def test_cvat_xml_has_a_track_for_each_person(frames, tmp_path):
