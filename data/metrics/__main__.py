@@ -1,4 +1,4 @@
-"""Score detections of any model, from files.
+r"""Score detections of any model, from files.
 
     python -m classquery.data.metrics --dataset ava --ground_truth ava_val_v2.2.csv --detections detections.csv \
         --exclude ava_val_excluded_timestamps_v2.2.csv

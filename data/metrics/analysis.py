@@ -84,9 +84,9 @@ def analyze(
         assigned one to one, so that the sum of their IoU is the largest): `ground_truth_boxes`, where assigned boxes
         become those of their actors and keep their scores, and others stay; `ground_truth_classes`, where assigned
         boxes stay and have the labels of their actors with score 1, and others are left out; `assigned_actors`, their
-        share. `kinds` and `missed`, the number, the number among the best and the gain of each
-        kind; `labels`, a list by label with AP, numbers, recall and kinds among the best; `sizes`, the same by size
-        of the actor; and `confusions`, how often a label was taken for one that the actor has.
+        share. `kinds` and `missed`, the number, the number among the best and the gain of each kind; `labels`, a list
+        by label with AP, numbers, recall and kinds among the best; `sizes`, mAP, numbers and recall by size of the
+        actor; and `confusions`, how often a label was detected on an actor who has another.
 
     Raises:
         ValueError: As `frame_map`, and if the thresholds or sizes are not ascending.

@@ -40,7 +40,7 @@ COLORS = {
     "class_confusion": "#d1495b",
     "localisation_and_class": "#8f5db7",
     "background": "#9aa5b1",
-    "missed": "#4f5d75",
+    "missed": "#6c7f9e",
     "ground_truth_boxes": "#3d7ea6",
     "ground_truth_classes": "#3d7ea6",
 }
