@@ -185,7 +185,7 @@ def _of_transformers(path: str) -> VideoFrames:
 
 def _to_images(video: Any) -> Sequence[np.ndarray]:
     """Check frames and bring them to (height, width, 3), uint8."""
-    images = [np.array(image.convert("RGB") if hasattr(image, "convert") else image) for image in video]
+    images = [np.array(image.convert("RGB")) if hasattr(image, "convert") else np.asarray(image) for image in video]
     sizes = {image.shape for image in images}
     if len(sizes) != 1 or images[0].ndim != 3 or images[0].dtype != np.uint8:
         found = f"{len(images)} frames of shapes {sorted(sizes)}"

@@ -54,7 +54,7 @@ class VideoActionDetectionPipeline(Pipeline):
     def __init__(self, model: ClassQueryForVideoActionDetection, *args, **kwargs):
         if model.config.model_type != ClassQueryConfig.model_type:
             raise ValueError(f"this pipeline runs models of type 'classquery', got {model.config.model_type!r}")
-        super().__init__(model, *args, **kwargs)
+        super().__init__(model.eval(), *args, **kwargs)
         if self.video_processor is None:
             raise ValueError("give the processor of the model as well: video_processor=ClassQueryVideoProcessor(...)")
 

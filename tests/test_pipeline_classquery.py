@@ -50,7 +50,7 @@ def detector():
 def tube_detector():
     """A detector of all frames of clips of four, with random weights."""
     torch.manual_seed(0)
-    model = ClassQueryForVideoActionDetection(tiny_config(output_frames="all", frame_stride=1)).eval()
+    model = ClassQueryForVideoActionDetection(tiny_config(output_frames="all", frame_stride=1))
     processor = ClassQueryVideoProcessor(size={"shortest_edge": 36})
     return VideoActionDetectionPipeline(model, video_processor=processor, threshold=0, actor_threshold=0)
 
@@ -162,6 +162,7 @@ def test_video_behind_a_link(detector, movie):
 def test_every_frame_is_detected_once_by_a_model_of_all_frames(tube_detector, movie):
     found = tube_detector(movie, top_k=1, batch_size=4)
 
+    assert not tube_detector.model.training
     assert [one["frame"] for one in found] == [frame for frame in range(45) for _ in range(3)]
     assert found[-1]["time"] == pytest.approx(44 / 15)
 

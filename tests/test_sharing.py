@@ -69,6 +69,7 @@ def report(hub, tmp_path_factory):
     root = tmp_path_factory.mktemp("session")
     save_detector(root / "out")
     (root / "out" / "private_movie.mp4").write_bytes(b"not to be shared")
+    (root / "out" / "notes.py").write_text("not to be shared")
     run_on_hub(hub, root / "home", TESTS / "hub_session.py", root / "out", root / "report.json")
     return json.loads((root / "report.json").read_text())
 

@@ -29,7 +29,7 @@ from classquery.modeling_classquery import ClassQueryForVideoActionDetection
 SHARED_FILES = [
     "all_results.json",
     "config.json",
-    "*.py",
+    "*_classquery*.py",
     "model*.safetensors",
     "model.safetensors.index.json",
     "training_curve.png",
