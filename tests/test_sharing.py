@@ -145,6 +145,7 @@ def test_download_that_breaks_off_is_not_taken_for_a_model(report):
     assert report["downloaded again"] > 100
 
 
+@pytest.mark.slow
 def test_example_of_the_card_runs_without_importing_the_package(report, hub, tmp_path):
     """Code and weights come from the repository, as for somebody who finds the model there."""
     card = ModelCard(hub.files("tester/folder")["README.md"].decode())
