@@ -16,7 +16,8 @@ from datasets import Dataset
 from classquery.data.action_datasets import DatasetName, load_action_labels
 from classquery.data.checking import SPLITS, Finding, Report, SplitSummary, check_dataset
 from classquery.data.contact_sheet import draw_contact_sheet
-from classquery.data.preparing import Encoding, prepare_videos, write_parquet
+from classquery.data.parquet import save_action_dataset
+from classquery.data.preparing import Encoding, prepare_videos
 from classquery.data.schema import MAX_SHOWN
 from classquery.data.whole_files import replacing, write_json
 
@@ -45,6 +46,11 @@ def _parser() -> argparse.ArgumentParser:
         default=900.0,
         help="for AVA: what the annotations call the start of the files (default: 900, movies that are cut)",
     )
+    check.add_argument("--box_format", choices=("normalized", "pixel"), default="normalized", help="of custom data")
+    check.add_argument(
+        "--timestamp_offset", type=float, default=0.0, help="what custom data call the start of the videos, in seconds"
+    )
+    check.add_argument("--frames_fps", type=float, default=30.0, help="frame rate of folders of frames (default: 30)")
     prepare = commands.add_parser("prepare", help="cut and encode the originals for quick and exact training")
     prepare.set_defaults(command=_prepare)
     prepare.add_argument("--source_dir", required=True, type=Path, help="folder with the originals")
@@ -101,7 +107,9 @@ def _prepare(
     report, rows = check_dataset(dataset, data_dir, **options)
     report.add_problem("{} videos or splits could not be prepared", errors)
     if not report.problems:
-        write_parquet(data_dir, rows)
+        labels = load_action_labels(dataset, data_dir)
+        for split, split_rows in rows.items():
+            save_action_dataset(split_rows, labels, data_dir, split)
     return _finish(report, rows, output, json)
 
 

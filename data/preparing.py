@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
-from datasets import Dataset
 from tqdm.auto import tqdm
 
 from classquery.data.action_datasets import load_action_dataset
@@ -30,7 +29,6 @@ from classquery.data.whole_files import replacing
 
 
 RECORD_FILE = "prepared.jsonl"
-PARQUET_FOLDER = "parquet"
 # What the annotations of AVA call the first and the last second of a movie that is needed: the keyframes are from 902
 # to 1798, and a clip reaches little more than a second around one.
 AVA_SECONDS = (900.0, 1801.0)
@@ -163,15 +161,6 @@ def prepare_videos(
                 errors.append(error)
             progress.update()
     return errors
-
-
-def write_parquet(data_dir: str | Path, rows: dict[str, Dataset]) -> None:
-    """Write the rows of each split to `parquet/<split>.parquet`, which `datasets.Dataset.from_parquet` reads."""
-    for split, split_rows in rows.items():
-        path = Path(data_dir) / PARQUET_FOLDER / f"{split}.parquet"
-        path.parent.mkdir(exist_ok=True)
-        with replacing(path) as partial_path:
-            split_rows.to_parquet(partial_path)
 
 
 def copy_annotations(source_dir: Path, data_dir: Path) -> None:

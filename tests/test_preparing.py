@@ -9,7 +9,6 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from datasets import Dataset
 from painted_frames import HEIGHT, WIDTH, numbers_on, paint
 from PIL import Image
 
@@ -303,7 +302,7 @@ def test_command_prepares_and_checks(demo_dir, tmp_path, capsys):
 
     assert capsys.readouterr().out.splitlines()[-1] == "usable"
     for split in ("train", "validation"):
-        rows = Dataset.from_parquet(str(tmp_path / "parquet" / f"{split}.parquet"), cache_dir=str(tmp_path / "cache"))
+        rows = load_action_dataset("parquet", tmp_path, split)
         assert rows[:] == load_action_dataset("demo", tmp_path, split)[:]
 
 

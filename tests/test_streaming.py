@@ -231,6 +231,21 @@ def test_training_counts_and_reports_what_it_skips(broken_dir, tmp_path, caplog,
 
 
 @pytest.mark.usefixtures("one_thread")
+def test_run_that_is_resumed_in_a_stream_is_the_same_bit_for_bit(demo_dir, tmp_path):
+    """From the first update of the second epoch, of 7 updates each."""
+
+    def train(resume: str | None = None) -> dict[str, torch.Tensor]:
+        trainer = tiny_trainer(demo_dir, tmp_path, max_steps=10, save_strategy="steps", save_steps=8)
+        trainer.train_dataset = stream_of(demo_dir, shuffle=True, transform=ClipTransform(36, 32, 0.5))
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.model.state_dict()
+
+    at_once, resumed = train(), train(str(tmp_path / "checkpoint-8"))
+
+    assert all(torch.equal(at_once[name], resumed[name]) for name in at_once)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_evaluation_never_skips(broken_dir, tmp_path):
     trainer = tiny_trainer(broken_dir, tmp_path / "out")
 
