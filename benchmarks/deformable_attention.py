@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, kernels
+from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryModel, kernels
 from classquery.ops_classquery import deformable_attention_3d
 
 
@@ -82,20 +82,12 @@ def measure_model(device: str, rounds: int) -> None:
     """Print where the time of one forward pass goes, with either form of the operator."""
     model = ClassQueryForVideoActionDetection(ClassQueryConfig()).eval().to(device)
     pixel_values = torch.randn(1, 16, 3, 256, 340, generator=torch.Generator().manual_seed(0)).to(device)
-    network = model.model
-    parts = {
-        "backbone": [network.backbone],
-        "feature pyramid": [network.feature_pyramid],
-        "encoder": [network.encoder],
-        "deformable attention of it, with its projections": [layer.self_attn for layer in network.encoder.layers],
-        "feed-forward layers of it": [layer.feed_forward for layer in network.encoder.layers],
-        "decoder": [network.decoder],
-    }
+    parts = parts_of(model.model)
     forms = {"plain": "torch", "fused": device}
     columns = {form: [] for form in forms}
     for _ in range(rounds):
         for form, implementation in forms.items():
-            with _Stopwatch(parts, device) as stopwatch, kernels.use_implementation(implementation), torch.no_grad():
+            with Stopwatch(parts, device) as stopwatch, kernels.use_implementation(implementation), torch.no_grad():
                 cost = cost_of(functools.partial(model, pixel_values), device)
             times = {"all": cost.seconds, "all, cpu": cost.cpu_seconds} | stopwatch.seconds
             columns[form].append(times | {"extra MB": cost.extra_bytes / 1e6})
@@ -105,14 +97,28 @@ def measure_model(device: str, rounds: int) -> None:
         print(f"| {part} | {best['plain'][part]:.2f} | {best['fused'][part]:.2f} |")
 
 
-class _Stopwatch:
+def parts_of(network: ClassQueryModel) -> dict[str, list[torch.nn.Module]]:
+    """Modules whose time is told apart."""
+    return {
+        "backbone": [network.backbone],
+        "feature pyramid": [network.feature_pyramid],
+        "encoder": [network.encoder],
+        "deformable attention of it, with its projections": [layer.self_attn for layer in network.encoder.layers],
+        "feed-forward layers of it": [layer.feed_forward for layer in network.encoder.layers],
+        "decoder": [network.decoder],
+    }
+
+
+class Stopwatch:
     """Seconds that modules take, by name of their group."""
 
-    def __init__(self, parts: dict[str, list[torch.nn.Module]], device: str):
+    def __init__(
+        self, parts: dict[str, list[torch.nn.Module]], device: str, clock: Callable[[], float] = time.perf_counter
+    ):
         self.seconds = dict.fromkeys(parts, 0.0)
-        self._parts, self._device = parts, device
+        self._parts, self._device, self._clock = parts, device, clock
 
-    def __enter__(self) -> "_Stopwatch":
+    def __enter__(self) -> "Stopwatch":
         self._hooks = []
         for name, modules in self._parts.items():
             for module in modules:
@@ -123,7 +129,7 @@ class _Stopwatch:
     def _add(self, name: str, sign: int) -> None:
         if self._device == "cuda":
             torch.cuda.synchronize()
-        self.seconds[name] += sign * time.perf_counter()
+        self.seconds[name] += sign * self._clock()
 
     def __exit__(self, *exception) -> None:
         for hook in self._hooks:

@@ -241,8 +241,8 @@ class ClassQueryConfig(PreTrainedConfig):
             Frame f of the decoder gets the position encoding of time slot f modulo the slots (released) or of the slot
             that f falls into.
         class_attention_heads (`"released"` or `"interleaved"`, *optional*, defaults to `"released"`):
-            In the released class attention one half of the heads sees only content, the other half only positions;
-            `"interleaved"` shows both to every head.
+            In the released class attention one half of the heads, of which there is an even number, sees only content,
+            the other half only positions; `"interleaved"` shows both to every head.
         class_convolutions (`"released"` or `"separate"`, *optional*, defaults to `"released"`):
             The three convolution blocks before the class attention share their weights, or have their own.
         class_readout (`"released"` or `"per_class"`, *optional*, defaults to `"released"`):
