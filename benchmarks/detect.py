@@ -28,7 +28,8 @@ from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, Clas
 from classquery.configuration import load_recipe
 from classquery.data.video_sources import open_source
 from classquery.engine.checkpoint import load_detector
-from classquery.engine.detection import ClipDetector, Sampling, assemble_clips, detect_in
+from classquery.engine.clips import Sampling, assemble_clips
+from classquery.engine.detection import ClipDetector, detect_in
 from classquery.engine.drawing import write_annotated_video
 from classquery.engine.people import link_people
 

@@ -20,7 +20,8 @@ from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcess
 from classquery.data.clip_reader import ClipReader, Frame, VideoReadError
 from classquery.data.clips import clip_seconds, tile_starts
 from classquery.data.video_sources import VideoSource
-from classquery.engine.detection import ClipPlan, Sampling, assemble_clips, detect
+from classquery.engine.clips import ClipPlan, Sampling, assemble_clips
+from classquery.engine.detection import detect
 from classquery.engine.results import ActorDetection, FrameDetections
 
 

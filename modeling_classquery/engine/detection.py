@@ -4,10 +4,8 @@ import difflib
 import itertools
 import math
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +13,12 @@ from torchvision.ops import clip_boxes_to_image
 from transformers.utils import logging
 
 from classquery.configuration_classquery import ClassQueryConfig
-from classquery.data.clip_reader import ClipReader, Frame, VideoReadError
-from classquery.data.clips import clip_seconds, tile_starts
+from classquery.data.clip_reader import ClipReader, VideoReadError
 from classquery.data.metrics.linking import box_iou
 from classquery.data.video_sources import Source, VideoSource, list_sources, open_source
 from classquery.engine.background import Background
 from classquery.engine.checkpoint import load_detector
+from classquery.engine.clips import Clip, Sampling, assemble_clips, clip_around, tiles
 from classquery.engine.results import ActorDetection, FrameDetections
 from classquery.modeling_classquery import ClassQueryDetectionOutput, ClassQueryForVideoActionDetection
 from classquery.video_processing_classquery import ClassQueryVideoProcessor
@@ -29,8 +27,6 @@ from classquery.video_processing_classquery import ClassQueryVideoProcessor
 logger = logging.get_logger(__name__)
 
 DEMO_NOTICE = "The demo model knows nothing but the people, balls and kites of the demo movies: train or load another."
-# Times are sums and quotients of floats: 2.9999999 keyframes after the first are 3.
-_TIME_TOLERANCE = 1e-6
 
 
 def detect(
@@ -63,7 +59,8 @@ def detect(
             folder or a name on the Hub; or `demo` for the small model in the package.
         processor: The processor that belongs to the model, if that is not a name.
         keyframes_per_second: Keyframes are the frames nearest to 0, 1 / rate, 2 / rate, ... seconds up to the last
-            frame, each frame once. By default 1, but all frames if the model detects in all.
+            frame, each frame once. By default 1. A model that detects in all frames reports them all by default, and
+            at a given rate the first frame at or after each of these times.
         keyframe_stride: Instead of a rate: every n-th frame is a keyframe, at the mean frame rate of the video.
         threshold: Lowest score in [0, 1] of an action to report; by default that of the processor.
         class_thresholds: Other thresholds for some classes; by default those of the processor.
@@ -206,8 +203,8 @@ def _clip_with(
 ) -> tuple[np.ndarray, int]:
     """Numbers of the frames of the clip in which a frame is detected, and its index in it."""
     if config.output_frames == "keyframe":
-        return ClipReader().frame_indices_at(path, _clip_around(config, frame.seconds)), config.keyframe_index
-    tile = next(tile for tile in _tiles(config, source.num_frames) if frame.frame_index in tile)
+        return ClipReader().frame_indices_at(path, clip_around(config, frame.seconds)), config.keyframe_index
+    tile = next(tile for tile in tiles(config, source.num_frames) if frame.frame_index in tile)
     return tile.clip(0, source.num_frames - 1), int(np.flatnonzero(tile == frame.frame_index)[0])
 
 
@@ -218,236 +215,6 @@ def label_id_of(label: str, config: ClassQueryConfig) -> int:
         nearest = difflib.get_close_matches(label, label_ids, cutoff=0.0)
         raise ValueError(f"the model has no class {label!r}; the closest names are {nearest}")
     return label_ids[label]
-
-
-# Clips
-
-
-class ClipPlan(NamedTuple):
-    """Where the frames of each clip are in the video, and which of them to detect in."""
-
-    positions: Iterator[np.ndarray]
-    """Shape (num_frames,) for each clip, not descending within clips and from clip to clip; may start below 0."""
-    by_index: bool
-    """Whether positions are numbers of frames instead of seconds."""
-    anchor: int
-    """Index of the frame of a clip that must not lie behind the end of the video."""
-    reported: Sequence[int]
-    """Indices of the frames of a clip to detect in."""
-    seconds_between: float
-    """Of these only the first one at or after each multiple of so many seconds; 0 for all of them."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How often to detect; see `detect`.
-
-    Raises:
-        ValueError: If both are given, or one is not positive.
-    """
-
-    keyframes_per_second: float | None = None
-    keyframe_stride: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.keyframes_per_second is not None and self.keyframe_stride is not None:
-            raise ValueError("give keyframes_per_second or keyframe_stride, not both")
-        rate, stride = self.keyframes_per_second, self.keyframe_stride
-        if not (rate is None or 0 < rate < math.inf) or not (stride is None or stride >= 1):
-            raise ValueError(f"keyframes_per_second must be positive and finite, keyframe_stride at least 1: {self}")
-
-    def rate(self, config: ClassQueryConfig, source: VideoSource) -> float | None:
-        """Keyframes per second, or None for every frame."""
-        if self.keyframe_stride is not None:
-            return source.frames_per_second / self.keyframe_stride
-        if self.keyframes_per_second is None and config.output_frames == "keyframe":
-            return 1.0
-        return self.keyframes_per_second
-
-    def plan(self, config: ClassQueryConfig, source: VideoSource) -> ClipPlan:
-        """Lay clips around keyframes, or tile the video with them if the model detects in all frames."""
-        rate = self.rate(config, source)
-        if config.output_frames == "all":
-            return ClipPlan(
-                _tiles(config, source.num_frames),
-                by_index=True,
-                anchor=0,
-                reported=range(config.num_frames),
-                seconds_between=1 / rate if rate else 0.0,
-            )
-        return ClipPlan(
-            _clips_around_keyframes(config, rate),
-            by_index=False,
-            anchor=config.keyframe_index,
-            reported=[config.keyframe_index],
-            seconds_between=0.0,
-        )
-
-    def num_keyframes(self, config: ClassQueryConfig, source: VideoSource) -> int | None:
-        """About how many results a video gives, where its length is known."""
-        rate, num_frames = self.rate(config, source), source.num_frames
-        if num_frames is None or rate is None:
-            return num_frames
-        return min(num_frames, int((num_frames - 1) / source.frames_per_second * rate + _TIME_TOLERANCE) + 1)
-
-
-def _clips_around_keyframes(config: ClassQueryConfig, rate: float) -> Iterator[np.ndarray]:
-    """Give times in seconds, without end."""
-    for keyframe in itertools.count():
-        yield _clip_around(config, keyframe / rate)
-
-
-def _clip_around(config: ClassQueryConfig, seconds: float) -> np.ndarray:
-    return clip_seconds(
-        seconds,
-        num_frames=config.num_frames,
-        frame_stride=config.frame_stride,
-        frames_per_second=config.frames_per_second,
-    )
-
-
-def _tiles(config: ClassQueryConfig, num_video_frames: int | None) -> Iterator[np.ndarray]:
-    """Give numbers of every `frame_stride`-th frame; where the length is not known, from the first frame on."""
-    stride = config.frame_stride
-    if num_video_frames is None:
-        starts = itertools.count(0, config.num_frames)
-    else:
-        starts = tile_starts(math.ceil(num_video_frames / stride), config.num_frames)
-    for start in starts:
-        yield stride * np.arange(start, start + config.num_frames)
-
-
-class Clip(NamedTuple):
-    """Frames as the model takes them."""
-
-    frames: torch.Tensor
-    """Shape (num_frames, 3, height, width), uint8."""
-    reported: list[tuple[int, int, float]]
-    """Of each frame to detect in: its index in the clip, its number in the video, and its seconds."""
-
-
-def assemble_clips(
-    frames: Iterable[Frame], plan: ClipPlan, prepare: Callable[[np.ndarray], torch.Tensor]
-) -> Iterator[Clip]:
-    """Cut overlapping clips out of a stream, keeping only what incomplete clips need.
-
-    Args:
-        frames: The frames of a video in order; some may be missing.
-        plan: Where the frames of clips are. Each is the nearest one that comes, of two equally near the earlier; those
-            before the first frame repeat it, those behind the last frame that.
-        prepare: Called once with the image of each frame that some clip needs.
-
-    Yields:
-        Each clip when the frame behind its last one has come. No frame is reported twice.
-
-    Raises:
-        VideoReadError: What `frames` raises, after the last clip whose keyframe has come.
-    """
-    damage: list[VideoReadError] = []
-    assembler = _Assembler(plan, prepare)
-    for frame, following in _with_following(_until_damage(frames, damage)):
-        yield from assembler.add(frame, following)
-    if damage:
-        raise damage[0]
-
-
-def _until_damage(frames: Iterable[Frame], damage: list[VideoReadError]) -> Iterator[Frame]:
-    try:
-        yield from frames
-    except VideoReadError as error:
-        damage.append(error)
-
-
-def _with_following(frames: Iterable[Frame]) -> Iterator[tuple[Frame, Frame | None]]:
-    """Pair each frame with the next one; the last with None."""
-    frames = iter(frames)
-    frame = next(frames, None)
-    while frame is not None:
-        following = next(frames, None)
-        yield frame, following
-        frame = following
-
-
-class _PreparedFrame(NamedTuple):
-    index: int
-    seconds: float
-    image: torch.Tensor
-
-
-class _OpenClip(NamedTuple):
-    """A clip whose frames are still coming."""
-
-    positions: np.ndarray
-    frames: list[_PreparedFrame]
-
-
-class _Assembler:
-    """The clips that are not complete yet."""
-
-    def __init__(self, plan: ClipPlan, prepare: Callable[[np.ndarray], torch.Tensor]):
-        self._plan = plan
-        self._prepare = prepare
-        self._upcoming = next(plan.positions, None)
-        self._open: deque[_OpenClip] = deque()
-        self._last_reported = -1
-        self._next_seconds = -math.inf
-
-    def add(self, frame: Frame, following: Frame | None) -> Iterator[Clip]:
-        """Add a frame to the clips that it belongs to, and give those that it completes."""
-        position = self._position(frame)
-        if following is None:
-            next_position = math.inf
-            self._open_clips(lambda positions: self._has_begun(positions, position))
-            self._open = deque(clip for clip in self._open if self._has_begun(clip.positions, position))
-        else:
-            next_position = self._position(following)
-            self._open_clips(lambda positions: _is_nearer(positions[0], position, next_position))
-        prepared = None
-        for clip in self._open:
-            num_new = np.count_nonzero(_is_nearer(clip.positions, position, next_position)) - len(clip.frames)
-            if num_new:
-                prepared = prepared or _PreparedFrame(frame.index, frame.seconds, self._prepare(frame.image))
-                clip.frames.extend([prepared] * num_new)
-        while self._open and len(self._open[0].frames) == len(self._open[0].positions):
-            yield from self._complete(self._open.popleft())
-
-    def _position(self, frame: Frame) -> float:
-        return frame.index if self._plan.by_index else frame.seconds
-
-    def _has_begun(self, positions: np.ndarray, last_position: float) -> bool:
-        return positions[self._plan.anchor] <= last_position + _TIME_TOLERANCE
-
-    def _open_clips(self, begins: Callable[[np.ndarray], bool]) -> None:
-        while self._upcoming is not None and begins(self._upcoming):
-            self._open.append(_OpenClip(self._upcoming, []))
-            self._upcoming = next(self._plan.positions, None)
-
-    def _complete(self, clip: _OpenClip) -> Iterator[Clip]:
-        """Yield a clip, or nothing if none of its frames is to be reported."""
-        reported = [
-            (index, clip.frames[index].index, clip.frames[index].seconds)
-            for index in self._plan.reported
-            if self._is_reported(clip, index)
-        ]
-        if reported:
-            yield Clip(torch.stack([frame.image for frame in clip.frames]), reported)
-
-    def _is_reported(self, clip: _OpenClip, index: int) -> bool:
-        """Whether to detect in a frame of a clip: not twice, not in padding, and not more often than asked for."""
-        frame, interval = clip.frames[index], self._plan.seconds_between
-        is_padding = self._plan.by_index and frame.index != clip.positions[index]
-        if frame.index <= self._last_reported or is_padding or frame.seconds + _TIME_TOLERANCE < self._next_seconds:
-            return False
-        self._last_reported = frame.index
-        if interval:
-            self._next_seconds = interval * (math.floor(frame.seconds / interval + _TIME_TOLERANCE) + 1)
-        return True
-
-
-def _is_nearer(positions: np.ndarray | float, position: float, next_position: float) -> np.ndarray | bool:
-    """Whether positions, none of them far before `position`, are nearer to it than to the next one, or as near."""
-    # In this form, it is what `ClipReader.frame_indices_at` computes, to the last bit.
-    return positions - position <= next_position - positions
 
 
 # Detections

@@ -19,7 +19,8 @@ from classquery.data.frame_folder import read_frame_folder
 from classquery.data.video_sources import Source, VideoSource, list_sources, open_source
 from classquery.data.whole_files import write_json
 from classquery.engine.charts import can_draw_charts, draw_timeline
-from classquery.engine.detection import ClipDetector, Sampling, detect_in, with_attention
+from classquery.engine.clips import Sampling
+from classquery.engine.detection import ClipDetector, detect_in, with_attention
 from classquery.engine.drawing import draw_attention_grid, draw_keyframe, write_annotated_video
 from classquery.engine.people import link_people, list_people
 from classquery.engine.results import FrameDetections
