@@ -96,14 +96,19 @@ def _prepare(
     json: Path | None,
     **options: Any,
 ) -> int:
-    errors = prepare_videos(
-        dataset,
-        source_dir,
-        data_dir,
-        encoding=Encoding(gop, short_side, crf),
-        movie_start_seconds=movie_start_seconds,
-        **options,
-    )
+    try:
+        errors = prepare_videos(
+            dataset,
+            source_dir,
+            data_dir,
+            encoding=Encoding(gop, short_side, crf),
+            movie_start_seconds=movie_start_seconds,
+            **options,
+        )
+    except (OSError, ValueError) as error:
+        # Contradicting options or a full disk: nothing can be prepared.
+        print(f"not usable: {error}")
+        return 1
     report, rows = check_dataset(dataset, data_dir, **options)
     report.add_problem("{} videos or splits could not be prepared", errors)
     if not report.problems:

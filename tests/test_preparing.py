@@ -306,6 +306,13 @@ def test_command_prepares_and_checks(demo_dir, tmp_path, capsys):
         assert rows[:] == load_action_dataset("demo", tmp_path, split)[:]
 
 
+def test_command_says_why_it_cannot_begin(demo_dir, capsys):
+    command = ["prepare", "--dataset", "demo", "--source_dir", str(demo_dir), "--data_dir", str(demo_dir)]
+
+    assert main(command) == 1
+    assert capsys.readouterr().out.startswith("not usable: data_dir must be another folder than source_dir")
+
+
 def test_command_says_what_could_not_be_prepared(demo_dir, tmp_path, capsys):
     source = shutil.copytree(demo_dir, tmp_path / "source")
     (source / "videos" / "demo_train_000.mp4").write_text("This is not a video.")
