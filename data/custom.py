@@ -241,7 +241,7 @@ def _read_files(
                 if splits is None or _split_of(row) in splits:
                     entry = _parse_row(place, row)
                     content.entries.append(entry)
-                    content.num_frames[entry.video] = None
+                    content.num_frames.setdefault(entry.video, None)
     return content
 
 
@@ -311,22 +311,14 @@ def _read_xml(
     classes: list[str] | None,
     content: _Content,
 ) -> None:
-    video = read_cvat_video(path, problems, classes)
+    video = read_cvat_video(path, problems, classes, prefix=prefix)
     name = next((name for name in (video.source, path.stem) if _locate(name, folders)), video.source)
     content.num_frames[name] = video.num_frames
-    for place, track_id, label, frames, boxes in video.tubes:
-        content.entries.append(
-            _Entry(
-                f"{prefix}{place}",
-                name,
-                None,
-                frames.tolist(),
-                boxes.tolist(),
-                [label],
-                track_id,
-                (video.width, video.height),
-            )
-        )
+    size = video.width, video.height
+    content.entries.extend(
+        _Entry(place, name, None, frames.tolist(), boxes.tolist(), [label], track_id, size)
+        for place, track_id, label, frames, boxes in video.tubes
+    )
 
 
 # Rows

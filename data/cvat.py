@@ -75,13 +75,16 @@ class _Track(NamedTuple):
     labels: list[set[str]]
 
 
-def read_cvat_video(path: str | Path, problems: ProblemCollector, classes: Collection[str] | None = None) -> CvatVideo:
+def read_cvat_video(
+    path: str | Path, problems: ProblemCollector, classes: Collection[str] | None = None, *, prefix: str = ""
+) -> CvatVideo:
     """Read the tracks of one video.
 
     Args:
         path: The XML file.
         problems: Takes note of tracks that cannot be read.
         classes: Which checkboxes are actions; all by default.
+        prefix: What comes before the name of a track in a message.
 
     Raises:
         AnnotationError: If the file is no such XML, of a whole project, or does not start at the first frame.
@@ -101,7 +104,7 @@ def read_cvat_video(path: str | Path, problems: ProblemCollector, classes: Colle
         raise AnnotationError(f"{path} must give the size of the video as <original_size>")
     tubes = []
     for track in root.iter("track"):
-        place = f"track {track.get('id')}"
+        place = f"{prefix}track {track.get('id')}"
         with problems.at(place):
             tubes += _tubes(place, track, classes)
     return CvatVideo(sources[0], None if stop is None else stop + 1, height, width, tubes)

@@ -154,12 +154,14 @@ def test_problems_name_file_and_track(folder):
     (folder / "train" / "a.xml").write_text(document(track(box(30))))
     (folder / "train" / "b.xml").write_text(document(track(box(0, "0 0 140 20")), source="demo_val_001.mp4"))
     (folder / "train" / "c.xml").write_text("<annotations>")
+    (folder / "train" / "d.xml").write_text(document(track()))
 
     with pytest.raises(AnnotationError) as error:
         load_custom(folder, "train")
 
     lines = str(error.value).splitlines()
-    assert lines[0].startswith("3 problems in ")
+    assert lines[0].startswith("4 problems in ")
     assert lines[1].startswith("  c.xml: ")
-    assert lines[2].startswith("  a.xml, track 0: frame 30 is not in the video")
-    assert lines[3].startswith("  b.xml, track 0: a box x1, y1, x2, y2 must lie in the 128 x 96 pixels")
+    assert lines[2].startswith("  d.xml, track 0: must be made of boxes")
+    assert lines[3].startswith("  a.xml, track 0: frame 30 is not in the video")
+    assert lines[4].startswith("  b.xml, track 0: a box x1, y1, x2, y2 must lie in the 128 x 96 pixels")
