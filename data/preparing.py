@@ -1,8 +1,8 @@
 """From the downloaded originals to a folder that trains quickly: cut, encoded anew, checked, and resumable.
 
-Videos become H.264 in mp4 that random clips are decoded from in a quarter of the time (`benchmarks/data.py`): key
-frames are near each other and true restarts, three of four frames are referred to by no other, so that the reader
-passes over those it does not need, and their bits are packed the simple way (CAVLC).
+Videos become H.264 in mp4 that random clips are decoded from quickly (`benchmarks/data.py`): key frames are near each
+other and true restarts, three of four frames are referred to by no other, so that the reader passes over those it does
+not need, and their bits are packed the simple way (CAVLC).
 """
 
 import glob
