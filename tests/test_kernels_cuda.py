@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import faulthandler
 import functools
+import importlib
 import importlib.util
 import os
 import re
@@ -146,9 +147,9 @@ def random_inputs(value_dtype: torch.dtype, head_dim: int, device: str = "cpu") 
     return [tensor.to(device).requires_grad_() for tensor in inputs]
 
 
-def results(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+def results(inputs: list[torch.Tensor], attend=deformable_attention_3d) -> list[torch.Tensor]:
     """Output and gradients, by a sum in which every element weighs something else."""
-    output = deformable_attention_3d(inputs[0], SHAPES, *inputs[1:])
+    output = attend(inputs[0], SHAPES, *inputs[1:])
     weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device).view_as(output)
     return [output.detach(), *torch.autograd.grad(output, inputs, weights)]
 
@@ -273,6 +274,52 @@ def test_arguments_have_the_size_that_the_kernels_expect():
     for kernel in ("forward", "backward", "backward_value_in_order"):
         assert int(sizes[f"{kernel}_param_0"]) == ctypes.sizeof(cuda._Problem)
         assert int(sizes[f"{kernel}_param_1"]) == ctypes.sizeof(ctypes.c_int * 9)
+
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+EMULATED_IM2COL = """
+#include "cuda_emulator.h"
+#include "im2col.cu"
+extern "C" void emulate(const Problem& problem, unsigned num_blocks, bool backward) {
+  emulated::launch(num_blocks, THREADS, false, [&] { backward ? im2col_backward(problem) : im2col_forward(problem); });
+}
+"""
+
+
+@pytest.fixture
+def im2col(monkeypatch):
+    """The benchmark's kernel with a thread per channel."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("im2col")
+
+
+@needs_compiler
+def test_the_kernel_to_compare_with_computes_the_same(im2col, monkeypatch, tmp_path):
+    (tmp_path / "emulated.cpp").write_text(EMULATED_IM2COL)
+    folders = [f"-I{EMULATOR}", f"-I{BENCHMARKS}", f"-DTHREADS={im2col.THREADS}"]
+    options = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas", *folders]
+    (tmp_path / "emulated.so").write_bytes(
+        build.compile_library([*build.compiler(), *options], tmp_path / "emulated.cpp")
+    )
+    library = ctypes.CDLL(str(tmp_path / "emulated.so"))
+
+    def emulate(kernel, problem):
+        num_blocks = -(-problem.count // im2col.THREADS)
+        library.emulate(ctypes.byref(problem), num_blocks, kernel == "im2col_backward")
+
+    monkeypatch.setattr(im2col, "launch", emulate)
+    inputs = random_inputs(torch.float32, 12)
+
+    ours = results(inputs, im2col.attend)
+
+    with use_implementation("torch"):
+        assert_close(ours, results(inputs), torch.float32)
+
+
+@needs_nvrtc
+def test_the_kernel_to_compare_with_compiles(im2col):
+    assert im2col.compile_kernels("sm_90").startswith(b"\x7fELF")
 
 
 def mutated_kernels(tmp_path: Path, old: str, new: str) -> Callable[[cuda.Configuration], ctypes.CDLL]:

@@ -162,10 +162,14 @@ def compile_kernels(configuration: Configuration, architecture: str) -> bytes:
     Raises:
         BuildError: If the compiler refuses.
     """
-    options = [f"--gpu-architecture={architecture}", "--std=c++17", *configuration.macros()]
+    return compile_source(_SOURCE, [f"--gpu-architecture={architecture}", "--std=c++17", *configuration.macros()])
+
+
+def compile_source(source: Path, options: list[str]) -> bytes:
+    """What NVRTC or nvcc makes of a CUDA file; the first of the options names the GPU."""
     if nvcc := os.environ.get("CLASSQUERY_NVCC"):
-        return _compile_with_nvcc(nvcc, options)
-    return _compile_with_nvrtc(options)
+        return _compile_with_nvcc(nvcc, source, options)
+    return _compile_with_nvrtc(source, options)
 
 
 def compiled_kernels(configuration: Configuration, architecture: str) -> Path:
@@ -181,18 +185,18 @@ def compiled_kernels(configuration: Configuration, architecture: str) -> Path:
     return cached(key, ".cubin", lambda: compile_kernels(configuration, architecture))
 
 
-def _compile_with_nvcc(nvcc: str, options: list[str]) -> bytes:
+def _compile_with_nvcc(nvcc: str, source: Path, options: list[str]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels"
         kind = "-cubin" if "=sm_" in options[0] else "-ptx"
-        run_command([nvcc, kind, *options, str(_SOURCE), "-o", str(path)])
+        run_command([nvcc, kind, *options, str(source), "-o", str(path)])
         return path.read_bytes()
 
 
-def _compile_with_nvrtc(options: list[str]) -> bytes:
+def _compile_with_nvrtc(source: Path, options: list[str]) -> bytes:
     from cuda.bindings import nvrtc
 
-    error, program = nvrtc.nvrtcCreateProgram(_SOURCE.read_bytes(), _SOURCE.name.encode(), 0, [], [])
+    error, program = nvrtc.nvrtcCreateProgram(source.read_bytes(), source.name.encode(), 0, [], [])
     _check(error)
     (error,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
     if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
