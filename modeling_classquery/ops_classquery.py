@@ -5,13 +5,34 @@ installed beside this module, the first that fits the tensors runs instead; mode
 """
 
 import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 
 
-_KERNELS_NAME = f"{__package__}.kernels"
-_KERNELS = importlib.import_module(_KERNELS_NAME) if importlib.util.find_spec(_KERNELS_NAME) else None
+_FOLDER_VARIABLE = "CLASSQUERY_KERNELS_FOLDER"
+
+
+def _find_kernels() -> ModuleType | None:
+    """The compiled implementations: those beside this module, or from a folder of the Hub's package `kernels`.
+
+    Raises:
+        ImportError: If `CLASSQUERY_KERNELS_FOLDER` names a folder, but the package is not installed.
+    """
+    if folder := os.environ.get(_FOLDER_VARIABLE):
+        spec = importlib.util.find_spec("kernels")
+        # A folder of that name, such as this project's, has no origin.
+        if spec is None or spec.origin is None:
+            raise ImportError(f"{_FOLDER_VARIABLE} is set, which needs the package kernels: pip install kernels")
+        return importlib.import_module("kernels").get_local_kernel(Path(folder))
+    beside = f"{__package__}.kernels"
+    return importlib.import_module(beside) if importlib.util.find_spec(beside) else None
+
+
+_KERNELS = _find_kernels()
 
 
 def deformable_attention_3d(

@@ -12,7 +12,7 @@ import os
 
 import torch
 
-from . import cpu, cuda
+from . import cpu, cuda, ops
 from .ops import Shapes, check_inputs
 
 
@@ -121,7 +121,7 @@ def deformable_attention_3d(
     Raises:
         TypeError, ValueError: If the tensors do not fit each other.
     """
-    return torch.ops.classquery.deformable_attention_3d(
+    return ops.deformable_attention_3d(
         value, _flat(spatio_temporal_shapes), sampling_offsets, attention_logits, reference_points, offset_scale
     )
 
@@ -146,7 +146,7 @@ def ms_deform_attn_3d(
     Raises:
         TypeError, ValueError: If the tensors do not fit each other.
     """
-    return torch.ops.classquery.deformable_attention_3d(
+    return ops.deformable_attention_3d(
         value, _flat(spatio_temporal_shapes), sampling_locations, attention_weights, None, None
     )
 

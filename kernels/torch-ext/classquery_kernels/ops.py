@@ -11,20 +11,27 @@ from . import cpu, cuda
 
 Shapes = list[tuple[int, int, int]]
 
+# The package `kernels` of the Hub loads this folder under a name of its own, maybe beside the installed one.
+NAMESPACE = "classquery" if __package__ == "classquery.kernels" else __package__
+_NAME = f"{NAMESPACE}::deformable_attention_3d"
+
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Cells are numbered in 32 bits, with room for those around a level.
 _MAX_CELLS = 2**29
 
 torch.library.define(
-    "classquery::deformable_attention_3d",
+    _NAME,
     "(Tensor value, SymInt[] shapes, Tensor samples, Tensor weights, Tensor? reference_points, Tensor? offset_scale)"
     " -> Tensor",
 )
 torch.library.define(
-    "classquery::deformable_attention_3d_backward",
+    f"{_NAME}_backward",
     "(Tensor grad_output, Tensor value, SymInt[] shapes, Tensor samples, Tensor weights, Tensor? reference_points,"
     " Tensor? offset_scale, bool needs_value, bool needs_samples) -> (Tensor, Tensor, Tensor)",
 )
+
+deformable_attention_3d = getattr(torch.ops, NAMESPACE).deformable_attention_3d
+deformable_attention_3d_backward = getattr(torch.ops, NAMESPACE).deformable_attention_3d_backward
 
 
 def check_inputs(
@@ -114,21 +121,21 @@ def _register(device_type: str, implementation) -> None:
         _check_backward_arguments(*arguments[:-2])
         return implementation.backward(*arguments)
 
-    torch.library.impl("classquery::deformable_attention_3d", device_type, forward)
-    torch.library.impl("classquery::deformable_attention_3d_backward", device_type, backward)
+    torch.library.impl(_NAME, device_type, forward)
+    torch.library.impl(f"{_NAME}_backward", device_type, backward)
 
 
 _register("cpu", cpu)
 _register("cuda", cuda)
 
 
-@torch.library.register_fake("classquery::deformable_attention_3d")
+@torch.library.register_fake(_NAME)
 def _fake_forward(value, shapes, samples, *tensors):
     _check_arguments(value, shapes, samples, *tensors)
     return value.new_empty(*samples.shape[:2], value.shape[2] * value.shape[3])
 
 
-@torch.library.register_fake("classquery::deformable_attention_3d_backward")
+@torch.library.register_fake(f"{_NAME}_backward")
 def _fake_backward(grad_output, value, shapes, samples, weights, *rest):
     *tensors, needs_value, needs_samples = rest
     _check_backward_arguments(grad_output, value, shapes, samples, weights, *tensors)
@@ -148,7 +155,7 @@ def _save_for_backward(ctx, inputs, output) -> None:
 def _backward(ctx, grad_output):
     value, samples, weights, reference_points, offset_scale = ctx.saved_tensors
     needs_value, _, *needs = ctx.needs_input_grad
-    grad_value, grad_locations, grad_weights = torch.ops.classquery.deformable_attention_3d_backward(
+    grad_value, grad_locations, grad_weights = deformable_attention_3d_backward(
         grad_output, value, ctx.shapes, samples, weights, reference_points, offset_scale, needs_value, any(needs)
     )
     needs_samples, needs_weights, needs_references, needs_scale = needs
@@ -170,11 +177,11 @@ def _backward(ctx, grad_output):
     )
 
 
-torch.library.register_autograd("classquery::deformable_attention_3d", _backward, setup_context=_save_for_backward)
+torch.library.register_autograd(_NAME, _backward, setup_context=_save_for_backward)
 
 
 def _refuse_second_derivative(ctx, *grads):
     raise RuntimeError("deformable attention has no second derivative, and neither has grid_sample in 3-D")
 
 
-torch.library.register_autograd("classquery::deformable_attention_3d_backward", _refuse_second_derivative)
+torch.library.register_autograd(f"{_NAME}_backward", _refuse_second_derivative)
