@@ -41,7 +41,7 @@ from classquery.data.action_datasets import (
     prepare_dataset,
     scored_label_ids,
 )
-from classquery.data.clip_reader import VideoReadError
+from classquery.data.clip_reader import ClipReader, VideoReadError
 from classquery.data.clips import ClipCollator, KeyframeClips, TubeClips
 from classquery.data.demo import write_demo_movie
 from classquery.data.streaming import ClipStream
@@ -297,6 +297,7 @@ def load_split(
         output_frames=config.output_frames,
         keyframes_per_second=data_args.keyframes_per_second,
         seed=training_args.seed,
+        reader=ClipReader(backend=data_args.video_backend),
         **options,
     )
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from classquery.data.action_datasets import DatasetName
+from classquery.data.clip_reader import Backend
 from classquery.engine.optimization import require_argument
 
 
@@ -51,6 +52,13 @@ class DataArguments:
     streaming: bool = field(
         default=False,
         metadata={"help": "Stream the annotations, each worker a part, instead of looking each up at random."},
+    )
+    video_backend: Backend = field(
+        default="auto",
+        metadata={
+            "help": "What decodes videos: `auto` is the faster one of those that are exact for a file, `decord` "
+            "refuses files that it would read wrongly."
+        },
     )
     on_error: Literal["raise", "skip"] = field(
         default="raise",

@@ -15,7 +15,7 @@ from classquery.data.metrics import ava_label_ids
 from classquery.data.metrics.__main__ import main
 from classquery.data.metrics.records import Record
 from classquery.data.tubes import load_jhmdb_21
-from classquery.engine.evaluation import TubeScorer, make_scorer, save_records
+from classquery.engine.evaluation import FrameScorer, TubeScorer, save_records
 
 
 LABEL_MAP = 'item {\n  name: "sit"\n  id: 1\n}\nitem {\n  name: "walk"\n  id: 3\n}\n'
@@ -318,7 +318,7 @@ def test_predictions_at_keyframes_score_as_in_the_script(demo_dir, tmp_path):
             }
         )
     save_records(records, tmp_path / "eval_predictions.parquet")
-    scorer = make_scorer(None, {index: str(index) for index in range(8)}, protocol="standard", shortest_edge=32)
+    scorer = FrameScorer({index: str(index) for index in range(8)})
     annotations = demo_dir / "annotations"
 
     result = score(

@@ -219,7 +219,9 @@ def test_custom_keyframes_then_cvat_tracks_with_other_classes(script, recipe, tw
         track = f'<track id="0" label="wave">{box.format(2, 0)}{box.format(29, 1)}</track>'
         meta_of_video = f"<meta><task>{meta}<source>{video}.mp4</source></task></meta>"
         (tracks / f"{split}.xml").write_text(f"<annotations>{meta_of_video}{track}</annotations>")
+    backend = "decord" if importlib.util.find_spec("decord") else "pyav"
     common = ("--dataset", "custom", "--do_train", "--do_eval", "--max_steps", "1", "--on_error", "skip")
+    common += ("--video_backend", backend)
 
     first = run_here(
         *(script, monkeypatch, tmp_path / "one", "--recipe", recipe, "--data_dir", keyframes, "--streaming", "true"),
