@@ -69,7 +69,13 @@ def attend(value, shapes, references, offsets, logits, scale) -> torch.Tensor:
     """Deformable attention with locations and weights in memory; arguments as in the operator."""
     locations = (references[:, :, None, :, None] + offsets * scale[:, None]).contiguous()
     weights = logits.flatten(3).softmax(-1).view(logits.shape)
-    return Im2col.apply(value, torch.tensor(shapes, dtype=torch.int32, device=value.device), locations, weights)
+    return Im2col.apply(value, _on_device(tuple(shapes), value.device), locations, weights)
+
+
+@functools.cache
+def _on_device(shapes: tuple[tuple[int, int, int], ...], device: torch.device) -> torch.Tensor:
+    # Copied once: to copy waits for the GPU.
+    return torch.tensor(shapes, dtype=torch.int32, device=device)
 
 
 def compile_kernels(architecture: str) -> bytes:
