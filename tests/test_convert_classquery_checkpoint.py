@@ -7,6 +7,7 @@ another one, which are not used, and how many parameters there are without repet
 import argparse
 import dataclasses
 import gzip
+import itertools
 import json
 import os
 import subprocess
@@ -382,7 +383,7 @@ def matlab_name(name: str, stage_starts: tuple[int, ...]) -> str | None:
     return f"comp_{index}_spatbn_{module[-1]}_{STATISTICS[leaf]}"
 
 
-@pytest.mark.parametrize("oned_as", ["row", "column"])
+@pytest.mark.parametrize("oned_as", ["row", pytest.param("column", marks=pytest.mark.slow)])
 def test_matlab_file_gives_the_backbone_of_the_detector(tmp_path, golden, oned_as):
     facts, state_dict = golden("csn50_sf_16f")
     expected = convert_original_state_dict(state_dict, golden_config(facts))
@@ -433,9 +434,19 @@ def test_matlab_file_of_another_depth_lists_what_does_not_fit(tmp_path):
 KEYFRAME, ALL_FRAMES = "vit_sf_8f", "vit_jhmdb_8f_pad"
 
 
-@pytest.mark.parametrize("layout", ["published", "ours"])
-@pytest.mark.parametrize("target", [KEYFRAME, ALL_FRAMES])
-@pytest.mark.parametrize("source", [KEYFRAME, ALL_FRAMES])
+@pytest.mark.parametrize(
+    ("source", "target", "layout"),
+    [
+        (ALL_FRAMES, KEYFRAME, "published"),
+        (KEYFRAME, ALL_FRAMES, "ours"),
+        # Seconds each; what tells them from the two above is little.
+        *(
+            pytest.param(source, target, layout, marks=pytest.mark.slow)
+            for source, target in itertools.product((KEYFRAME, ALL_FRAMES), repeat=2)
+            for layout in ("published", "ours")
+        ),
+    ],
+)
 def test_transformer_of_a_first_stage_is_taken_over(tmp_path, golden, source, target, layout):
     facts, state_dict = golden(source)
     if layout == "published":
