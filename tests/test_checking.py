@@ -255,6 +255,7 @@ def test_files_without_random_access_are_a_warning(ava_dir):
     assert warning.startswith("train: 1 videos")
 
 
+@pytest.mark.slow
 def test_several_processes_report_the_same(ava_dir):
     (ava_dir / "videos" / "demo_train_001.mp4").write_text("This is not a video.")
 

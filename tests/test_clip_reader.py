@@ -528,7 +528,7 @@ class NumbersOnFrames(Dataset):
 
 
 @pytest.mark.parametrize("backend", ["auto", pytest.param("decord", marks=needs_decord)])
-@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+@pytest.mark.parametrize("start_method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_read_the_same_frames_as_the_main_process(start_method, backend, path_of):
     if sys.platform == "win32" and start_method == "fork":
         pytest.skip("Windows cannot fork")

@@ -636,7 +636,7 @@ def write_recipe(path, config: ClassQueryConfig) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", ["vit_sf_8f", "vit_ucf_8f", "csn50_sf_16f"])
+@pytest.mark.parametrize("name", ["vit_sf_8f", pytest.param("vit_ucf_8f", marks=pytest.mark.slow), "csn50_sf_16f"])
 def test_converted_detector_loads_to_the_same_outputs(tmp_path, golden, capsys, name):
     facts, state_dict = golden(name)
     torch.save({"model": {f"module.{name}": t for name, t in state_dict.items()}}, tmp_path / "published.pth")
@@ -758,6 +758,7 @@ def test_whole_detector_and_parts_exclude_each_other(tmp_path, capsys, files):
     assert "give either --checkpoint, or --backbone and --transformer or one of them" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_command_says_in_one_line_what_is_wrong(tmp_path):
     command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "classquery.convert_classquery_checkpoint"]
     arguments = ["--recipe", "demo", "--output", tmp_path / "out", "--checkpoint", tmp_path / "absent.pth"]

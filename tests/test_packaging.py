@@ -42,6 +42,7 @@ def test_importing_classquery_needs_neither_decord_nor_data_nor_engine():
     assert heavy == "[]"
 
 
+@pytest.mark.slow
 def test_kernels_print_what_is_available():
     assert run_python("import runpy; runpy.run_module('classquery.kernels', run_name='__main__')").startswith("torch")
 

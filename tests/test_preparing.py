@@ -241,6 +241,7 @@ def test_other_settings_make_the_files_again(tubes_dir, tmp_path):
     assert ClipReader().info(next((tmp_path / "videos").glob("*/*"))).height == 64
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_same_files(tubes_dir, tmp_path):
     prepare_videos("ucf101_24", tubes_dir, tmp_path / "alone")
     prepare_videos("ucf101_24", tubes_dir, tmp_path / "together", num_workers=2)

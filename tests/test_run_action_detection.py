@@ -250,6 +250,7 @@ def test_custom_keyframes_then_cvat_tracks_with_other_classes(script, recipe, tw
         )
 
 
+@pytest.mark.slow
 def test_two_stages_on_tubes(recipe, tmp_path):
     """A detector of all frames, trained on tubes; then another backbone, with its encoder and decoder."""
     data = tmp_path / "data"
@@ -298,6 +299,7 @@ def test_classes_are_added_to_a_trained_model_and_trained_alone(trained, demo_di
     torch.testing.assert_close(after["model.decoder.class_queries"][:8], before["model.decoder.class_queries"])
 
 
+@pytest.mark.slow
 def test_model_that_knows_other_classes_is_refused(demo_dir, recipe, tmp_path):
     model = tmp_path / "model"
     ClassQueryForVideoActionDetection(tiny_config()).save_pretrained(model)

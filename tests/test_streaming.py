@@ -119,6 +119,7 @@ def test_tubes_that_are_streamed_do_not_become_keyframes(tmp_path):
         make_clips(rows, output_frames="keyframe", **SAMPLING)
 
 
+@pytest.mark.slow
 def test_two_processes_with_two_workers_see_each_clip_once(demo_dir, tmp_path):
     """In evaluation; training sees as many, in full batches."""
     arguments = {"data_dir": str(demo_dir), "output_dir": str(tmp_path), "num_workers": 2}
