@@ -1,6 +1,7 @@
 """Clips: rows of annotations turned into frames and targets, and clips turned into batches."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -59,7 +60,7 @@ def tile_starts(
     return [clip * num_frames - padding // 2 for clip in range(math.ceil(num_video_frames / num_frames))]
 
 
-class _Clips(torch.utils.data.Dataset):
+class _Clips(torch.utils.data.Dataset, ABC):
     """What both kinds of clips share: reading, augmentation that depends on seed, epoch and clip alone, broken videos.
 
     A subclass knows the parts of a row, each a clip by its name and where it starts, and how to read one.
@@ -91,17 +92,17 @@ class _Clips(torch.utils.data.Dataset):
         """Give the transforms other draws; called by Accelerate's data loader at the start of each epoch."""
         self._epoch.fill_(epoch)
 
+    @abstractmethod
     def parts_of(self, row: Mapping[str, Any]) -> list[tuple[str, int]]:
         """Return the name of each clip of a row, and its first frame where it is not around a keyframe."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, row: Mapping[str, Any], clip_id: str, start: int, draw: int) -> dict[str, Any]:
         """Decode one clip of a row; `draw` is the number of the clip for the transform."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _clip_at(self, index: int) -> tuple[Mapping[str, Any], str, int]:
         """Return the row, the name and the first frame of a clip."""
-        raise NotImplementedError
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Decode one clip, see `read`; another one in its place, if it is broken and to be skipped.
