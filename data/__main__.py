@@ -110,7 +110,7 @@ def _prepare(
         print(f"not usable: {error}")
         return 1
     report, rows = check_dataset(dataset, data_dir, **options)
-    report.add_problem("{} videos or splits could not be prepared", errors)
+    report.add_problem("videos or splits that could not be prepared: {}", errors)
     if not report.problems:
         labels = load_action_labels(dataset, data_dir)
         for split, split_rows in rows.items():
@@ -156,13 +156,13 @@ def _print_split(split: str, summary: SplitSummary) -> None:
             f"{name} {' .. '.join(f'{value:.3f}' for value in values)}" for name, values in ranges.items()
         )
         print(f"  {title}: {text}")
-    print(f"  frames per second: {_counts(summary.videos_per_frame_rate)}")
-    print(f"  pixels: {_counts(summary.videos_per_size)}")
+    print(f"  videos by frames per second: {_counts(summary.videos_per_frame_rate)}")
+    print(f"  videos by size: {_counts(summary.videos_per_size)}")
     _print_bars(summary.actors_per_class)
 
 
 def _counts(counts: dict[str, int]) -> str:
-    shown = [f"{name} ({count:,} videos)" for name, count in list(counts.items())[:6]]
+    shown = [f"{name} ({count:,})" for name, count in list(counts.items())[:6]]
     more = f", and {len(counts) - 6} others" if len(counts) > 6 else ""
     return (", ".join(shown) or "unknown") + more
 

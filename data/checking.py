@@ -253,9 +253,9 @@ def _check_classes(report: Report) -> None:
         return
     train, validation = (report.splits[split].actors_per_class for split in SPLITS)
     missing = [label for label, count in train.items() if count == 0]
-    report.add_warning("{} classes have no example in train", missing)
+    report.add_warning("classes without an example in train: {}", missing)
     unseen = [label for label in missing if validation.get(label)]
-    report.add_warning("{} classes of validation are not in train", unseen)
+    report.add_warning("classes of validation that are not in train: {}", unseen)
 
 
 # Videos
@@ -341,22 +341,24 @@ def digest_of(path: Path) -> str:
 
 def _compare(report: Report, split: str, videos: list[Video], facts: dict[str, VideoFacts]) -> None:
     """Compare the videos of a split with what the annotations say of them."""
-    report.add_problem(f"{split}: {{}} videos are missing", [video.name for video in videos if video.path is None])
+    report.add_problem(f"{split}, missing videos: {{}}", [video.name for video in videos if video.path is None])
     present = [(video, facts[video.path]) for video in videos if video.path is not None]
-    report.add_problem(f"{split}: {{}} videos cannot be read", [look.problem for _, look in present if look.problem])
+    report.add_problem(
+        f"{split}, videos that cannot be read: {{}}", [look.problem for _, look in present if look.problem]
+    )
     readable = [(video, look) for video, look in present if look.problem is None]
     counts = [(video.name, video.num_frames, look.num_frames) for video, look in readable if video.num_frames]
     message = "{}: {} frames are annotated, the video has {}"
     report.add_problem(
-        f"{split}: {{}} videos have fewer frames than annotated",
+        f"{split}, videos with fewer frames than annotated: {{}}",
         [message.format(*count) for count in counts if count[1] > count[2]],
     )
     report.add_warning(
-        f"{split}: {{}} videos have more frames than annotated",
+        f"{split}, videos with more frames than annotated: {{}}",
         [message.format(*count) for count in counts if count[1] < count[2]],
     )
     report.add_problem(
-        f"{split}: {{}} videos end before their last keyframe",
+        f"{split}, videos that end before their last keyframe: {{}}",
         [
             f"{video.name}: a keyframe at {video.last_seconds:g} s, the video has {look.duration_seconds:.1f} s "
             "(does movie_start_seconds or timestamp_offset fit?)"
@@ -365,7 +367,7 @@ def _compare(report: Report, split: str, videos: list[Video], facts: dict[str, V
         ],
     )
     report.add_problem(
-        f"{split}: {{}} videos have another aspect than annotated",
+        f"{split}, videos of another aspect than annotated: {{}}",
         [
             f"{video.name}: {video.width}x{video.height} is annotated, the video has {look.width}x{look.height}"
             for video, look in readable
@@ -373,8 +375,8 @@ def _compare(report: Report, split: str, videos: list[Video], facts: dict[str, V
         ],
     )
     report.add_warning(
-        f"{split}: {{}} videos have no random access, each clip is decoded from the first frame on "
-        "(`python -m classquery.data prepare` makes it quick)",
+        f"{split}, videos without random access, whose clips are all decoded from the first frame on "
+        "(`python -m classquery.data prepare` makes that quick): {}",
         [video.name for video, look in readable if not look.random_access],
     )
 
@@ -393,12 +395,12 @@ def _check_leaks(report: Report, videos: dict[str, list[Video]], facts: dict[str
         return
     train, validation = (videos[split] for split in SPLITS)
     same = {video.name for video in train} & {video.name for video in validation}
-    report.add_problem("{} videos are in train and validation", sorted(same))
+    report.add_problem("videos in train and validation: {}", sorted(same))
     groups = {_group(video.name) for video in train} & {_group(video.name) for video in validation} - {None}
     shared = [group for group in groups if not any(_group(name) == group for name in same)]
-    report.add_problem("{} groups of UCF101 (clips of one recording) are in train and validation", sorted(shared))
+    report.add_problem("groups of UCF101 (clips of one recording) in train and validation: {}", sorted(shared))
     report.add_problem(
-        "{} files of validation have the content of one of train", sorted(_same_content(train, validation, facts))
+        "files of validation with the content of one of train: {}", sorted(_same_content(train, validation, facts))
     )
 
 

@@ -89,8 +89,8 @@ def test_all_problems_are_found_at_once(ava_dir, capsys):
 
     assert code == 1
     assert printed.splitlines()[-1] == (
-        "not usable: train: 1 videos are missing; train: 1 videos cannot be read; "
-        "1 files of validation have the content of one of train"
+        "not usable: train, missing videos: 1; train, videos that cannot be read: 1; "
+        "files of validation with the content of one of train: 1"
     )
     assert "demo_train_001.mp4: it is not a video" in printed
     report = json.loads(report_file.read_text())
@@ -128,7 +128,7 @@ def test_wrong_annotations_of_one_split_do_not_hide_the_other(ava_dir):
 
     problems = problems_of("ava", ava_dir)
 
-    assert list(problems) == ["train: the annotations are wrong", "validation: 1 videos are missing"]
+    assert list(problems) == ["train: the annotations are wrong", "validation, missing videos: 1"]
     assert "x2 must be larger than x1" in problems["train: the annotations are wrong"][0]
 
 
@@ -144,7 +144,7 @@ def test_keyframe_after_the_end_is_a_problem(ava_dir):
 
     problems = problems_of("ava", ava_dir)
 
-    (detail,) = problems["train: 1 videos end before their last keyframe"]
+    (detail,) = problems["train, videos that end before their last keyframe: 1"]
     assert detail.startswith("demo_train_001: a keyframe at 30 s, the video has 6.0 s")
 
 
@@ -162,11 +162,11 @@ def test_frame_counts_and_sizes_are_compared(tubes_dir):
     problems = problems_of("ucf101_24", tubes_dir)
 
     assert list(problems) == [
-        "train: 1 videos have fewer frames than annotated",
-        "train: 1 videos have another aspect than annotated",
+        "train, videos with fewer frames than annotated: 1",
+        "train, videos of another aspect than annotated: 1",
     ]
-    assert problems["train: 1 videos have fewer frames than annotated"][0].startswith(names[0])
-    assert problems["train: 1 videos have another aspect than annotated"][0].startswith(names[2])
+    assert problems["train, videos with fewer frames than annotated: 1"][0].startswith(names[0])
+    assert problems["train, videos of another aspect than annotated: 1"][0].startswith(names[2])
 
 
 def test_more_frames_than_annotated_are_a_warning(tubes_dir):
@@ -179,7 +179,7 @@ def test_more_frames_than_annotated_are_a_warning(tubes_dir):
 
     edit_pickle(tubes_dir, cut)
 
-    assert "train: 1 videos have more frames than annotated" in warnings_of("ucf101_24", tubes_dir)
+    assert "train, videos with more frames than annotated: 1" in warnings_of("ucf101_24", tubes_dir)
     assert problems_of("ucf101_24", tubes_dir) == {}
 
 
@@ -204,8 +204,8 @@ def test_leaks_between_splits_are_found(tubes_dir):
     edit_pickle(tubes_dir, leak)
 
     assert problems_of("ucf101_24", tubes_dir) == {
-        "1 videos are in train and validation": ["walk/v_Walk_g06_c01"],
-        "1 groups of UCF101 (clips of one recording) are in train and validation": ["v_Walk_g05"],
+        "videos in train and validation: 1": ["walk/v_Walk_g06_c01"],
+        "groups of UCF101 (clips of one recording) in train and validation: 1": ["v_Walk_g05"],
     }
 
 
@@ -220,7 +220,7 @@ def test_damage_in_the_middle_is_found_by_decoding_all(ava_dir):
 
     assert problems_of("ava", ava_dir) == {}
     problems = problems_of("ava", ava_dir, decode_all=True)
-    assert "damaged" in problems["train: 1 videos cannot be read"][0]
+    assert "damaged" in problems["train, videos that cannot be read: 1"][0]
 
 
 def test_folders_of_frames_are_checked(tubes_dir):
@@ -236,7 +236,7 @@ def test_folders_of_frames_are_checked(tubes_dir):
 
     report, _ = check_dataset("ucf101_24", tubes_dir)
 
-    assert [problem.summary for problem in report.problems] == ["train: 1 videos cannot be read"]
+    assert [problem.summary for problem in report.problems] == ["train, videos that cannot be read: 1"]
     assert "00001.jpg" in report.problems[0].details[0]
     assert report.splits["train"].videos_per_size == {"128x96": 3}
 
@@ -252,7 +252,7 @@ def test_files_without_random_access_are_a_warning(ava_dir):
     path.unlink()
 
     (warning,) = (text for text in warnings_of("ava", ava_dir) if "random access" in text)
-    assert warning.startswith("train: 1 videos")
+    assert warning.startswith("train, videos without random access")
 
 
 @pytest.mark.slow
@@ -294,4 +294,4 @@ def test_contact_sheet_shows_what_can_be_read(ava_dir, capsys):
 
     with Image.open(output) as sheet:
         assert sheet.width > 4 * CELL_WIDTH
-    assert "not usable: train: 2 videos are missing" in capsys.readouterr().out
+    assert "not usable: train, missing videos: 2" in capsys.readouterr().out

@@ -325,7 +325,7 @@ def test_command_says_what_could_not_be_prepared(demo_dir, tmp_path, capsys):
 
     assert code == 1
     assert printed.splitlines()[-1] == (
-        "not usable: train: 2 videos are missing; 2 videos or splits could not be prepared"
+        "not usable: train, missing videos: 2; videos or splits that could not be prepared: 2"
     )
     assert "demo_train_000: cannot read" in printed
     assert f"demo_train_002: no video in {source}" in printed
