@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch  # noqa: E402
 
 from classquery.data.demo import write_demo, write_demo_movie
+from classquery.kernels import cuda
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +38,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(num_threads)
+
+
+@pytest.fixture
+def gpu():
+    """The first GPU; with FAIL_WITHOUT_CUDA=1 it must be there."""
+    reason = cuda.unavailable()
+    if reason and os.environ.get("FAIL_WITHOUT_CUDA") == "1":
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+    return "cuda"

@@ -518,17 +518,6 @@ def test_groups_of_lanes_fit_the_head():
     assert layout(torch.float32, 1) == (1, 1, 128)
 
 
-@pytest.fixture
-def gpu():
-    """The first GPU; with FAIL_WITHOUT_CUDA=1 it must be there."""
-    reason = cuda.unavailable()
-    if reason and os.environ.get("FAIL_WITHOUT_CUDA") == "1":
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
-    return "cuda"
-
-
 @pytest.mark.parametrize(
     ("dtype", "head_dim"),
     [(torch.float32, 32), (torch.float64, 5), (torch.float16, 24), (torch.bfloat16, 32), (torch.float64, 66)],

@@ -60,6 +60,18 @@ def test_outputs_match_the_published_network(golden_run):
     assert share_of_the_tolerance <= 1
 
 
+def test_outputs_on_a_gpu_match_the_published_network(golden_run, gpu, monkeypatch):
+    facts, expected, _, inputs, _ = golden_run
+    # PyTorch convolves in TF32 there unless told otherwise.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    model, inputs = golden_model(facts).to(gpu), {name: tensor.to(gpu) for name, tensor in inputs.items()}
+
+    with torch.no_grad():
+        outputs = model(**inputs)
+
+    assert largest_deviation(outputs, facts, expected)[1] <= 1
+
+
 FULL_GOLDENS = Path(os.environ.get("CLASSQUERY_GOLDENS", "."))
 
 

@@ -44,7 +44,7 @@ def largest_deviation(outputs, facts: dict, expected: dict[str, torch.Tensor]) -
     for prefix, layer in layers.items():
         for ours, published in OUTPUTS.items():
             reference = expected[prefix + published]
-            difference = (layer[ours].view_as(reference) - reference).abs()
+            difference = (layer[ours].cpu().view_as(reference) - reference).abs()
             # Unlike max(), these keep a NaN.
             deviation = torch.maximum(deviation, difference.max())
             share = torch.maximum(share, (difference / (atol + rtol * reference.abs())).max())
