@@ -92,8 +92,11 @@ class ClassQueryViTBackbone(nn.Module):
     def _positions(self, shape: tuple[int, int, int]) -> torch.Tensor:
         """Positions of shape (t * h * w, hidden_size), interpolated where the size is not the table's."""
         # The release compares products only: there, a 7x28 grid takes the 14x14 table as it is.
-        same_product = self.config.position_table == "released" and math.prod(shape) == len(self.position_table)
-        if same_product and not _is_open(shape):
+        if (
+            self.config.position_table == "released"
+            and not _is_open(shape)
+            and math.prod(shape) == len(self.position_table)
+        ):
             return self.position_table
         return interpolate_positions(self.position_table, self.table_shape, shape)
 
@@ -111,7 +114,8 @@ def interpolate_positions(
     Returns:
         Shape (t * h * w, channels), float32 if it had to be interpolated; the table itself if it has the size.
     """
-    if shape == table_shape and not _is_open(shape):
+    # In this order: comparing an open size would close it.
+    if not _is_open(shape) and shape == table_shape:
         return table
     t, h, w = shape
     slices = table.view(*table_shape, -1).permute(0, 3, 1, 2)

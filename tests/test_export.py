@@ -112,6 +112,23 @@ def test_all_kinds_of_detectors_become_programs(tmp_path, ending, overrides, opt
     assert_same_detections(program(pixel_values, mask), outputs_of(model, pixel_values, mask))
 
 
+# Traced with the rows of the table, or as many cells.
+@pytest.mark.parametrize("size", [(4, 6), (2, 8)])
+def test_sizes_that_are_left_open_are_not_closed_by_that_of_the_position_table(size):
+    backbone = tiny_detector()[0].model.backbone
+
+    class Positions(torch.nn.Module):
+        def forward(self, cells):
+            return backbone._positions((2, *cells.shape))
+
+    open_sizes = ((torch.export.Dim.DYNAMIC,) * 2,)
+    program = torch.export.export(Positions(), (torch.zeros(size),), dynamic_shapes=open_sizes).module()
+
+    for size in [(5, 3), (4, 4)]:
+        positions = program(torch.zeros(size))
+        torch.testing.assert_close(positions, backbone._positions((2, *size)))
+
+
 @pytest.mark.slow
 def test_the_demo_as_a_program_detects_the_same_in_a_movie(tmp_path, ending):
     model, processor = load_detector("demo")

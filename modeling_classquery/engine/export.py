@@ -234,8 +234,8 @@ def _clips(
     sizes = [(batch_size, height, width)]
     if options.dynamic:
         other_batch = 1 if "batch" in options.dynamic else batch_size
-        # Larger, and no multiple of anything in one direction.
-        other_size = (height + 7, 3 * width // 2) if "size" in options.dynamic else (height, width)
+        # The other way up and somewhat larger: other numbers of cells, and no multiples of anything.
+        other_size = (width + height // 4 + 1, height) if "size" in options.dynamic else (height, width)
         sizes.append((other_batch, *other_size))
     generator = torch.Generator().manual_seed(0)
     clips = []
