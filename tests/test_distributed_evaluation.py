@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,32 +10,26 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from accelerate.data_loader import BatchSamplerShard
-from tiny_evaluation import evaluate
+from processes import run_forked
+from tiny_evaluation import evaluate, evaluate_and_save
 from tiny_training import tiny_trainer
+from torch.multiprocessing.spawn import ProcessException
 
 from classquery.engine import evaluation
 from classquery.engine.evaluation import save_records
 
 
-TESTS = Path(__file__).parent
-# The script that everybody runs, and a smaller one that can be made to die.
-SCRIPTS = {"tiny": TESTS / "tiny_evaluation.py", "run": TESTS.parent / "run_action_detection.py"}
-
+SCRIPT = Path(__file__).parent.parent / "run_action_detection.py"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def start(num_processes: int, script: str, *arguments: str) -> subprocess.CompletedProcess:
+def start(num_processes: int, *arguments: str) -> subprocess.CompletedProcess:
+    """Start the run script by `torchrun`."""
     launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}")
-    command = [sys.executable, *launcher, str(SCRIPTS[script]), *arguments]
+    command = [sys.executable, *launcher, str(SCRIPT), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-
-def evaluate_tiny(num_processes: int, data_dir: Path, output_dir: Path, **arguments) -> subprocess.CompletedProcess:
-    return start(
-        num_processes, "tiny", json.dumps({"data_dir": str(data_dir), "output_dir": str(output_dir), **arguments})
-    )
 
 
 def results(folder: Path) -> tuple[bytes, dict[str, float]]:
@@ -53,13 +48,10 @@ def alone(one_thread, demo_dir, tmp_path_factory):
 
 
 # The 14 clips make four batches of three and one of two: neither two nor three processes get equally many.
-@pytest.mark.parametrize(
-    "num_processes", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
 def test_any_number_of_processes_evaluates_as_one(num_processes, demo_dir, tmp_path, alone):
-    run = evaluate_tiny(num_processes, demo_dir, tmp_path)
+    run_forked(num_processes, evaluate_and_save, data_dir=demo_dir, output_dir=tmp_path)
 
-    assert run.returncode == 0, run.stderr[-3000:]
     predictions, metrics = results(tmp_path)
     expected_predictions, expected_metrics = results(alone)
     assert predictions == expected_predictions
@@ -76,7 +68,7 @@ def test_run_script_gives_the_same_on_one_two_and_three_processes(demo_dir, tmp_
     for num_processes in (1, 2, 3):
         folder = tmp_path / str(num_processes)
         options = ("--output_dir", folder, "--per_device_eval_batch_size", 2, "--disable_tqdm", True)
-        run = start(num_processes, "run", *map(str, shared + options))
+        run = start(num_processes, *map(str, shared + options))
         assert run.returncode == 0, run.stderr[-3000:]
         runs.append(results(folder))
 
@@ -84,8 +76,7 @@ def test_run_script_gives_the_same_on_one_two_and_three_processes(demo_dir, tmp_
     assert runs[0][1]["eval_frame_map_50"] > 0.5  # The demo model has learnt the demo data.
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_killed_evaluation_leaves_the_files_of_the_last_one(num_processes, kind, demo_dir, tmp_path, alone):
     for path in alone.glob("*_results.json"):
@@ -93,9 +84,10 @@ def test_killed_evaluation_leaves_the_files_of_the_last_one(num_processes, kind,
     (tmp_path / "eval_predictions.parquet").write_bytes((alone / "eval_predictions.parquet").read_bytes())
     before = sorted(path.name for path in tmp_path.iterdir())
 
-    run = evaluate_tiny(num_processes, demo_dir, tmp_path, die={"num_batches": 2, "signal": kind})
+    die = {"num_batches": 2, "kind": kind}
+    with pytest.raises(ProcessException):
+        run_forked(num_processes, evaluate_and_save, data_dir=demo_dir, output_dir=tmp_path, die=die)
 
-    assert run.returncode != 0
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert results(tmp_path) == results(alone)
 

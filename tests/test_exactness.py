@@ -1,21 +1,15 @@
 """Runs that must be equal: killed and resumed, on more processes, with more workers, with the same seed."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from processes import run_forked
 from safetensors.torch import load_file
-from tiny_training import tiny_trainer
+from tiny_training import tiny_trainer, train_and_save
+from torch.multiprocessing.spawn import ProcessException, ProcessExitedException
 
 
-SCRIPT = Path(__file__).parent / "tiny_training.py"
-# In front of a script, runs it in two processes.
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 # Everything that draws or remembers is on. The 14 clips make 4 updates an epoch, the last of a single pass.
 RUN = {
     "augment": True,
@@ -34,12 +28,6 @@ RUN = {
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def start_script(arguments: dict, *launcher: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, *launcher, str(SCRIPT), json.dumps(arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 def train(data_dir, output_dir, resume=None, **arguments):
@@ -93,8 +81,8 @@ def assert_same_run(resumed, expected):
 
 def test_killed_and_resumed_run_is_the_uninterrupted_one(demo_dir, tmp_path, uninterrupted):
     # In the middle of the second epoch.
-    killed = start_script({"data_dir": str(demo_dir), "output_dir": str(tmp_path), "kill_while_saving": 8, **RUN})
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+        run_forked(1, train_and_save, data_dir=demo_dir, output_dir=tmp_path, die_at=8, **RUN)
     assert (tmp_path / "checkpoint-8" / "model.safetensors").exists()
 
     resumed, seen = train(demo_dir, tmp_path, resume=True, **RUN)
@@ -171,7 +159,7 @@ def test_evaluation_leaves_no_trace_in_training(demo_dir, tmp_path):
 def test_two_processes_train_as_one(demo_dir, tmp_path):
     # Plain descent, because Adam makes a full step of every rounding error where a gradient is 0.
     settings = {
-        "data_dir": str(demo_dir),
+        "data_dir": demo_dir,
         "augment": True,
         "model": {"dropout": 0.0, "classifier_dropout": 0.0, "class_loss_normalization": "actors"},
         "optimization": {"ema_decay": 0.5},
@@ -181,8 +169,7 @@ def test_two_processes_train_as_one(demo_dir, tmp_path):
         "num_train_epochs": 3,
         "dataloader_drop_last": True,
     }
-    two = start_script(settings | {"output_dir": str(tmp_path / "two"), "per_device_train_batch_size": 1}, *TWO)
-    assert two.returncode == 0, two.stderr[-3000:]
+    run_forked(2, train_and_save, output_dir=tmp_path / "two", per_device_train_batch_size=1, **settings)
 
     one, _ = train(output_dir=tmp_path / "one", per_device_train_batch_size=2, **settings)
 
@@ -199,14 +186,14 @@ def test_two_processes_train_as_one(demo_dir, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_that_are_killed_and_resumed_train_as_if_they_were_not(demo_dir, tmp_path):
-    settings = {"data_dir": str(demo_dir), **RUN, "per_device_train_batch_size": 1}
+    settings = {"data_dir": demo_dir, **RUN, "per_device_train_batch_size": 1}
     expected, resumed = tmp_path / "expected", tmp_path / "resumed"
-    runs = [
-        start_script(settings | {"output_dir": str(folder)} | changes, *TWO)
-        for folder, changes in ((expected, {}), (resumed, {"kill_while_saving": 8}), (resumed, {"resume": True}))
-    ]
 
-    assert [run.returncode for run in runs] == [0, 1, 0], runs[-1].stderr[-3000:]
+    run_forked(2, train_and_save, output_dir=expected, **settings)
+    with pytest.raises(ProcessException):
+        run_forked(2, train_and_save, output_dir=resumed, die_at=8, **settings)
+    run_forked(2, train_and_save, output_dir=resumed, resume=True, **settings)
+
     assert_same_bits(load_file(resumed / "model.safetensors"), load_file(expected / "model.safetensors"))
     histories = [
         json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (resumed, expected)

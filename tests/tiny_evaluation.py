@@ -1,15 +1,9 @@
-"""Evaluate a tiny detector as a script, in processes of its own that can be killed.
+"""Evaluate a tiny detector, in processes of their own that can be killed."""
 
-torchrun --nproc_per_node=2 tests/tiny_evaluation.py '{"data_dir": "DATA", "output_dir": "OUT"}'
-"""
-
-import json
 import os
 import signal
-import sys
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 from tiny_training import tiny_trainer
 from transformers import TrainerCallback
@@ -39,17 +33,10 @@ def evaluate(trainer: ActionDetectionTrainer) -> None:
     trainer.save_metrics("eval", metrics)
 
 
-def main() -> None:
-    """Evaluate as the arguments say."""
-    torch.set_num_threads(1)
-    arguments = json.loads(sys.argv[1])
-    die = arguments.pop("die", None)
+def evaluate_and_save(*, die: dict | None = None, **arguments) -> None:
+    """Evaluate what `tiny_trainer` makes, unless this process is killed behind a number of batches."""
     trainer = tiny_trainer(**arguments)
     if die:
-        trainer.add_callback(Die(die["num_batches"], signal.Signals[die["signal"]]))
+        trainer.add_callback(Die(**die))
     evaluate(trainer)
     PartialState().destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

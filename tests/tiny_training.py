@@ -1,12 +1,7 @@
-"""Train a tiny detector on a demo data set; as a script, in a process of its own that can be killed.
+"""Train a tiny detector on a demo data set, in a process of its own that can be killed."""
 
-python tests/tiny_training.py '{"data_dir": "DATA", "output_dir": "OUT", "max_steps": 4}'
-"""
-
-import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import torch
@@ -71,18 +66,11 @@ def kill_while_saving(trainer: ActionDetectionTrainer, num_updates: int) -> None
     trainer._save_scaler = save_or_die
 
 
-def main() -> None:
-    """Train as the arguments say, and save the model and the log."""
-    torch.set_num_threads(1)
-    arguments = json.loads(sys.argv[1])
-    last_update, resume = arguments.pop("kill_while_saving", None), arguments.pop("resume", None)
+def train_and_save(*, die_at: int | None = None, resume: bool | None = None, **arguments) -> None:
+    """Train, and save the model and the log, unless this process is killed while it saves a checkpoint."""
     trainer = tiny_trainer(**arguments)
-    if last_update:
-        kill_while_saving(trainer, last_update)
+    if die_at:
+        kill_while_saving(trainer, die_at)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     trainer.save_state()
-
-
-if __name__ == "__main__":
-    main()
