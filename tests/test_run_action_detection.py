@@ -1,4 +1,4 @@
-"""The run script from start to end, in processes of its own, with a network of some ten thousand parameters."""
+"""The run script from start to end, in a process of its own and in this one, with a network of 10 000 parameters."""
 
 import importlib.util
 import json
@@ -132,26 +132,33 @@ def test_prediction_is_written_as_json_and_as_a_video(trained):
         assert sum(1 for _ in container.decode(video=0)) == 30
 
 
-def test_trained_model_is_evaluated_to_the_same_metrics(trained, demo_dir, recipe, tmp_path):
-    run_script(
-        *("--recipe", recipe, "--data_dir", demo_dir, "--output_dir", tmp_path),
-        *("--model_name_or_path", trained, "--do_eval"),
-    )
-
-    again = json.loads((tmp_path / "all_results.json").read_text())
-    first = json.loads((trained / "all_results.json").read_text())
-    assert again["eval_frame_map_50"] == pytest.approx(first["eval_frame_map_50"], abs=1e-6)
-    assert again["eval_loss"] == pytest.approx(first["eval_loss"], rel=1e-4)
-
-
 @pytest.fixture(scope="module")
 def script():
-    """The script as a module, to look at its errors without starting a process for each."""
+    """The script as a module, because a process for each test would take ten times as long."""
     spec = importlib.util.spec_from_file_location("run_action_detection", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def run_here(script, monkeypatch, output: Path, *arguments: str | Path) -> dict:
+    """Run the script in this process, which is quicker, and return its results."""
+    arguments = [*map(str, arguments), "--output_dir", str(output), "--disable_tqdm", "True"]
+    monkeypatch.setattr(sys, "argv", ["run_action_detection.py", *arguments])
+    script.main()
+    return json.loads((output / "all_results.json").read_text())
+
+
+def test_trained_model_is_evaluated_to_the_same_metrics(script, trained, demo_dir, recipe, tmp_path, monkeypatch):
+    again = run_here(
+        *(script, monkeypatch, tmp_path, "--recipe", recipe, "--data_dir", demo_dir),
+        *("--model_name_or_path", trained, "--do_eval"),
+    )
+
+    first = json.loads((trained / "all_results.json").read_text())
+    assert again["eval_frame_map_50"] == pytest.approx(first["eval_frame_map_50"], abs=1e-6)
+    assert again["eval_loss"] == pytest.approx(first["eval_loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -195,14 +202,6 @@ def test_incomplete_command_lines_end_with_usage(script, monkeypatch, capsys, ar
     with pytest.raises(SystemExit):
         script.main()
     assert message in capsys.readouterr().err
-
-
-def run_here(script, monkeypatch, output: Path, *arguments: str | Path) -> dict:
-    """Run the script in this process, which is quicker, and return its results."""
-    arguments = [*map(str, arguments), "--output_dir", str(output), "--disable_tqdm", "True"]
-    monkeypatch.setattr(sys, "argv", ["run_action_detection.py", *arguments])
-    script.main()
-    return json.loads((output / "all_results.json").read_text())
 
 
 def test_custom_keyframes_then_cvat_tracks_with_other_classes(script, recipe, two_movies, tmp_path, monkeypatch):
@@ -282,15 +281,27 @@ def test_two_stages_on_tubes(recipe, tmp_path):
     assert not torch.equal(two["actor_head.weight"], one["actor_head.weight"])
 
 
-def test_classes_are_added_to_a_trained_model_and_trained_alone(trained, demo_dir, recipe, tmp_path):
+def test_classes_are_added_to_a_trained_model_and_trained_alone(
+    script, trained, demo_dir, recipe, tmp_path, monkeypatch
+):
     data = tmp_path / "data"
     shutil.copytree(demo_dir, data)
     with next((data / "annotations").glob("*.pbtxt")).open("a") as file:
         file.write('label { name: "sleep" label_id: 9 label_type: PERSON_MOVEMENT }\n')
 
-    run_script(
-        *("--recipe", recipe, "--data_dir", data, "--output_dir", tmp_path / "out", "--model_name_or_path", trained),
-        *("--do_train", "--classes", "add", "--freeze", "old_classes", "--weight_decay", "0.1"),
+    run_here(
+        *(script, monkeypatch, tmp_path / "out", "--recipe", recipe, "--data_dir", data),
+        *(
+            "--model_name_or_path",
+            trained,
+            "--do_train",
+            "--classes",
+            "add",
+            "--freeze",
+            "old_classes",
+            "--weight_decay",
+            "0.1",
+        ),
     )
 
     before, after = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path / "out"))
