@@ -1,11 +1,14 @@
 """What several tests share: golden files, the weights they were computed with, and small models."""
 
+import functools
 import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
+from transformers.initialization import no_init_weights
 
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, convert_original_state_dict
 
@@ -86,13 +89,19 @@ def _golden_backbone(resolved: dict) -> dict:
 
 def golden_state_dict(facts: dict) -> dict[str, torch.Tensor]:
     """The published names with the weights of the goldens."""
-    return {name: torch.from_numpy(fill.fill(name, shape)) for name, shape in facts["state_dict"].items()}
+    return {name: torch.tensor(_filled(name, tuple(shape))) for name, shape in facts["state_dict"].items()}
+
+
+@functools.cache
+def _filled(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    return fill.fill(name, shape)
 
 
 def golden_model(facts: dict) -> ClassQueryForVideoActionDetection:
     """The model behind a golden, with its weights."""
     config = golden_config(facts)
-    model = ClassQueryForVideoActionDetection(config)
+    with no_init_weights():
+        model = ClassQueryForVideoActionDetection(config)
     model.load_state_dict(convert_original_state_dict(golden_state_dict(facts), config))
     return model.eval()
 
