@@ -4,14 +4,18 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from test_kernels_cuda import needs_nvrtc
 from test_ops_classquery import SHAPES, gradients, random_inputs
 
 from classquery import kernels
-from classquery.kernels import build, cpu
+from classquery.kernels import build, cpu, cuda
 from classquery.kernels.__main__ import main
 from classquery.ops_classquery import deformable_attention_3d
 
@@ -33,6 +37,12 @@ def fresh(tmp_path, monkeypatch):
     yield tmp_path / "classquery"
     for function in caches:
         function.cache_clear()
+
+
+@pytest.fixture
+def quick_builds(monkeypatch):
+    """Without optimization, which is most of the time that compiling takes."""
+    monkeypatch.setattr(build, "CXX_FLAGS", [flag.replace("-O3", "-O0") for flag in build.CXX_FLAGS])
 
 
 def attend(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -197,7 +207,7 @@ def test_without_a_working_compiler_plain_pytorch_runs_and_says_so_once(fresh, m
     assert kernels.implementations()["cpu"].startswith("not available: ")
 
 
-@pytest.mark.usefixtures("needs_compiler")
+@pytest.mark.usefixtures("needs_compiler", "quick_builds")
 def test_a_build_is_kept_for_the_next_process(fresh, monkeypatch):
     assert cpu.unavailable() is None
     (library,) = fresh.iterdir()
@@ -209,9 +219,8 @@ def test_a_build_is_kept_for_the_next_process(fresh, monkeypatch):
     assert list(fresh.iterdir()) == [library]
 
 
-@pytest.mark.usefixtures("needs_compiler")
-def test_builds_at_the_same_time_do_not_disturb_each_other(fresh, monkeypatch):
-    monkeypatch.setattr(build, "CXX_FLAGS", [flag.replace("-O3", "-O0") for flag in build.CXX_FLAGS])
+@pytest.mark.usefixtures("needs_compiler", "quick_builds")
+def test_builds_at_the_same_time_do_not_disturb_each_other(fresh):
     with ThreadPoolExecutor() as executor:
         paths = list(executor.map(lambda _: build.cpp_library(build.SOURCES / "deformable_attention.cpp"), range(3)))
 
@@ -220,7 +229,7 @@ def test_builds_at_the_same_time_do_not_disturb_each_other(fresh, monkeypatch):
     assert cpu.unavailable() is None
 
 
-@pytest.mark.usefixtures("needs_compiler")
+@pytest.mark.usefixtures("needs_compiler", "quick_builds")
 def test_without_a_writable_cache_the_build_lasts_for_the_process(fresh, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
 
@@ -236,7 +245,7 @@ def test_a_library_that_cannot_be_loaded_is_a_reason_not_a_crash(fresh, monkeypa
     assert "could not be loaded" in cpu.unavailable()
 
 
-@pytest.mark.usefixtures("needs_compiler")
+@pytest.mark.usefixtures("needs_compiler", "quick_builds")
 def test_what_is_built_ahead_runs_without_a_compiler_and_beside_any_pytorch(fresh, monkeypatch, capsys):
     main(["build"])
     (library,) = build.BUILT_AHEAD.iterdir()
@@ -263,7 +272,65 @@ def test_what_cannot_be_built_ahead_is_an_error(fresh, monkeypatch):
         main(["build"])
 
 
-@pytest.mark.usefixtures("fresh")
+@pytest.mark.usefixtures("needs_compiler", "fresh")
+def test_what_is_built_ahead_may_be_read_by_all_users(monkeypatch):
+    monkeypatch.setattr(build, "compile_library", lambda command, source: b"a library")
+    previous = os.umask(0o022)
+    try:
+        library = build.build_ahead(build.SOURCES / "deformable_attention.cpp")
+    finally:
+        os.umask(previous)
+
+    assert library.stat().st_mode & 0o777 == 0o644
+    assert list(build.BUILT_AHEAD.iterdir()) == [library]
+
+
+@needs_nvrtc
+def test_kernels_for_gpus_are_compiled_ahead_into_the_cache_of_their_first_use(fresh, monkeypatch, capsys):
+    monkeypatch.setattr("classquery.kernels.__main__.build_ahead", lambda source: "a library")
+    main(["build", "--gpus", "sm_90", "compute_90", "--dtypes", "bfloat16"])
+
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [(gpu, dtype) for gpu, _, _, dtype in lines] == [("sm_90", "bfloat16"), ("compute_90", "bfloat16")]
+    machine_code, portable = (Path(path) for _, path, _, _ in lines)
+    assert {machine_code, portable} == set(fresh.iterdir())
+    assert machine_code.read_bytes().startswith(b"\x7fELF")
+    assert b".target sm_90" in portable.read_bytes()
+    # What a GPU asks for later is there.
+    monkeypatch.setattr(cuda, "compile_kernels", None)
+    assert cuda.compiled_kernels(cuda.Configuration(torch.bfloat16), "sm_90") == machine_code
+
+
+@needs_nvrtc
+def test_gpus_that_do_not_exist_are_refused(fresh, monkeypatch, capsys):
+    monkeypatch.setattr("classquery.kernels.__main__.build_ahead", lambda source: "a library")
+
+    with pytest.raises(build.BuildError, match="sm_1 .*failed:\nnvrtc: error: invalid value"):
+        main(["build", "--gpus", "sm_1"])
+    with pytest.raises(SystemExit):
+        main(["build", "--gpus", "sm_90", "hopper"])
+
+    assert "a GPU is named as sm_90 or compute_90, got 'hopper'" in capsys.readouterr().err
+    assert not list(fresh.iterdir())
+
+
+def test_without_nvrtc_kernels_for_gpus_are_an_error_with_a_remedy(monkeypatch):
+    monkeypatch.setattr("classquery.kernels.__main__.build_ahead", lambda source: "a library")
+
+    def fail():
+        raise RuntimeError("no libnvrtc.so.13")
+
+    nvrtc = SimpleNamespace(nvrtcVersion=fail)
+    for name, module in {"cuda": {}, "cuda.bindings": {"nvrtc": nvrtc}}.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(__path__=[], **module))
+    with pytest.raises(build.BuildError, match="NVRTC was not found; install nvidia-cuda-nvrtc .* no libnvrtc.so.13"):
+        main(["build", "--gpus", "sm_90"])
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(build.BuildError, match="pip install cuda-bindings"):
+        main(["build", "--gpus", "sm_90"])
+
+
+@pytest.mark.usefixtures("fresh", "quick_builds")
 def test_the_command_says_what_is_available(capsys):
     main([])
 

@@ -9,6 +9,7 @@ they are those of the published encoders, 8 heads of 32 channels, 4 levels of 8 
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 
@@ -40,11 +41,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     build = parser.add_subparsers(dest="command").add_parser("build", help="compile ahead")
     build.add_argument(
-        "--gpus", nargs="+", default=[], help="such as sm_90, or compute_90 for newer ones; no GPU needed"
+        "--gpus", nargs="+", type=_gpu, default=[], help="such as sm_90, or compute_90 for newer ones; no GPU needed"
     )
     names = [str(dtype).removeprefix("torch.") for dtype in cuda.TYPES]
     build.add_argument("--dtypes", nargs="+", choices=names, default=["float32"], help="of values on GPUs")
     return parser.parse_args(arguments)
+
+
+def _gpu(name: str) -> str:
+    if not re.fullmatch(r"(sm|compute)_\d+[af]?", name):
+        raise argparse.ArgumentTypeError(f"a GPU is named as sm_90 or compute_90, got {name!r}")
+    return name
 
 
 def _build(gpus: Sequence[str], dtypes: Sequence[str]) -> None:

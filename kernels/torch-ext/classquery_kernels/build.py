@@ -66,9 +66,11 @@ def cached(key: bytes, suffix: str, build: Callable[[], bytes]) -> Path:
 
 
 def _write_at_once(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=path.suffix, delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
+    # Not a temporary file itself, which nobody else may read: what is built ahead is for all users of a machine.
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        partial = Path(folder) / path.name
+        partial.write_bytes(content)
+        os.replace(partial, path)
 
 
 @functools.cache

@@ -178,11 +178,27 @@ def compiled_kernels(configuration: Configuration, architecture: str) -> Path:
     Raises:
         BuildError: If the compiler refuses.
     """
-    from cuda.bindings import nvrtc
-
-    version = (os.environ.get("CLASSQUERY_NVCC"), nvrtc.nvrtcVersion()[1:])
-    key = repr((version, architecture, configuration)).encode() + _SOURCE.read_bytes()
+    nvcc = os.environ.get("CLASSQUERY_NVCC")
+    version = run_command([nvcc, "--version"]) if nvcc else _check(*_nvrtc().nvrtcVersion())
+    key = repr((nvcc, version, architecture, configuration)).encode() + _SOURCE.read_bytes()
     return cached(key, ".cubin", lambda: compile_kernels(configuration, architecture))
+
+
+def _nvrtc():
+    """The compiler, which comes with PyTorch for CUDA.
+
+    Raises:
+        BuildError: If it is not there.
+    """
+    try:
+        from cuda.bindings import nvrtc
+    except ImportError as error:
+        raise BuildError(f"cuda-bindings is not installed ({error}): pip install cuda-bindings") from error
+    try:
+        nvrtc.nvrtcVersion()  # loads the library
+    except RuntimeError as error:
+        raise BuildError(f"NVRTC was not found; install nvidia-cuda-nvrtc or set CLASSQUERY_NVCC: {error}") from error
+    return nvrtc
 
 
 def _compile_with_nvcc(nvcc: str, source: Path, options: list[str]) -> bytes:
@@ -194,8 +210,7 @@ def _compile_with_nvcc(nvcc: str, source: Path, options: list[str]) -> bytes:
 
 
 def _compile_with_nvrtc(source: Path, options: list[str]) -> bytes:
-    from cuda.bindings import nvrtc
-
+    nvrtc = _nvrtc()
     error, program = nvrtc.nvrtcCreateProgram(source.read_bytes(), source.name.encode(), 0, [], [])
     _check(error)
     (error,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
@@ -217,16 +232,16 @@ def _check(error, *results):
     """Results of a call into NVRTC or the driver, which must have gone well."""
     if error:
         raise BuildError(f"{type(error).__name__}: {error.name}")
-    return results[0] if results else None
+    return results[0] if len(results) == 1 else results
 
 
 @functools.cache
 def _load(configuration: Configuration, device_index: int):
     """The kernels, loaded into the context of the current GPU."""
-    from cuda.bindings import driver, nvrtc
+    from cuda.bindings import driver
 
     torch.cuda.synchronize()  # makes the context if nothing has yet
-    architecture = _architecture(device_index, _check(*nvrtc.nvrtcGetSupportedArchs()))
+    architecture = _architecture(device_index, _check(*_nvrtc().nvrtcGetSupportedArchs()))
     return _check(*driver.cuModuleLoadData(compiled_kernels(configuration, architecture).read_bytes()))
 
 
