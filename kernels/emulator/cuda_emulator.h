@@ -170,9 +170,10 @@ inline void Block::start(Fiber& fiber) {
   makecontext(&fiber.context, &Block::enter, 0);
 }
 
-// Runs `body` in each thread of each block.
-inline void launch(unsigned num_blocks, unsigned num_threads, bool backwards, const std::function<void()>& body) {
-  for (blockIdx.x = 0; blockIdx.x < num_blocks; ++blockIdx.x) block.run(num_threads, backwards, body);
+// Runs `body` in each thread of each block, or of those from `first_block` on.
+inline void launch(unsigned num_blocks, unsigned num_threads, bool backwards, const std::function<void()>& body,
+                   unsigned first_block = 0) {
+  for (blockIdx.x = first_block; blockIdx.x < num_blocks; ++blockIdx.x) block.run(num_threads, backwards, body);
 }
 
 }  // namespace emulated
