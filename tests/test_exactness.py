@@ -114,7 +114,8 @@ def test_finished_run_that_is_resumed_stays_as_it_is(demo_dir, uninterrupted):
 
 
 def test_same_seed_gives_the_same_run_with_any_number_of_workers(demo_dir, tmp_path, uninterrupted):
-    settings = RUN | {"save_strategy": "no", "eval_strategy": "no", "logging_steps": 1}
+    # Into the second epoch, for which lasting workers draw anew.
+    settings = RUN | {"max_steps": 6, "save_strategy": "no", "eval_strategy": "no", "logging_steps": 1}
     runs = [
         train(demo_dir, tmp_path / name, **(settings | workers))
         for name, workers in {
@@ -125,7 +126,7 @@ def test_same_seed_gives_the_same_run_with_any_number_of_workers(demo_dir, tmp_p
     ]
 
     first, first_seen = runs[0]
-    assert first_seen == uninterrupted[1]
+    assert first_seen == uninterrupted[1][: len(first_seen)]
     for trainer, seen in runs[1:]:
         assert seen == first_seen
         assert_same_bits(trainer.model.state_dict(), first.model.state_dict())
@@ -149,7 +150,7 @@ def test_augmentation_differs_between_epochs(demo_dir, tmp_path):
 
 
 def test_evaluation_leaves_no_trace_in_training(demo_dir, tmp_path):
-    settings = {"max_steps": 3, "model": {"dropout": 0.1}, "dataloader_num_workers": 1}
+    settings = {"max_steps": 2, "model": {"dropout": 0.1}, "dataloader_num_workers": 1}
     without, _ = train(demo_dir, tmp_path / "without", **settings)
     evaluated, _ = train(demo_dir, tmp_path / "with", eval_strategy="steps", eval_steps=1, **settings)
 
@@ -166,7 +167,7 @@ def test_two_processes_train_as_one(demo_dir, tmp_path):
         "optim": "sgd",
         "learning_rate": 1e-2,
         "gradient_accumulation_steps": 2,
-        "num_train_epochs": 3,
+        "num_train_epochs": 2,
         "dataloader_drop_last": True,
     }
     run_forked(2, train_and_save, output_dir=tmp_path / "two", per_device_train_batch_size=1, **settings)
@@ -178,7 +179,7 @@ def test_two_processes_train_as_one(demo_dir, tmp_path):
         torch.testing.assert_close(weights[name], expected, rtol=0, atol=1e-5)
     history = json.loads((tmp_path / "two" / "trainer_state.json").read_text())["log_history"]
     ours, theirs = logged(history), logged(one.state.log_history)
-    assert len(ours) == len(theirs) > 9
+    assert len(ours) == len(theirs) > 6
     for entry, expected in zip(ours, theirs, strict=True):
         entry.pop("total_flos", None), expected.pop("total_flos", None)
         assert entry == pytest.approx(expected, rel=1e-5, abs=1e-5)
