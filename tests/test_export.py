@@ -60,6 +60,8 @@ def assert_same_detections(ours, theirs) -> None:
     torch.testing.assert_close([ours[name] for name in OUTPUTS], theirs, atol=2e-5, rtol=1e-4)
 
 
+# ONNX takes half a minute to convert even this: see the next test for its files.
+@pytest.mark.parametrize("ending", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)], indirect=True)
 def test_a_program_detects_what_the_model_does_and_knows_how_to_use_it(tmp_path, ending):
     model, processor = tiny_detector(**SMALLEST)
     path = tmp_path / "new" / f"detector.{ending}"
@@ -77,6 +79,32 @@ def test_a_program_detects_what_the_model_does_and_knows_how_to_use_it(tmp_path,
     assert_same_detections(outputs, outputs_of(model, *inputs.values()))
     ((detections,),) = its_processor.post_process_action_detection(outputs, target_sizes=[(64, 96)])
     assert detections["boxes"].shape == (3, 4)
+
+
+class StandIn(torch.nn.Module):
+    """Stands in for the model: its inputs, and outputs in an order that shows."""
+
+    def forward(self, pixel_values, pixel_mask):
+        total = pixel_values.mean((1, 2, 3, 4)) + pixel_mask.sum((1, 2))
+        return tuple(total + number for number in range(len(OUTPUTS)))
+
+
+def test_files_name_inputs_and_outputs_and_say_how_to_use_them(tmp_path, ending):
+    format_name, path = export._FORMATS[f".{ending}"], tmp_path / f"detector.{ending}"
+    clip = torch.randn(2, 4, 3, 8, 8), torch.ones(2, 8, 8, dtype=torch.long)
+    program = torch.export.export(StandIn(), clip)
+
+    export._SAVE[format_name](program, path, clip, ExportOptions(), {"config": "{}", "processor": "{1}"})
+    run, metadata = export._LOAD[format_name](path)
+
+    torch.testing.assert_close(list(run(*clip)), list(StandIn()(*clip)))
+    assert (metadata["config"], metadata["processor"]) == ("{}", "{1}")
+    if ending == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        assert [value.name for value in session.get_inputs()] == ["pixel_values", "pixel_mask"]
+        assert [value.name for value in session.get_outputs()] == list(OUTPUTS)
 
 
 # What the model may be, and what may be left open.
