@@ -284,8 +284,11 @@ def videomae_detector() -> ClassQueryForVideoActionDetection:
     return ClassQueryForVideoActionDetection(config).eval()
 
 
-@pytest.mark.parametrize("is_legacy", [True, False], ids=["q_bias", "query.bias"])
-@pytest.mark.parametrize("container", ["folder", "safetensors", "bin"])
+@pytest.mark.parametrize(
+    ("container", "is_legacy"),
+    [("folder", True), ("folder", False), ("safetensors", True), ("bin", False)],
+    ids=["folder-q_bias", "folder-query.bias", "safetensors-q_bias", "bin-query.bias"],
+)
 @pytest.mark.parametrize(
     ("model_class", "norm"),
     [

@@ -163,6 +163,7 @@ def test_last_encoder_layer_computes_only_what_is_read_unless_its_states_are_ask
     assert_close(outputs.logits, states.logits, **TOLERANCE)
 
 
+@pytest.mark.slow  # Ten seconds. That the operator compiles is among the quick tests.
 def test_network_compiles_as_a_whole_with_the_last_layer_where_it_is_read():
     model = make_model(decoder_layers=1, backbone_config=VIT | {"num_hidden_layers": 1}).eval()
     pixel_values = torch.randn(1, 8, 3, 32, 48)

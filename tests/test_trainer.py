@@ -98,8 +98,15 @@ def logs_of(trainer):
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
-@pytest.mark.parametrize("normalization", ["frames", "actors"])
-@pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 4), (2, 2)])
+@pytest.mark.parametrize(
+    ("normalization", "batch_size", "accumulation"),
+    [
+        ("frames", 1, 4),
+        ("actors", 2, 2),
+        pytest.param("frames", 2, 2, marks=pytest.mark.slow),
+        pytest.param("actors", 1, 4, marks=pytest.mark.slow),
+    ],
+)
 def test_accumulated_passes_equal_the_large_batch(demo_dir, tmp_path, normalization, batch_size, accumulation):
     # 14 clips: the last of 4 updates has 2 clips, two passes of one or one pass of two.
     settings = {
