@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import importlib.metadata
 import importlib.util
-import itertools
 import json
 import logging
 import math
@@ -297,38 +296,40 @@ def sample_by_gathering(
     """
     if volume.ndim != 5 or mode != "bilinear" or padding_mode not in ("zeros", "border") or align_corners:
         raise ExportError("only trilinear sampling by the centres of cells is written out; use 'grid_sample'")
+    # In few operations: a program is converted in minutes, by the operation.
     batch_size, channels, *sizes = volume.shape
-    sides = [
+    (t, weight_t), (y, weight_y), (x, weight_x) = (
         _sides(point, size, padding_mode == "zeros")
         for point, size in zip(grid.flatten(1, 3).unbind(-1)[::-1], sizes, strict=True)
-    ]
+    )
+    first_rows = torch.arange(batch_size, device=volume.device)[:, None] * math.prod(sizes)
+    # (2, batch, points) -> (2, 2, 2, batch, points) -> (8, batch * points)
+    corners = (first_rows + (t[:, None, None] * sizes[1] + y[:, None]) * sizes[2] + x).view(8, -1)
+    corner_weights = (weight_t[:, None, None] * weight_y[:, None] * weight_x).view(8, -1, 1)
     # (batch, channels, t, h, w) -> (batch * cells, channels)
     rows = volume.flatten(2).transpose(1, 2).flatten(0, 1)
-    first_rows = torch.arange(batch_size, device=volume.device)[:, None] * math.prod(sizes)
-    sampled = 0
-    for (t, weight_t), (y, weight_y), (x, weight_x) in itertools.product(*sides):
-        index = first_rows + (t * sizes[1] + y) * sizes[2] + x
-        weight = weight_t * weight_y * weight_x
-        sampled = sampled + rows.index_select(0, index.flatten()) * weight.flatten()[:, None]
+    # One corner after the other: eight times all samples would not fit into memory.
+    sampled = sum(
+        rows.index_select(0, corner) * weight
+        for corner, weight in zip(corners.unbind(), corner_weights.unbind(), strict=True)
+    )
     # (batch * points, channels) -> (batch, channels, t_out, h_out, w_out)
     return sampled.view(batch_size, -1, channels).transpose(1, 2).reshape(batch_size, channels, *grid.shape[1:4])
 
 
-def _sides(point: torch.Tensor, size: int, zeros: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Index and weight of the cell below and of that above each point of one axis."""
+def _sides(point: torch.Tensor, size: int, zeros: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices and weights of the cells below and above each point of one axis, (2, batch, points) both."""
     position = ((point + 1) * size - 1) / 2
     if zeros:
-        # Far outside, and nowhere at all, is where the weights of both are 0.
-        position = torch.where((position > -1) & (position < size), position, -1)
+        # Far outside, and nowhere at all, is where both cells are outside.
+        position = torch.where((position > -1) & (position < size), position, -2)
     else:
         position = position.clamp(0, size - 1)
     low = position.floor()
-    fraction = position - low
-    low = low.long()
-    return [
-        (low.clamp(min=0), torch.where(low < 0, 0, 1 - fraction)),
-        ((low + 1).clamp(max=size - 1), torch.where(low + 1 < size, fraction, 0)),
-    ]
+    cells = torch.stack((low, low + 1))
+    weights = 1 - (position - cells).abs()
+    inside = (cells >= 0) & (cells < size)
+    return cells.clamp(0, size - 1).long(), torch.where(inside, weights, 0)
 
 
 # Files
