@@ -243,7 +243,7 @@ def test_other_files_than_programs_are_refused_before_any_work(tmp_path):
 
 def test_frames_too_small_for_the_model_are_refused(tmp_path):
     with pytest.raises(ValueError, match="frames must be at least 16x16"):
-        export_detector(*tiny_detector(), tmp_path / "detector.pt2", ExportOptions(height=8, width=48))
+        export_detector(*tiny_detector(), tmp_path / "detector.pt2", ExportOptions(dynamic=(), height=8, width=48))
 
     assert not list(tmp_path.iterdir())
 

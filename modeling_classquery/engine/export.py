@@ -42,6 +42,9 @@ _AXES = {"batch": ((0,), (0,)), "size": ((3, 4), (1, 2))}
 # The first with a GridSample in three dimensions, and the first that the conversion writes.
 _OPSET_OF_GRID_SAMPLE, _LOWEST_OPSET = 20, 18
 
+# Pixels that are more than one cell in the coarsest level of any backbone.
+_SEVERAL_CELLS = 96
+
 Run = Callable[..., Sequence[torch.Tensor]]
 
 
@@ -228,7 +231,9 @@ def _clips(
     """Inputs to trace and to check with; the second of them, if any, differs in all that is left open."""
     height = options.height or processor.size["shortest_edge"]
     width = options.width or 4 * height // 3
-    # torch.export takes a batch of one for a constant.
+    if "size" in options.dynamic:
+        height, width = max(height, _SEVERAL_CELLS), max(width, _SEVERAL_CELLS)
+    # torch.export takes a batch of one for a constant, and a level of one row or column.
     batch_size = max(options.batch_size, 2) if "batch" in options.dynamic else options.batch_size
     sizes = [(batch_size, height, width)]
     if options.dynamic:
