@@ -119,6 +119,7 @@ def test_files_name_inputs_and_outputs_and_say_how_to_use_them(tmp_path, ending)
         (CSN | {"output_frames": "all"}, {"dynamic": (), "batch_size": 2}),
         ({}, {"sampling": "grid_sample", "dynamic": ()}),
         ({}, {"opset": 18, "dynamic": ()}),
+        ({"class_attention_heads": "interleaved"}, {"dynamic": ()}),
     ],
 )
 def test_all_kinds_of_detectors_become_programs(tmp_path, ending, overrides, options):

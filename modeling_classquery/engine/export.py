@@ -17,7 +17,7 @@ import os
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -264,13 +264,30 @@ def _trace(
     axes = [sum((_AXES[name][i] for name in options.dynamic), ()) for i in range(len(clip))]
     dynamic_shapes = tuple(dict.fromkeys(of_input, torch.export.Dim.DYNAMIC) for of_input in axes)
     sampling = options.sampling or ("gather" if format_name == "onnx" else "grid_sample")
+    # ONNX takes fused attention apart, and what it puts in its place lies otherwise in memory than the trace assumes.
+    attention = "eager" if format_name == "onnx" else model.config._attn_implementation
     try:
-        with torch.no_grad(), _Gathering() if sampling == "gather" else contextlib.nullcontext():
+        with (
+            torch.no_grad(),
+            _with_attention(model, attention),
+            _Gathering() if sampling == "gather" else contextlib.nullcontext(),
+        ):
             return torch.export.export(_Detections(model), clip, dynamic_shapes=dynamic_shapes, strict=False)
     except torch._dynamo.exc.UserError as error:
         raise ExportError(
             f"this model cannot be exported with dynamic {' and '.join(options.dynamic) or 'nothing'}: {error}"
         ) from error
+
+
+@contextlib.contextmanager
+def _with_attention(model: ClassQueryForVideoActionDetection, implementation: str) -> Iterator[None]:
+    """Within the context, attention is computed in one of transformers' implementations."""
+    before = model.config._attn_implementation
+    model.config._attn_implementation = implementation
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
 
 
 class _Gathering(TorchFunctionMode):
