@@ -99,6 +99,8 @@ def test_files_name_inputs_and_outputs_and_say_how_to_use_them(tmp_path, ending)
 
     torch.testing.assert_close(list(run(*clip)), list(StandIn()(*clip)))
     assert (metadata["config"], metadata["processor"]) == ("{}", "{1}")
+    with pytest.raises(ExportError, match=r"does not take clips of shape \(2, 4, 3, 9, 8\)"):
+        run(torch.zeros(2, 4, 3, 9, 8), clip[1])
     if ending == "onnx":
         import onnxruntime
 

@@ -182,6 +182,7 @@ class ExportedDetector:
         Raises:
             ValueError: If attention is asked for, which the program does not give, or clips are padded that it wants
                 without.
+            ExportError: If the program was not made for clips of that shape.
         """
         if output_attentions:
             raise ValueError("an exported detector gives no attention: use the model itself for that")
@@ -385,7 +386,7 @@ def _save_onnx(program, path: Path, clip, options: ExportOptions, metadata: dict
 
 def _load_onnx(path: Path) -> tuple[Run, dict[str, str]]:
     import onnxruntime
-    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf
 
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -394,7 +395,10 @@ def _load_onnx(path: Path) -> tuple[Run, dict[str, str]]:
 
     def run(*inputs: torch.Tensor) -> list[torch.Tensor]:
         feed = {name: tensor.numpy() for name, tensor in zip(INPUTS, inputs, strict=False)}
-        return [torch.from_numpy(array) for array in session.run(list(OUTPUTS), feed)]
+        try:
+            return [torch.from_numpy(array) for array in session.run(list(OUTPUTS), feed)]
+        except InvalidArgument as error:
+            raise _refused(inputs, error) from error
 
     return run, session.get_modelmeta().custom_metadata_map
 
@@ -407,8 +411,22 @@ def _load_torch(path: Path) -> tuple[Run, dict[str, str]]:
     if not zipfile.is_zipfile(path):
         raise ExportError(f"{path} is damaged or no program of torch.export")
     metadata = dict.fromkeys(("classquery_version", "labels", "config", "processor"), "")
-    program = torch.export.load(path, extra_files=metadata)
-    return program.module(), {name: content for name, content in metadata.items() if content}
+    program = torch.export.load(path, extra_files=metadata).module()
+
+    def run(*inputs: torch.Tensor) -> Sequence[torch.Tensor]:
+        try:
+            return program(*inputs)
+        except AssertionError as error:
+            raise _refused(inputs, error) from error
+
+    return run, {name: content for name, content in metadata.items() if content}
+
+
+def _refused(inputs: Sequence[torch.Tensor], reason: Exception) -> ExportError:
+    return ExportError(
+        f"the program does not take clips of shape {tuple(inputs[0].shape)}, export one with open sizes or for this "
+        f"one: {reason}"
+    )
 
 
 _SAVE = {"onnx": _save_onnx, "torch": _save_torch}
