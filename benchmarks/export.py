@@ -1,6 +1,6 @@
 """Time and memory of exported detectors beside the model itself, and what exporting takes; print two tables.
 
-    python benchmarks/export.py [RECIPE] [--formats onnx pt2] [--sampling gather grid_sample] [--rounds 3]
+    python benchmarks/export.py [RECIPE] [--formats pt2 onnx] [--sampling gather grid_sample] [--rounds 3]
 
 RECIPE is `demo`, the trained model of the package and the default, or a recipe, with random weights. Programs are made
 for one clip of a 4:3 video in the size of the recipe, nothing left open, and checked by the exporter. Then they and
@@ -26,7 +26,7 @@ from classquery.engine.checkpoint import load_detector
 from classquery.engine.export import ExportOptions, export_detector, load_exported
 
 
-SAMPLINGS = {"onnx": ("gather", "grid_sample"), "pt2": ("grid_sample", "gather")}
+FORMATS, SAMPLINGS = ("pt2", "onnx"), ("gather", "grid_sample")
 Detector = tuple[ClassQueryForVideoActionDetection, ClassQueryVideoProcessor]
 
 
@@ -34,8 +34,8 @@ def main() -> None:
     """Export, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", default="demo")
-    parser.add_argument("--formats", nargs="+", choices=SAMPLINGS, default=list(SAMPLINGS))
-    parser.add_argument("--sampling", nargs="+", choices=SAMPLINGS["onnx"], default=list(SAMPLINGS["onnx"]))
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
+    parser.add_argument("--sampling", nargs="+", choices=(*SAMPLINGS, "default"), default=SAMPLINGS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -72,7 +72,8 @@ def clip_for(model: ClassQueryForVideoActionDetection, processor: ClassQueryVide
 
 def export_and_load(detector: Detector, clip: torch.Tensor, path: Path, sampling: str) -> Callable:
     """Print what one program takes, and return it."""
-    options = ExportOptions(dynamic=(), height=clip.shape[-2], width=clip.shape[-1], sampling=sampling)
+    size = {"height": clip.shape[-2], "width": clip.shape[-1]}
+    options = ExportOptions(dynamic=(), sampling=None if sampling == "default" else sampling, **size)
     starts = [time.process_time()]
     deviations = export_detector(*detector, path, options)
     starts.append(time.process_time())
