@@ -291,17 +291,8 @@ def test_classes_are_added_to_a_trained_model_and_trained_alone(
 
     run_here(
         *(script, monkeypatch, tmp_path / "out", "--recipe", recipe, "--data_dir", data),
-        *(
-            "--model_name_or_path",
-            trained,
-            "--do_train",
-            "--classes",
-            "add",
-            "--freeze",
-            "old_classes",
-            "--weight_decay",
-            "0.1",
-        ),
+        *("--model_name_or_path", trained, "--do_train", "--classes", "add"),
+        *("--freeze", "old_classes", "--weight_decay", "0.1"),
     )
 
     before, after = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path / "out"))
