@@ -32,8 +32,9 @@ from transformers.hf_argparser import string_to_bool
 
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor, demo_checkpoint
 from classquery.configuration import DataArguments, Recipe, RecipeError, load_recipe
+from classquery.configuration.arguments import OptimizationArguments
 from classquery.convert_classquery_checkpoint import load_backbone, load_transformer
-from classquery.data.action_datasets import (
+from classquery.data.annotations.registry import (
     crop_baseline,
     load_action_dataset,
     load_action_labels,
@@ -41,25 +42,24 @@ from classquery.data.action_datasets import (
     prepare_dataset,
     scored_label_ids,
 )
-from classquery.data.clip_reader import ClipReader, VideoReadError
 from classquery.data.clips import ClipCollator, KeyframeClips, TubeClips
-from classquery.data.demo import write_demo_movie
+from classquery.data.demo.movies import write_demo_movie
 from classquery.data.streaming import ClipStream
 from classquery.data.transforms import ClipTransform
-from classquery.engine.charts import draw_training_curve
+from classquery.data.video.reader import ClipReader, VideoReadError
 from classquery.engine.checkpoint import load_detector
-from classquery.engine.detection import DEMO_NOTICE, label_id_of
-from classquery.engine.evaluation import make_scorer, report_errors, save_records
-from classquery.engine.fine_tuning import TrainLowRankUpdates, TrainNewClassesOnly, change_classes
-from classquery.engine.optimization import OptimizationArguments
-from classquery.engine.prediction import (
+from classquery.engine.detection.detection import DEMO_NOTICE, label_id_of
+from classquery.engine.detection.prediction import (
     PredictionArguments,
     collect_predictions,
     find_videos,
     predict_videos,
 )
 from classquery.engine.sharing import push_run, require_token, write_card_of_run
-from classquery.engine.trainer import ActionDetectionTrainer
+from classquery.engine.training.charts import draw_training_curve
+from classquery.engine.training.evaluation import make_scorer, report_errors, save_records
+from classquery.engine.training.fine_tuning import TrainLowRankUpdates, TrainNewClassesOnly, change_classes
+from classquery.engine.training.trainer import ActionDetectionTrainer
 
 
 logger = logging.getLogger(__name__)

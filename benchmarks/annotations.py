@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from classquery.data.ava import _parse_rows, load_ava
+from classquery.data.annotations.ava import _parse_rows, load_ava
 
 
 NUM_ROWS, NUM_MOVIES, FIRST_SECOND, LAST_SECOND = 837_318, 235, 902, 1798

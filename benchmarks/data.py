@@ -27,11 +27,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from classquery import ClassQueryVideoProcessor
-from classquery.data import clip_reader
-from classquery.data.clip_reader import ClipReader
-from classquery.data.frame_folder import read_frame_folder
-from classquery.data.preparing import Encoding
+from classquery.data.preparation.preparing import Encoding
 from classquery.data.transforms import ClipTransform
+from classquery.data.video import reader as clip_reader
+from classquery.data.video.frame_folder import read_frame_folder
+from classquery.data.video.reader import ClipReader
 
 
 HEIGHT, WIDTH, FRAMES_PER_SECOND = 360, 640, 30
@@ -156,7 +156,7 @@ def measure(name: str, path: Path, images: Path, workers: int, seconds: float) -
     """Return clips per second, CPU seconds per clip and the peak of memory of a process, in MB."""
     context = multiprocessing.get_context("forkserver")
     # The processes are forked from one that has imported everything and read nothing.
-    context.set_forkserver_preload(["classquery.data.preparing", "classquery.data.transforms"])
+    context.set_forkserver_preload(["classquery.data.preparation.preparing", "classquery.data.transforms"])
     ready, results = context.Barrier(workers), context.Queue()
     arguments = [(name, str(path), str(images), seed, seconds, ready, results) for seed in range(workers)]
     processes = [context.Process(target=read_for_a_while, args=values) for values in arguments]

@@ -26,12 +26,12 @@ import torch
 
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
 from classquery.configuration import load_recipe
-from classquery.data.video_sources import open_source
 from classquery.engine.checkpoint import load_detector
-from classquery.engine.clips import Sampling, assemble_clips
-from classquery.engine.detection import ClipDetector, detect_in
-from classquery.engine.drawing import write_annotated_video
-from classquery.engine.people import link_people
+from classquery.engine.detection.clips import Sampling, assemble_clips
+from classquery.engine.detection.detection import ClipDetector, detect_in
+from classquery.engine.detection.drawing import write_annotated_video
+from classquery.engine.detection.people import link_people
+from classquery.engine.detection.video_sources import open_source
 
 
 FRAMES_PER_SECOND = 30

@@ -38,7 +38,7 @@ from classquery import (  # noqa: E402
     ClassQueryViTConfig,
 )
 from classquery.configuration import load_recipe  # noqa: E402
-from classquery.data.demo import LABELS  # noqa: E402
+from classquery.data.demo.movies import LABELS  # noqa: E402
 from classquery.modeling_classquery import ClassQueryMemory  # noqa: E402
 from classquery.resampling_classquery import flat_indices  # noqa: E402
 

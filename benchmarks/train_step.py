@@ -20,8 +20,8 @@ import torch
 
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection
 from classquery.configuration import list_recipes, load_recipe
-from classquery.engine.ema import WeightAverage
-from classquery.engine.optimization import parameter_groups
+from classquery.engine.training.ema import WeightAverage
+from classquery.engine.training.optimization import parameter_groups
 
 
 OPTIONS = ("plain", "checkpointing", "frozen backbone", "ema", "compile", "bf16", "bf16 + checkpointing")

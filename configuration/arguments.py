@@ -1,12 +1,11 @@
-"""What a recipe says about the data."""
+"""What a recipe says about the data and the optimization, beside the values that libraries define."""
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from classquery.data.action_datasets import DatasetName
-from classquery.data.clip_reader import Backend
-from classquery.engine.optimization import require_argument
+from classquery.data.annotations.registry import DatasetName
+from classquery.data.video.reader import Backend
 
 
 _PARTS = ("flip_probability", "saturation_jitter", "value_jitter")
@@ -120,3 +119,77 @@ class DataArguments:
             require_argument(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
         rate = self.keyframes_per_second
         require_argument(self, "keyframes_per_second", rate is None or 0 < rate < math.inf, "more than 0")
+
+
+@dataclass
+class OptimizationArguments:
+    """How parameters are updated, where TrainingArguments has no word for it."""
+
+    total_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Clips per update over all processes: sets --gradient_accumulation_steps. A published learning "
+            "rate belongs to the published batch size."
+        },
+    )
+    backbone_learning_rate_factor: float = field(
+        default=1.0, metadata={"help": "Learning rate of the backbone as part of --learning_rate."}
+    )
+    decay_norms_and_biases: bool = field(
+        default=False,
+        metadata={"help": "Whether --weight_decay applies to norms and biases, too, as in the published recipe."},
+    )
+    warmup_epochs: float = field(
+        default=0.0,
+        metadata={"help": "Epochs in which all rates rise linearly, step by step, from --warmup_start_learning_rate."},
+    )
+    warmup_start_learning_rate: float = field(
+        default=0.0, metadata={"help": "Learning rate of the first step, of all groups alike."}
+    )
+    decay_epochs: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "Epochs after which the rates are multiplied with --decay_factor. With these or with "
+            "--warmup_epochs, --lr_scheduler_type has no say."
+        },
+    )
+    decay_factor: float = field(default=0.1, metadata={"help": "Factor of each decay."})
+    sync_batch_norm: bool = field(
+        default=False, metadata={"help": "Whether batch norms share their statistics over the GPUs of a run."}
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Keep an exponential moving average of the weights with this decay, as 0.999; it is evaluated, "
+            "saved as `ema` in every checkpoint, and the model that training returns and saves."
+        },
+    )
+    loss_explosion_factor: float = field(
+        default=100.0,
+        metadata={"help": "A loss more than this many times the mean of the last 100 passes stops the run."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.total_batch_size is not None:
+            require_argument(self, "total_batch_size", self.total_batch_size >= 1, "at least 1")
+        factor = self.backbone_learning_rate_factor
+        expected = "more than 0 (--freeze backbone leaves the backbone as it is)"
+        require_argument(self, "backbone_learning_rate_factor", 0 < factor < math.inf, expected)
+        for name in ("warmup_epochs", "warmup_start_learning_rate"):
+            require_argument(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
+        are_epochs = all(0 <= epoch < math.inf for epoch in self.decay_epochs)
+        require_argument(self, "decay_epochs", are_epochs, "numbers of at least 0")
+        require_argument(self, "decay_factor", 0 < self.decay_factor <= 1, "more than 0 and at most 1")
+        if self.ema_decay is not None:
+            require_argument(self, "ema_decay", 0 <= self.ema_decay < 1, "at least 0 and less than 1")
+        require_argument(self, "loss_explosion_factor", self.loss_explosion_factor > 1, "more than 1")
+
+
+def require_argument(arguments: Any, name: str, is_met: bool, expected: str) -> None:
+    """Refuse the value of an argument of the command line or of a recipe.
+
+    Raises:
+        ValueError: If the condition is not met; names the argument, what is expected and the value.
+    """
+    if not is_met:
+        raise ValueError(f"--{name} must be {expected}, got {getattr(arguments, name)}")

@@ -14,10 +14,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import TrainingArguments, VideoMAEConfig, VJEPA2Config
 from transformers.processing_utils import VideosKwargs
 
-from classquery.configuration.arguments import DataArguments
+from classquery.configuration.arguments import DataArguments, OptimizationArguments
 from classquery.configuration_classquery import ClassQueryConfig, ClassQueryCSNConfig, ClassQueryViTConfig
-from classquery.data.schema import closest
-from classquery.engine.optimization import OptimizationArguments
+from classquery.data.annotations.schema import closest
 
 
 RECIPE_DIR = Path(__file__).parent

@@ -5,13 +5,13 @@ import importlib
 
 # Loaded when they are used: reading annotations takes `datasets`, and clips a video decoder.
 _LAZY = {
-    "AnnotationError": "schema",
+    "AnnotationError": "annotations.schema",
     "ClipCollator": "clips",
-    "ClipReader": "clip_reader",
-    "load_action_dataset": "action_datasets",
-    "load_action_labels": "action_datasets",
-    "make_clips": "action_datasets",
-    "save_action_dataset": "parquet",
+    "ClipReader": "video.reader",
+    "load_action_dataset": "annotations.registry",
+    "load_action_labels": "annotations.registry",
+    "make_clips": "annotations.registry",
+    "save_action_dataset": "annotations.parquet",
 }
 
 

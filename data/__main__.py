@@ -13,12 +13,12 @@ from typing import Any, get_args
 
 from datasets import Dataset
 
-from classquery.data.action_datasets import DatasetName, load_action_labels
-from classquery.data.checking import SPLITS, Finding, Report, SplitSummary, check_dataset
-from classquery.data.contact_sheet import draw_contact_sheet
-from classquery.data.parquet import save_action_dataset
-from classquery.data.preparing import Encoding, prepare_videos
-from classquery.data.schema import MAX_SHOWN
+from classquery.data.annotations.parquet import save_action_dataset
+from classquery.data.annotations.registry import DatasetName, load_action_labels
+from classquery.data.annotations.schema import MAX_SHOWN
+from classquery.data.preparation.checking import SPLITS, Finding, Report, SplitSummary, check_dataset
+from classquery.data.preparation.contact_sheet import draw_contact_sheet
+from classquery.data.preparation.preparing import Encoding, prepare_videos
 from classquery.data.whole_files import replacing, write_json
 
 

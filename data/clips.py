@@ -10,9 +10,9 @@ import torch
 from datasets import Dataset
 from torchvision.ops import box_convert
 
-from classquery.data.clip_reader import ClipReader, VideoReadError
-from classquery.data.frame_folder import frame_indices_at, read_frame_folder
-from classquery.data.schema import to_dataset
+from classquery.data.annotations.schema import to_dataset
+from classquery.data.video.frame_folder import frame_indices_at, read_frame_folder
+from classquery.data.video.reader import ClipReader, VideoReadError
 
 
 # Clips to try in place of one that cannot be read.

@@ -11,8 +11,8 @@ import torch
 from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 
-from classquery.data.clip_reader import VideoReadError
 from classquery.data.clips import KeyframeClips, TubeClips
+from classquery.data.video.reader import VideoReadError
 
 
 # Rows that a worker shuffles at a time, besides the shards: some hundred bytes each.

@@ -37,7 +37,7 @@ def demo_checkpoint() -> str:
 # be imported before.
 _LAZY = {
     "convert_original_state_dict": "classquery.convert_classquery_checkpoint",
-    "detect": "classquery.engine.detection",
+    "detect": "classquery.engine.detection.detection",
     "load_detector": "classquery.engine.checkpoint",
 }
 

@@ -22,7 +22,7 @@ def pytest_collection_finish():
 @pytest.fixture(scope="session")
 def demo_dir(tmp_path_factory):
     """Three training movies and one validation movie of six seconds, in AVA's layout."""
-    from classquery.data.demo import write_demo
+    from classquery.data.demo.movies import write_demo
 
     path = tmp_path_factory.mktemp("demo") / "data"
     write_demo(path, num_train_movies=3, num_validation_movies=1, seconds_per_movie=6)
@@ -32,7 +32,7 @@ def demo_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def two_movies(tmp_path_factory):
     """A folder with demo_val_000.mp4 and demo_val_001.mp4: 30 frames of 128x96 at 15 frames per second."""
-    from classquery.data.demo import write_demo_movie
+    from classquery.data.demo.movies import write_demo_movie
 
     folder = tmp_path_factory.mktemp("movies")
     for index in range(2):

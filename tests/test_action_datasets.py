@@ -4,8 +4,8 @@ from typing import get_args
 
 import pytest
 
-from classquery.data import action_datasets
-from classquery.data.action_datasets import (
+from classquery.data.annotations import registry
+from classquery.data.annotations.registry import (
     DatasetName,
     load_action_dataset,
     load_action_labels,
@@ -13,14 +13,14 @@ from classquery.data.action_datasets import (
     prepare_dataset,
 )
 from classquery.data.clips import KeyframeClips, TubeClips
-from classquery.data.demo_tubes import write_demo_tubes
+from classquery.data.demo.tubes import write_demo_tubes
 
 
 SAMPLING = {"num_frames": 8, "frame_stride": 1, "frames_per_second": 15.0}
 
 
 def test_every_name_has_a_reader():
-    assert set(get_args(DatasetName)) == set(action_datasets._READERS)
+    assert set(get_args(DatasetName)) == set(registry._READERS)
 
 
 def test_keyframes_are_read_in_the_layout_of_ava(demo_dir):
@@ -59,9 +59,9 @@ def test_folds_are_different_splits(tmp_path):
 
 def test_demo_sets_are_written_once(tmp_path, monkeypatch):
     monkeypatch.setitem(
-        action_datasets._READERS,
+        registry._READERS,
         "demo_jhmdb_21",
-        action_datasets._READERS["jhmdb_21"]._replace(
+        registry._READERS["jhmdb_21"]._replace(
             write_demo=lambda folder: write_demo_tubes(
                 folder, layout="jhmdb_21", num_train_videos=1, num_validation_videos=1
             )

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classquery.data import ava
-from classquery.data.ava import AVA_LABELS, load_ava, load_ava_labels
+from classquery.data.annotations import ava
+from classquery.data.annotations.ava import AVA_LABELS, load_ava, load_ava_labels
+from classquery.data.annotations.schema import ACTION_FEATURES, AnnotationError, ProblemCollector, parse_box
 from classquery.data.clips import KeyframeClips
-from classquery.data.schema import ACTION_FEATURES, AnnotationError, ProblemCollector, parse_box
 
 
 # Ids that start with a digit, '_' or '-', a person with several actions, and person ids from 0, as in the real files.

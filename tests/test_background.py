@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from classquery.engine.background import Background
+from classquery.engine.detection.background import Background
 
 
 def take_all(background: Background, max_items: int) -> list[list]:

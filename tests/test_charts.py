@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classquery.engine.charts import draw_timeline, draw_training_curve
-from classquery.engine.people import ActionSegment, Person
+from classquery.engine.detection.people import ActionSegment, Person
+from classquery.engine.training.charts import draw_timeline, draw_training_curve
 
 
 pytest.importorskip("matplotlib")

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from classquery.data.__main__ import main
-from classquery.data.action_datasets import load_action_dataset, load_action_labels
-from classquery.data.checking import check_dataset
-from classquery.data.clip_reader import iterate_frames
-from classquery.data.contact_sheet import CELL_HEIGHT, CELL_WIDTH, draw_contact_sheet
-from classquery.data.demo_tubes import write_demo_tubes
+from classquery.data.annotations.registry import load_action_dataset, load_action_labels
+from classquery.data.demo.tubes import write_demo_tubes
+from classquery.data.preparation.checking import check_dataset
+from classquery.data.preparation.contact_sheet import CELL_HEIGHT, CELL_WIDTH, draw_contact_sheet
+from classquery.data.video.reader import iterate_frames
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from transformers import AutoConfig, VideoMAEConfig
 from utils import tiny_config
 
 from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor, demo_checkpoint
-from classquery.data.ava import load_ava, load_ava_labels
+from classquery.data.annotations.ava import load_ava, load_ava_labels
 from classquery.data.clips import ClipCollator, KeyframeClips
-from classquery.data.demo import write_demo
+from classquery.data.demo.movies import write_demo
 from classquery.engine.checkpoint import CheckpointError, load_detector
-from classquery.engine.evaluation import FrameScorer, clip_records
+from classquery.engine.training.evaluation import FrameScorer, clip_records
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ import pytest
 from painted_frames import HEIGHT, WIDTH, number_on, numbers_on, paint, resize
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from classquery.data import clip_reader
-from classquery.data.clip_reader import ClipReader, VideoReadError, iterate_frames
+from classquery.data.video import reader as clip_reader
+from classquery.data.video.reader import ClipReader, VideoReadError, iterate_frames
 
 
 NUM_FRAMES = 60
@@ -838,7 +838,7 @@ def test_real_videos_are_read_exactly(path):
 READ_MANY_CLIPS = """
 import sys
 import numpy as np
-from classquery.data.clip_reader import ClipReader
+from classquery.data.video.reader import ClipReader
 
 def used_mebibytes():
     with open("/proc/self/statm") as file:

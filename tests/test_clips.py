@@ -11,12 +11,12 @@ from datasets import Dataset
 from PIL import Image
 
 from classquery import ClassQueryConfig, ClassQueryVideoProcessor
-from classquery.data.ava import load_ava
-from classquery.data.clip_reader import ClipReader
+from classquery.data.annotations.ava import load_ava
+from classquery.data.annotations.tubes import load_jhmdb_21, load_ucf101_24
 from classquery.data.clips import ClipCollator, KeyframeClips, TubeClips, clip_seconds, tile_starts
-from classquery.data.demo_tubes import TUBE_LABELS, write_demo_tubes
+from classquery.data.demo.tubes import TUBE_LABELS, write_demo_tubes
 from classquery.data.transforms import ClipTransform
-from classquery.data.tubes import load_jhmdb_21, load_ucf101_24
+from classquery.data.video.reader import ClipReader
 from classquery.loss_classquery import action_detection_loss
 
 

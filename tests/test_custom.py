@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from classquery.data import load_action_dataset, load_action_labels, make_clips
-from classquery.data.custom import load_custom, load_custom_labels
-from classquery.data.schema import ACTION_FEATURES, AnnotationError
+from classquery.data.annotations.custom import load_custom, load_custom_labels
+from classquery.data.annotations.schema import ACTION_FEATURES, AnnotationError
 
 
 KEYFRAMES = """\

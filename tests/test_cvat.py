@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classquery.data.custom import load_custom, load_custom_labels
-from classquery.data.cvat import read_cvat_video
-from classquery.data.schema import AnnotationError, ProblemCollector
+from classquery.data.annotations.custom import load_custom, load_custom_labels
+from classquery.data.annotations.cvat import read_cvat_video
+from classquery.data.annotations.schema import AnnotationError, ProblemCollector
 
 
 def box(frame: int, corners: str = "0 0 10 20", outside: int = 0, **attributes: str) -> str:

@@ -6,8 +6,8 @@ import av
 import numpy as np
 import pytest
 
-from classquery.data import demo
-from classquery.data.ava import load_ava, load_ava_labels
+from classquery.data.annotations.ava import load_ava, load_ava_labels
+from classquery.data.demo import movies as demo
 
 
 SMALL = {"num_train_movies": 2, "num_validation_movies": 1, "seconds_per_movie": 6}

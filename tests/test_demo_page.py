@@ -16,7 +16,7 @@ from PIL import Image
 from test_detection import make_model, write_video
 
 from classquery import ClassQueryVideoProcessor
-from classquery.data.demo import write_demo_movie
+from classquery.data.demo.movies import write_demo_movie
 from classquery.engine.checkpoint import load_detector
 from classquery.engine.demo import VideoPage, build_page, write_space
 

@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from classquery.data.clip_reader import ClipReader
-from classquery.data.demo import POSES
-from classquery.data.demo_tubes import (
+from classquery.data.annotations.tubes import (
+    load_jhmdb_21,
+    load_jhmdb_21_labels,
+    load_ucf101_24,
+    load_ucf101_24_labels,
+)
+from classquery.data.demo.movies import POSES
+from classquery.data.demo.tubes import (
     LAYOUTS,
     TUBE_LABELS,
     make_tube_video,
@@ -17,7 +22,7 @@ from classquery.data.demo_tubes import (
     tube_label,
     write_demo_tubes,
 )
-from classquery.data.tubes import load_jhmdb_21, load_jhmdb_21_labels, load_ucf101_24, load_ucf101_24_labels
+from classquery.data.video.reader import ClipReader
 
 
 SMALL = {"num_train_videos": 6, "num_validation_videos": 2}

@@ -17,12 +17,12 @@ import torch
 from utils import tiny_config
 
 from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
-from classquery.data.clip_reader import ClipReader, Frame, VideoReadError
 from classquery.data.clips import clip_seconds, tile_starts
-from classquery.data.video_sources import VideoSource
-from classquery.engine.clips import ClipPlan, Sampling, assemble_clips
-from classquery.engine.detection import detect
-from classquery.engine.results import ActorDetection, FrameDetections
+from classquery.data.video.reader import ClipReader, Frame, VideoReadError
+from classquery.engine.detection.clips import ClipPlan, Sampling, assemble_clips
+from classquery.engine.detection.detection import detect
+from classquery.engine.detection.results import ActorDetection, FrameDetections
+from classquery.engine.detection.video_sources import VideoSource
 
 
 NAMES = ("stand", "walk", "sit", "hand wave", "carry/hold (an object)")

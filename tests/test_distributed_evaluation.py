@@ -15,8 +15,8 @@ from tiny_evaluation import evaluate, evaluate_and_save
 from tiny_training import tiny_trainer
 from torch.multiprocessing.spawn import ProcessException
 
-from classquery.engine import evaluation
-from classquery.engine.evaluation import save_records
+from classquery.engine.training import evaluation
+from classquery.engine.training.evaluation import save_records
 
 
 SCRIPT = Path(__file__).parent.parent / "run_action_detection.py"

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from test_detection import CONSTANT_RATE, VARIABLE_RATE, cut, damage, write_video
 
-from classquery.data.clip_reader import ClipReader, VideoReadError, iterate_frames
-from classquery.engine import drawing
-from classquery.engine.drawing import draw_attention_grid, draw_keyframe, write_annotated_video
-from classquery.engine.results import ActorDetection, FrameDetections
+from classquery.data.video.reader import ClipReader, VideoReadError, iterate_frames
+from classquery.engine.detection import drawing
+from classquery.engine.detection.drawing import draw_attention_grid, draw_keyframe, write_annotated_video
+from classquery.engine.detection.results import ActorDetection, FrameDetections
 
 
 FIRST_COLOR = (0x56, 0xB4, 0xE9)

@@ -9,7 +9,7 @@ from tiny_training import tiny_trainer
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from classquery.engine.checkpoint import load_detector
-from classquery.engine.ema import WeightAverage
+from classquery.engine.training.ema import WeightAverage
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,9 +7,9 @@ import torch
 from datasets import Dataset
 
 from classquery import ClassQueryVideoProcessor
+from classquery.data.annotations.schema import ACTION_FEATURES
 from classquery.data.metrics.records import read_records
-from classquery.data.schema import ACTION_FEATURES
-from classquery.engine.evaluation import FrameScorer, TubeScorer, clip_records, once_per_clip, save_records
+from classquery.engine.training.evaluation import FrameScorer, TubeScorer, clip_records, once_per_clip, save_records
 
 
 LABELS = {0: "stand", 1: "walk"}

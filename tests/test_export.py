@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from utils import tiny_config
 
 from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor, detect, load_detector
-from classquery.data.demo import write_demo_movie
+from classquery.data.demo.movies import write_demo_movie
 from classquery.engine import export
 from classquery.engine.export import OUTPUTS, ExportError, ExportOptions, export_detector, load_exported
 

@@ -9,7 +9,7 @@ from utils import tiny_batch, tiny_config
 
 from classquery import ClassQueryForVideoActionDetection
 from classquery.configuration_classquery import CORRECTED
-from classquery.engine.fine_tuning import (
+from classquery.engine.training.fine_tuning import (
     TrainLowRankUpdates,
     TrainNewClassesOnly,
     add_classes,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classquery.data.clip_reader import VideoReadError
-from classquery.data.frame_folder import count_frames, frame_indices_at, read_frame_folder
+from classquery.data.video.frame_folder import count_frames, frame_indices_at, read_frame_folder
+from classquery.data.video.reader import VideoReadError
 
 
 def write_frames(folder: Path, names: list[str]) -> Path:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from classquery import frames_classquery
-from classquery.data.demo import write_demo_movie
+from classquery.data.demo.movies import write_demo_movie
 from classquery.frames_classquery import nearest_indices, open_video
 
 

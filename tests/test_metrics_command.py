@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from test_metrics_frame import brute_force_frame_map, golden_case
 
-from classquery.data.action_datasets import load_action_dataset
+from classquery.data.annotations.registry import load_action_dataset
+from classquery.data.annotations.tubes import load_jhmdb_21
 from classquery.data.metrics import ava_label_ids
 from classquery.data.metrics.__main__ import main
 from classquery.data.metrics.records import Record
-from classquery.data.tubes import load_jhmdb_21
-from classquery.engine.evaluation import FrameScorer, TubeScorer, save_records
+from classquery.engine.training.evaluation import FrameScorer, TubeScorer, save_records
 
 
 LABEL_MAP = 'item {\n  name: "sit"\n  id: 1\n}\nitem {\n  name: "walk"\n  id: 3\n}\n'

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from classquery.data.annotations.schema import AnnotationError
 from classquery.data.metrics.files import (
     BoxRows,
     FrameNames,
@@ -17,7 +18,6 @@ from classquery.data.metrics.files import (
     read_frames,
     read_ground_truth,
 )
-from classquery.data.schema import AnnotationError
 
 
 DETECTION = "v,0902,0.1,0.2,0.3,0.4,12,0.5"

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from classquery.engine.monitoring import PATIENCE, DivergenceError, LossMonitor, NoActorError
+from classquery.engine.training.monitoring import PATIENCE, DivergenceError, LossMonitor, NoActorError
 from classquery.loss_classquery import NotFiniteError
 
 

@@ -5,8 +5,8 @@ import torch
 from utils import tiny_config
 
 from classquery import ClassQueryForVideoActionDetection
-from classquery.engine.optimization import (
-    OptimizationArguments,
+from classquery.configuration.arguments import OptimizationArguments
+from classquery.engine.training.optimization import (
     accumulation_steps,
     check_parameter_groups,
     parameter_groups,

@@ -6,10 +6,10 @@ import pytest
 from datasets import Dataset
 
 from classquery.data import load_action_dataset, load_action_labels, save_action_dataset
-from classquery.data.ava import load_ava, load_ava_labels
-from classquery.data.demo_tubes import write_demo_tubes
-from classquery.data.schema import ACTION_FEATURES, AnnotationError
-from classquery.data.tubes import load_jhmdb_21, load_jhmdb_21_labels
+from classquery.data.annotations.ava import load_ava, load_ava_labels
+from classquery.data.annotations.schema import ACTION_FEATURES, AnnotationError
+from classquery.data.annotations.tubes import load_jhmdb_21, load_jhmdb_21_labels
+from classquery.data.demo.tubes import write_demo_tubes
 
 
 @pytest.fixture

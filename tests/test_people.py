@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from classquery.engine.people import link_people, list_people
-from classquery.engine.results import ActorDetection, FrameDetections
+from classquery.engine.detection.people import link_people, list_people
+from classquery.engine.detection.results import ActorDetection, FrameDetections
 
 
 def frames_of(*positions: dict[str, float], rate: float = 1.0, actions: dict | None = None) -> list[FrameDetections]:

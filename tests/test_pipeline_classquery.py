@@ -19,10 +19,10 @@ from classquery import (
     demo_checkpoint,
     detect,
 )
-from classquery.data.clip_reader import ClipReader
 from classquery.data.clips import tile_starts
-from classquery.data.demo import write_demo_movie
+from classquery.data.demo.movies import write_demo_movie
 from classquery.data.metrics.linking import link_greedily
+from classquery.data.video.reader import ClipReader
 from classquery.pipeline_classquery import _tile, link_detections
 
 

@@ -13,9 +13,14 @@ from test_detection import cut, make_model, write_video
 from test_run_action_detection import SCRIPT
 
 from classquery import ClassQueryVideoProcessor
-from classquery.data.clip_reader import ClipReader, VideoReadError
-from classquery.engine import prediction
-from classquery.engine.prediction import PredictionArguments, collect_predictions, find_videos, predict_videos
+from classquery.data.video.reader import ClipReader, VideoReadError
+from classquery.engine.detection import prediction
+from classquery.engine.detection.prediction import (
+    PredictionArguments,
+    collect_predictions,
+    find_videos,
+    predict_videos,
+)
 
 
 EVERYTHING = {"size": {"shortest_edge": 32}, "score_threshold": 0.0, "actor_threshold": 0.0}

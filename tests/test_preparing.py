@@ -12,14 +12,14 @@ import pytest
 from painted_frames import HEIGHT, WIDTH, numbers_on, paint
 from PIL import Image
 
-from classquery.data import preparing
 from classquery.data.__main__ import main
-from classquery.data.action_datasets import load_action_dataset
-from classquery.data.ava import load_ava
-from classquery.data.clip_reader import ClipReader, VideoReadError, iterate_frames
+from classquery.data.annotations.ava import load_ava
+from classquery.data.annotations.registry import load_action_dataset
 from classquery.data.clips import KeyframeClips
-from classquery.data.demo_tubes import write_demo_tubes
-from classquery.data.preparing import Encoding, TimedImage, encode, prepare_videos
+from classquery.data.demo.tubes import write_demo_tubes
+from classquery.data.preparation import preparing
+from classquery.data.preparation.preparing import Encoding, TimedImage, encode, prepare_videos
+from classquery.data.video.reader import ClipReader, VideoReadError, iterate_frames
 
 
 KEYFRAMES = range(902, 906)

@@ -25,7 +25,7 @@ from classquery import (
     VideoActionDetectionPipeline,
     demo_checkpoint,
 )
-from classquery.data.demo import write_demo_movie
+from classquery.data.demo.movies import write_demo_movie
 from classquery.kernels import use_implementation
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny_training import tiny_trainer
 
-from classquery.engine.resume import last_complete_checkpoint
+from classquery.engine.training.resume import last_complete_checkpoint
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

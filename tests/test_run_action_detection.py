@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from utils import tiny_config
 
 from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
-from classquery.data.demo import write_demo_movie
-from classquery.data.demo_tubes import write_demo_tubes
+from classquery.data.demo.movies import write_demo_movie
+from classquery.data.demo.tubes import write_demo_tubes
 
 
 SCRIPT = Path(__file__).parent.parent / "run_action_detection.py"

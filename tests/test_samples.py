@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classquery.data.ava import load_ava
+from classquery.data.annotations.ava import load_ava
+from classquery.data.annotations.tubes import load_jhmdb_21, load_jhmdb_21_labels
 from classquery.data.clips import TubeClips, tile_starts
-from classquery.data.tubes import load_jhmdb_21, load_jhmdb_21_labels
 
 
 pytestmark = [

@@ -16,10 +16,10 @@ from utils import tiny_config
 
 from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor, demo_checkpoint
 from classquery.convert_classquery_checkpoint import load_transformer
-from classquery.data.demo import write_demo_movie
+from classquery.data.demo.movies import write_demo_movie
 from classquery.engine.checkpoint import CheckpointError, load_detector
-from classquery.engine.fine_tuning import change_classes
 from classquery.engine.sharing import SharingError, push_folder, require_token, write_model_card
+from classquery.engine.training.fine_tuning import change_classes
 from classquery.model_card_classquery import make_model_card
 
 

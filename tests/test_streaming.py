@@ -12,11 +12,11 @@ import torch
 from tiny_training import tiny_trainer
 
 from classquery.data import load_action_dataset, make_clips
-from classquery.data.ava import load_ava
-from classquery.data.clip_reader import VideoReadError
+from classquery.data.annotations.ava import load_ava
 from classquery.data.clips import KeyframeClips
-from classquery.data.demo_tubes import write_demo_tubes
+from classquery.data.demo.tubes import write_demo_tubes
 from classquery.data.transforms import ClipTransform
+from classquery.data.video.reader import VideoReadError
 
 
 SAMPLING = {"num_labels": 8, "num_frames": 4, "frame_stride": 2, "frames_per_second": 15.0}

@@ -11,11 +11,11 @@ from transformers.training_args import ParallelMode
 from utils import tiny_config
 
 from classquery import ClassQueryForVideoActionDetection
-from classquery.engine.evaluation import FrameScorer
-from classquery.engine.monitoring import DivergenceError
-from classquery.engine.optimization import OptimizationArguments
-from classquery.engine.resume import last_complete_checkpoint
-from classquery.engine.trainer import ActionDetectionTrainer
+from classquery.configuration.arguments import OptimizationArguments
+from classquery.engine.training.evaluation import FrameScorer
+from classquery.engine.training.monitoring import DivergenceError
+from classquery.engine.training.resume import last_complete_checkpoint
+from classquery.engine.training.trainer import ActionDetectionTrainer
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from classquery.data.schema import ACTION_FEATURES, AnnotationError
-from classquery.data.tubes import (
+from classquery.data.annotations.schema import ACTION_FEATURES, AnnotationError
+from classquery.data.annotations.tubes import (
     load_jhmdb_21,
     load_jhmdb_21_labels,
     load_multisports,

@@ -16,9 +16,9 @@ from PIL import Image
 from test_detection import CONSTANT_RATE, make_model, write_video
 
 from classquery import ClassQueryVideoProcessor, detect
-from classquery.data import video_sources
-from classquery.data.clip_reader import ClipReader, VideoReadError
-from classquery.data.video_sources import list_sources, open_source
+from classquery.data.video.reader import ClipReader, VideoReadError
+from classquery.engine.detection import video_sources
+from classquery.engine.detection.video_sources import list_sources, open_source
 
 
 NUM_FRAMES = 12

@@ -11,11 +11,11 @@ import pytest
 from test_detection import write_video
 from test_people import frames_of
 
-from classquery.data.ava import load_ava, load_ava_labels
-from classquery.data.custom import load_custom, load_custom_labels
-from classquery.engine.people import link_people, list_people
-from classquery.engine.results import ActorDetection, FrameDetections
-from classquery.engine.writing import (
+from classquery.data.annotations.ava import load_ava, load_ava_labels
+from classquery.data.annotations.custom import load_custom, load_custom_labels
+from classquery.engine.detection.people import link_people, list_people
+from classquery.engine.detection.results import ActorDetection, FrameDetections
+from classquery.engine.detection.writing import (
     VideoFacts,
     read_detections,
     write_ava,

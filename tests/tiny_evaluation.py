@@ -8,8 +8,8 @@ from accelerate import PartialState
 from tiny_training import tiny_trainer
 from transformers import TrainerCallback
 
-from classquery.engine.evaluation import save_records
-from classquery.engine.trainer import ActionDetectionTrainer
+from classquery.engine.training.evaluation import save_records
+from classquery.engine.training.trainer import ActionDetectionTrainer
 
 
 class Die(TrainerCallback):

@@ -9,11 +9,11 @@ from transformers import TrainingArguments
 from utils import tiny_config
 
 from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
-from classquery.data.ava import load_ava, load_ava_labels
+from classquery.configuration.arguments import OptimizationArguments
+from classquery.data.annotations.ava import load_ava, load_ava_labels
 from classquery.data.clips import ClipCollator, KeyframeClips
 from classquery.data.transforms import ClipTransform
-from classquery.engine.optimization import OptimizationArguments
-from classquery.engine.trainer import ActionDetectionTrainer
+from classquery.engine.training.trainer import ActionDetectionTrainer
 
 
 def tiny_trainer(

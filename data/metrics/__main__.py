@@ -19,7 +19,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from classquery.data.ava import AVA_LABELS, parse_label_map
+from classquery.data.annotations.ava import AVA_LABELS, parse_label_map
+from classquery.data.annotations.tubes import (
+    load_jhmdb_21,
+    load_jhmdb_21_labels,
+    load_multisports,
+    load_multisports_labels,
+    load_ucf101_24,
+    load_ucf101_24_labels,
+)
 from classquery.data.metrics import analyze, ava_label_ids, frame_map, video_map
 from classquery.data.metrics.files import (
     BoxRows,
@@ -41,14 +49,6 @@ from classquery.data.metrics.records import (
 )
 from classquery.data.metrics.report import write_report
 from classquery.data.metrics.video import PROTOCOLS
-from classquery.data.tubes import (
-    load_jhmdb_21,
-    load_jhmdb_21_labels,
-    load_multisports,
-    load_multisports_labels,
-    load_ucf101_24,
-    load_ucf101_24_labels,
-)
 from classquery.data.whole_files import write_json
 
 

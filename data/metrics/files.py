@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
+from classquery.data.annotations.schema import AnnotationError, ProblemCollector
 from classquery.data.metrics.arrays import first_of_each, groups_of_equal_rows, occurrences
-from classquery.data.schema import AnnotationError, ProblemCollector
 
 
 _MICROSECONDS_PER_VIDEO = 10**12  # At most, see `FrameNames`.

@@ -1,6 +1,6 @@
 """Predictions as an evaluation of this project keeps them, and what the metrics take from them.
 
-A record is one clip, as `classquery.engine.evaluation` makes it and as a row of `eval_predictions.parquet` holds it:
+A record is one clip, as the evaluation makes it and as a row of `eval_predictions.parquet` holds it:
 `clip_id`; `video`; `frame_numbers` (num_frames,), 0-based in the video; `boxes` (num_frames, num_queries, 4) as
 (x_min, y_min, x_max, y_max) in [0, 1]; `scores` (num_frames, num_queries, num_labels); `actor_scores` (num_frames,
 num_queries); `true_boxes` (num_actors, num_frames, 4); `true_labels` (num_actors, num_frames, num_labels); and

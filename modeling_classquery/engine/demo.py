@@ -28,15 +28,15 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor, demo_checkpoint
-from classquery.data.clip_reader import ClipReader, VideoReadError
-from classquery.data.demo import write_demo_movie
+from classquery.data.demo.movies import write_demo_movie
+from classquery.data.video.reader import ClipReader, VideoReadError
 from classquery.engine.checkpoint import load_detector
-from classquery.engine.detection import DEMO_NOTICE, with_attention
-from classquery.engine.drawing import draw_keyframe
-from classquery.engine.people import Person, list_people
-from classquery.engine.prediction import SUMMARY_FILE, PredictionArguments, predict_videos
-from classquery.engine.results import FrameDetections
-from classquery.engine.writing import read_detections
+from classquery.engine.detection.detection import DEMO_NOTICE, with_attention
+from classquery.engine.detection.drawing import draw_keyframe
+from classquery.engine.detection.people import Person, list_people
+from classquery.engine.detection.prediction import SUMMARY_FILE, PredictionArguments, predict_videos
+from classquery.engine.detection.results import FrameDetections
+from classquery.engine.detection.writing import read_detections
 
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from huggingface_hub.utils import httpx
 from transformers import TrainingArguments
 
 from classquery.engine.checkpoint import load_detector
-from classquery.engine.trainer import ActionDetectionTrainer
+from classquery.engine.training.trainer import ActionDetectionTrainer
 from classquery.model_card_classquery import make_model_card
 from classquery.modeling_classquery import ClassQueryForVideoActionDetection
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from classquery.data.whole_files import replacing
-from classquery.engine.drawing import color_of_person
-from classquery.engine.people import ActionSegment, Person
+from classquery.engine.detection.drawing import color_of_person
+from classquery.engine.detection.people import ActionSegment, Person
 
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image, ImageDraw, ImageFont
 
-from classquery.data.clip_reader import ClipReader, VideoReadError
-from classquery.data.frame_folder import frame_indices_at, read_frame_folder
+from classquery.data.video.frame_folder import frame_indices_at, read_frame_folder
+from classquery.data.video.reader import ClipReader, VideoReadError
 
 
 COLUMNS, ROWS = 4, 3

@@ -3,9 +3,9 @@
 | file        | read by                                                                                       |
 |-------------|-----------------------------------------------------------------------------------------------|
 | JSON        | programs: the video, its frames with actors and actions, and its people with their timelines  |
-| csv         | tables, and `classquery.data.custom` to train on it                                           |
-| csv of AVA  | whatever reads AVA, `classquery.data.ava`, too                                                |
-| xml of CVAT | CVAT, to correct it there, and `classquery.data.custom`                                       |
+| csv         | tables, and the reader of one's own annotations, to train on it                               |
+| csv of AVA  | whatever reads AVA                                                                            |
+| xml of CVAT | CVAT, to correct it there, and the reader of one's own annotations                            |
 """
 
 import csv
@@ -16,10 +16,10 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from classquery.data.video_sources import VideoSource
 from classquery.data.whole_files import replacing, write_json
-from classquery.engine.people import Person
-from classquery.engine.results import ActorDetection, FrameDetections
+from classquery.engine.detection.people import Person
+from classquery.engine.detection.results import ActorDetection, FrameDetections
+from classquery.engine.detection.video_sources import VideoSource
 
 
 # Annotations of AVA are for whole seconds; a keyframe so near to one counts as its.
@@ -105,7 +105,7 @@ def write_csv(path: str | os.PathLike[str], frames: Iterable[FrameDetections]) -
 
     `video` is the name of the file, `timestamp` in seconds after its first frame, corners are parts of width and
     height in [0, 1], and `track_id` is the person, empty where people are not numbered: with a score besides, the rows
-    that `classquery.data.custom` reads.
+    that `classquery.data.annotations.custom` reads.
     """
     with replacing(path) as partial_path, partial_path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from classquery.data.metrics.linking import link_greedily
-from classquery.engine.results import ActorDetection, FrameDetections
+from classquery.engine.detection.results import ActorDetection, FrameDetections
 
 
 # Shorter silence is rather a miss of the detector than somebody who stops and starts again.

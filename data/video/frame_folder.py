@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from classquery.data.clip_reader import VideoReadError
+from classquery.data.video.reader import VideoReadError
 
 
 _IMAGE_NAME = re.compile(r"(?P<prefix>(?:[^.].*?)?)(?<!\d)(?P<number>\d+)(?P<suffix>\.(?:jpe?g|png))", re.IGNORECASE)

@@ -13,13 +13,13 @@ from torchvision.ops import clip_boxes_to_image
 from transformers.utils import logging
 
 from classquery.configuration_classquery import ClassQueryConfig
-from classquery.data.clip_reader import ClipReader, VideoReadError
 from classquery.data.metrics.linking import box_iou
-from classquery.data.video_sources import Source, VideoSource, list_sources, open_source
-from classquery.engine.background import Background
+from classquery.data.video.reader import ClipReader, VideoReadError
 from classquery.engine.checkpoint import load_detector
-from classquery.engine.clips import Clip, Sampling, assemble_clips, clip_around, tiles
-from classquery.engine.results import ActorDetection, FrameDetections
+from classquery.engine.detection.background import Background
+from classquery.engine.detection.clips import Clip, Sampling, assemble_clips, clip_around, tiles
+from classquery.engine.detection.results import ActorDetection, FrameDetections
+from classquery.engine.detection.video_sources import Source, VideoSource, list_sources, open_source
 from classquery.modeling_classquery import ClassQueryDetectionOutput, ClassQueryForVideoActionDetection
 from classquery.video_processing_classquery import ClassQueryVideoProcessor
 

@@ -7,16 +7,11 @@ from typing import Any, Literal, NamedTuple
 
 from datasets import Dataset, IterableDataset
 
-from classquery.data.ava import load_ava, load_ava_labels
-from classquery.data.clips import KeyframeClips, TubeClips, keyframes_of_tubes
-from classquery.data.custom import load_custom, load_custom_labels
-from classquery.data.demo import actor_crop_baseline, write_demo
-from classquery.data.demo_tubes import tube_crop_baseline, write_demo_tubes
-from classquery.data.metrics import ava_label_ids
-from classquery.data.parquet import load_parquet, load_parquet_labels
-from classquery.data.schema import to_dataset
-from classquery.data.streaming import ClipStream
-from classquery.data.tubes import (
+from classquery.data.annotations.ava import load_ava, load_ava_labels
+from classquery.data.annotations.custom import load_custom, load_custom_labels
+from classquery.data.annotations.parquet import load_parquet, load_parquet_labels
+from classquery.data.annotations.schema import to_dataset
+from classquery.data.annotations.tubes import (
     load_jhmdb_21,
     load_jhmdb_21_labels,
     load_multisports,
@@ -24,6 +19,11 @@ from classquery.data.tubes import (
     load_ucf101_24,
     load_ucf101_24_labels,
 )
+from classquery.data.clips import KeyframeClips, TubeClips, keyframes_of_tubes
+from classquery.data.demo.movies import actor_crop_baseline, write_demo
+from classquery.data.demo.tubes import tube_crop_baseline, write_demo_tubes
+from classquery.data.metrics import ava_label_ids
+from classquery.data.streaming import ClipStream
 
 
 NUM_AVA_LABELS = 80

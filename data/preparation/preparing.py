@@ -20,11 +20,11 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from tqdm.auto import tqdm
 
-from classquery.data.action_datasets import load_action_dataset
-from classquery.data.checking import SPLITS, Video, digest_of, map_in_processes, videos_of
-from classquery.data.clip_reader import ClipReader, VideoReadError, iterate_frames
-from classquery.data.frame_folder import count_frames, read_frame_folder
-from classquery.data.schema import AnnotationError
+from classquery.data.annotations.registry import load_action_dataset
+from classquery.data.annotations.schema import AnnotationError
+from classquery.data.preparation.checking import SPLITS, Video, digest_of, map_in_processes, videos_of
+from classquery.data.video.frame_folder import count_frames, read_frame_folder
+from classquery.data.video.reader import ClipReader, VideoReadError, iterate_frames
 from classquery.data.whole_files import replacing
 
 

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from classquery.data.demo import (
+from classquery.data.demo.movies import (
     CAST_SIZES,
     FRAMES_PER_SECOND,
     HEIGHT,

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from classquery.configuration_classquery import ClassQueryConfig
-from classquery.data.clip_reader import Frame, VideoReadError
 from classquery.data.clips import clip_seconds, tile_starts
-from classquery.data.video_sources import VideoSource
+from classquery.data.video.reader import Frame, VideoReadError
+from classquery.engine.detection.video_sources import VideoSource
 
 
 # Times are sums and quotients of floats: 2.9999999 keyframes after the first are 3.

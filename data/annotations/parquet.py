@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from classquery.data.custom import CLASSES_FILE
-from classquery.data.schema import ACTION_FEATURES, AnnotationError, columns_to_dataset, shorten
+from classquery.data.annotations.custom import CLASSES_FILE
+from classquery.data.annotations.schema import ACTION_FEATURES, AnnotationError, columns_to_dataset, shorten
 from classquery.data.whole_files import replacing
 
 

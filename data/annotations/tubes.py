@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from datasets import Dataset
 
-from classquery.data.schema import VIDEO_SUFFIXES, AnnotationError, ProblemCollector, shorten, to_dataset
+from classquery.data.annotations.schema import VIDEO_SUFFIXES, AnnotationError, ProblemCollector, shorten, to_dataset
 
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.csv
 from datasets import Dataset
 
-from classquery.data.schema import (
+from classquery.data.annotations.schema import (
     BOX_TOLERANCE,
     VIDEO_SUFFIXES,
     AnnotationError,

@@ -15,19 +15,19 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.training_args import ParallelMode
 
 from classquery import ClassQueryForVideoActionDetection
+from classquery.configuration.arguments import OptimizationArguments
 from classquery.data.whole_files import write_json
-from classquery.engine.ema import AveragingTrainer
-from classquery.engine.evaluation import FrameScorer, Record, clip_records, once_per_clip
-from classquery.engine.monitoring import LossMonitor
-from classquery.engine.optimization import (
-    OptimizationArguments,
+from classquery.engine.training.ema import AveragingTrainer
+from classquery.engine.training.evaluation import FrameScorer, Record, clip_records, once_per_clip
+from classquery.engine.training.monitoring import LossMonitor
+from classquery.engine.training.optimization import (
     accumulation_steps,
     check_parameter_groups,
     parameter_groups,
     warmup_multistep_schedule,
 )
-from classquery.engine.resume import ResumableTrainer
-from classquery.engine.streaming import StreamingTrainer
+from classquery.engine.training.resume import ResumableTrainer
+from classquery.engine.training.streaming import StreamingTrainer
 from classquery.loss_classquery import LOSS_COUNTS, loss_counts, loss_divisors
 
 

@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from transformers.utils import logging
 
-from classquery.data.clip_reader import Frame, VideoReadError
-from classquery.data.video_sources import open_source
+from classquery.data.video.reader import Frame, VideoReadError
 from classquery.data.whole_files import replacing
-from classquery.engine.background import Background
-from classquery.engine.results import ActorDetection, FrameDetections
+from classquery.engine.detection.background import Background
+from classquery.engine.detection.results import ActorDetection, FrameDetections
+from classquery.engine.detection.video_sources import open_source
 
 
 logger = logging.get_logger(__name__)

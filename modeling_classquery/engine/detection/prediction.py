@@ -14,17 +14,16 @@ from typing import Any
 from PIL import Image
 from tqdm.auto import tqdm
 
-from classquery.data.clip_reader import ClipReader, VideoReadError
-from classquery.data.frame_folder import read_frame_folder
-from classquery.data.video_sources import Source, VideoSource, list_sources, open_source
+from classquery.data.video.frame_folder import read_frame_folder
+from classquery.data.video.reader import ClipReader, VideoReadError
 from classquery.data.whole_files import write_json
-from classquery.engine.charts import can_draw_charts, draw_timeline
-from classquery.engine.clips import Sampling
-from classquery.engine.detection import ClipDetector, detect_in, with_attention
-from classquery.engine.drawing import draw_attention_grid, draw_keyframe, write_annotated_video
-from classquery.engine.people import link_people, list_people
-from classquery.engine.results import FrameDetections
-from classquery.engine.writing import (
+from classquery.engine.detection.clips import Sampling
+from classquery.engine.detection.detection import ClipDetector, detect_in, with_attention
+from classquery.engine.detection.drawing import draw_attention_grid, draw_keyframe, write_annotated_video
+from classquery.engine.detection.people import link_people, list_people
+from classquery.engine.detection.results import FrameDetections
+from classquery.engine.detection.video_sources import Source, VideoSource, list_sources, open_source
+from classquery.engine.detection.writing import (
     VideoFacts,
     write_ava,
     write_csv,
@@ -32,6 +31,7 @@ from classquery.engine.writing import (
     write_detections,
     write_timeline,
 )
+from classquery.engine.training.charts import can_draw_charts, draw_timeline
 from classquery.modeling_classquery import ClassQueryForVideoActionDetection
 from classquery.video_processing_classquery import ClassQueryVideoProcessor
 

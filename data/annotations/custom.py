@@ -21,7 +21,8 @@ JSON lines say the same of somebody at a moment, or through all frames:
     {"video": "kitchen.mp4", "timestamp": 2.5, "box": [0.1, 0.2, 0.45, 0.95], "labels": ["walk", "carry"]}
     {"video": "kitchen.mp4", "frames": [62, 63], "boxes": [[0.1, 0.2, 0.4, 0.9], [0.1, 0.2, 0.5, 0.9]], "label": "sit"}
 
-XML is that of `classquery.data.cvat`, for one video each, which has the name of `<source>` or of the XML file.
+XML is that of `classquery.data.annotations.cvat`, for one video each, which has the name of `<source>` or of the XML
+file.
 
 The classes are those of `classes.txt`, or all names in the annotations of both splits in alphabetical order: the same
 for training and validation.
@@ -37,10 +38,8 @@ from typing import Any, Literal, NamedTuple
 
 from datasets import Dataset
 
-from classquery.data.clip_reader import ClipReader, VideoReadError
-from classquery.data.cvat import read_cvat_video
-from classquery.data.frame_folder import count_frames, read_frame_folder
-from classquery.data.schema import (
+from classquery.data.annotations.cvat import read_cvat_video
+from classquery.data.annotations.schema import (
     VIDEO_SUFFIXES,
     AnnotationError,
     ProblemCollector,
@@ -49,6 +48,8 @@ from classquery.data.schema import (
     shorten,
     to_dataset,
 )
+from classquery.data.video.frame_folder import count_frames, read_frame_folder
+from classquery.data.video.reader import ClipReader, VideoReadError
 
 
 CLASSES_FILE = "classes.txt"

@@ -15,10 +15,10 @@ import numpy as np
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from classquery.data.action_datasets import load_action_dataset, load_action_labels
-from classquery.data.clip_reader import ClipReader, VideoReadError, iterate_frames
-from classquery.data.frame_folder import count_frames, read_frame_folder
-from classquery.data.schema import AnnotationError
+from classquery.data.annotations.registry import load_action_dataset, load_action_labels
+from classquery.data.annotations.schema import AnnotationError
+from classquery.data.video.frame_folder import count_frames, read_frame_folder
+from classquery.data.video.reader import ClipReader, VideoReadError, iterate_frames
 
 
 SPLITS = ("train", "validation")

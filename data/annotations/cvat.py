@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from classquery.data.schema import AnnotationError, ProblemCollector
+from classquery.data.annotations.schema import AnnotationError, ProblemCollector
 
 
 CLASS_ATTRIBUTE = "action"

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from classquery.data.clip_reader import (
+from classquery.data.annotations.schema import VIDEO_SUFFIXES
+from classquery.data.video.frame_folder import count_frames, is_frame_folder, read_frame_folder
+from classquery.data.video.reader import (
     ClipReader,
     Frame,
     VideoReadError,
@@ -25,8 +27,6 @@ from classquery.data.clip_reader import (
     quarter_turns,
     rgb_converter,
 )
-from classquery.data.frame_folder import count_frames, is_frame_folder, read_frame_folder
-from classquery.data.schema import VIDEO_SUFFIXES
 
 
 if TYPE_CHECKING:

@@ -299,7 +299,7 @@ def actor_crop_baseline(data_dir: str | Path, split: str, *, seed: int = 0) -> d
 
 def _ground_truth(data_dir: str | Path, split: str) -> dict[str, np.ndarray]:
     """Return `"frame"` (N,), `"boxes"` (N, 4) in [0, 1] and the multi-hot `"labels"` (N, 8) of all actors."""
-    from classquery.data.ava import load_ava
+    from classquery.data.annotations.ava import load_ava
 
     dataset = load_ava(data_dir, split, movie_start_seconds=MOVIE_START_SECONDS)
     actors = [(row["clip_id"], tube) for row in dataset for tube in row["tubes"]]
@@ -670,7 +670,3 @@ def _print_summary(data_dir: Path, split: str) -> None:
     for label, count, ap in zip(LABELS, counts, baseline["ap_per_label"], strict=True):
         print(f"{label:20} {count:8} {ap:24.3f}")
     print(f"{'mean':29} {baseline['frame_map_50']:24.3f}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""What people label with: one reader for each format, and the schema that all of them fill."""

@@ -1,0 +1,1 @@
+"""Detection in whole videos, and what is written and drawn of it."""
