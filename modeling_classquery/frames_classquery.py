@@ -24,7 +24,7 @@ from transformers.video_utils import load_video
 
 logger = logging.get_logger(__name__)
 
-_CLIP_READER_NAME = f"{__package__}.data.clip_reader"
+_CLIP_READER_NAME = f"{__package__}.data.video.reader"
 _HAS_CLIP_READER = importlib.util.find_spec(f"{__package__}.data") is not None
 
 

@@ -27,7 +27,7 @@ def test_importing_transformers_loads_nothing_of_ours_and_importing_classquery_o
     loaded, heavy = run_python(
         "import sys, transformers.integrations.hub_kernels, transformers.modeling_utils\n"
         "files = {n: getattr(m, '__file__', None) or '' for n, m in sys.modules.items()}\n"
-        f"print([n for n, file in files.items() if file.startswith({str(ROOT)!r})])\n"
+        f"print([n for n, file in files.items() if file.startswith({f'{ROOT}/'!r})])\n"
         "import classquery\n"
         "print([n for n in ('decord', 'av', 'datasets', 'matplotlib', 'classquery.data', 'classquery.engine')"
         " if n in sys.modules])"
