@@ -19,7 +19,10 @@ import pytest
 from painted_frames import HEIGHT, WIDTH, number_on, numbers_on, paint, resize
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from classquery.data.video import index as video_index
+from classquery.data.video import pyav_file
 from classquery.data.video import reader as clip_reader
+from classquery.data.video.opening import identify
 from classquery.data.video.reader import ClipReader, VideoReadError, iterate_frames
 
 
@@ -177,7 +180,7 @@ def path_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 
 def way_of(path: str) -> str:
-    index = clip_reader._index_video(clip_reader._identify(path))
+    index = video_index.index_video(identify(path))
     if index.is_exact_with_decord:
         return "decord"
     return "seek" if index.info.random_access else "start"
@@ -288,10 +291,10 @@ def test_iterate_frames_yields_nothing_after_the_end(path_of):
 @pytest.mark.parametrize("file_name", ["h264_pyramid.mp4", "vp9.webm"])
 def test_frames_far_from_each_other_are_sought(file_name, path_of, monkeypatch):
     decoded = []
-    monkeypatch.setattr(clip_reader, "_MIN_SKIPPED_FRAMES", 6)
-    count = clip_reader._PyavFile._decode_packet
+    monkeypatch.setattr(pyav_file, "_MIN_SKIPPED_FRAMES", 6)
+    count = pyav_file.PyavFile._decode_packet
     monkeypatch.setattr(
-        clip_reader._PyavFile, "_decode_packet", lambda file, packet: decoded.append(1) or count(file, packet)
+        pyav_file.PyavFile, "_decode_packet", lambda file, packet: decoded.append(1) or count(file, packet)
     )
 
     assert numbers_on(ClipReader().read(path_of(file_name), [0, 37, 59])) == [0, 37, 59]
@@ -395,7 +398,7 @@ def test_hidden_vp8_frames_do_not_count(path_of, tmp_path):
     def hide(packet: av.Packet) -> av.Packet:
         data = bytearray(bytes(packet))
         if next(packet_numbers) % 10 == 5:
-            data[0] &= ~clip_reader._VP8_SHOW_FRAME_BIT
+            data[0] &= ~video_index._VP8_SHOW_FRAME_BIT
         hidden = av.Packet(bytes(data))
         hidden.pts, hidden.dts, hidden.time_base = packet.pts, packet.dts, packet.time_base
         hidden.is_keyframe = packet.is_keyframe
@@ -437,7 +440,7 @@ def test_mkv_without_its_first_key_frame_starts_at_the_second(path_of, tmp_path)
 def test_seek_that_leads_too_far_does_not_lead_to_wrong_frames(path_of, monkeypatch):
     path = path_of("hevc_open_gop.mp4")
     last_key_frame = 48 * TICKS_PER_FRAME
-    monkeypatch.setattr(clip_reader._VideoIndex, "seek_point_of", lambda index, frame_index: last_key_frame)
+    monkeypatch.setattr(video_index.VideoIndex, "seek_point_of", lambda index, frame_index: last_key_frame)
 
     assert numbers_on(ClipReader().read(path, [13, 50])) == [13, 50]
 
@@ -624,12 +627,18 @@ def test_bridge_of_decord_to_torch_does_not_matter(path_of):
 
 
 def test_import_loads_neither_decord_nor_torch():
-    # The file alone: the package above it imports the model.
+    # In packages that hold nothing: the ones above import the model.
     code = (
-        "import runpy, sys; runpy.run_path(sys.argv[1]); sys.exit('decord' in sys.modules or 'torch' in sys.modules)"
+        "import sys, types\n"
+        "for name, folder in (('classquery', ''), ('classquery.data', ''), ('classquery.data.video', sys.argv[1])):\n"
+        "    sys.modules[name] = types.ModuleType(name)\n"
+        "    sys.modules[name].__path__ = [folder]\n"
+        "import classquery.data.video.reader\n"
+        "sys.exit('decord' in sys.modules or 'torch' in sys.modules)"
     )
+    folder = str(Path(clip_reader.__file__).parent)
 
-    assert subprocess.run([sys.executable, "-c", code, clip_reader.__file__], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code, folder], check=False).returncode == 0
 
 
 # Files that cannot be read
@@ -792,7 +801,7 @@ def test_decoder_that_hangs_raises_and_the_reader_goes_on(path_of, monkeypatch):
         raise VideoReadError("nobody listens any more")
 
     with monkeypatch.context() as patch:
-        patch.setattr(clip_reader._PyavFile, "read", hang)
+        patch.setattr(pyav_file.PyavFile, "read", hang)
 
         with pytest.raises(VideoReadError, match=r"^frames 4, 8: cannot read .*h264\.mkv: timed out after 0\.2 s"):
             reader.read(path, [4, 8])

@@ -19,14 +19,9 @@ from PIL import Image
 
 from classquery.data.annotations.schema import VIDEO_SUFFIXES
 from classquery.data.video.frame_folder import count_frames, is_frame_folder, read_frame_folder
-from classquery.data.video.reader import (
-    ClipReader,
-    Frame,
-    VideoReadError,
-    iterate_frames,
-    quarter_turns,
-    rgb_converter,
-)
+from classquery.data.video.index import quarter_turns
+from classquery.data.video.pyav_file import rgb_converter
+from classquery.data.video.reader import ClipReader, Frame, VideoReadError, iterate_frames
 
 
 if TYPE_CHECKING:

@@ -1,0 +1,112 @@
+"""Open a video file with FFmpeg, and say what is wrong with one that cannot be opened."""
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import av
+import numpy as np
+from av.stream import Disposition
+
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.stream import VideoStream
+
+
+class VideoReadError(RuntimeError):
+    """A video, or some of its frames, cannot be read; the message names file, frames, likely cause and remedy.
+
+    It takes the message alone, so that it crosses from a `DataLoader` worker to the main process unchanged.
+    """
+
+
+class VideoFile(NamedTuple):
+    """One version of a file: after rewriting it is another one."""
+
+    path: str
+    modified_ns: int
+    num_bytes: int
+
+
+def identify(path: str) -> VideoFile:
+    """Name the version of a file, or say why it cannot be a video."""
+    if not os.path.exists(path):
+        raise unreadable(path, "the file is missing", "check the path and the folder of the videos")
+    if not os.path.isfile(path):
+        raise unreadable(path, "it is not a regular file", "give the path of a video file")
+    status = os.stat(path)
+    if status.st_size == 0:
+        raise unreadable(path, "the file is empty", "fetch or export it again")
+    return VideoFile(path, status.st_mtime_ns, status.st_size)
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[tuple["InputContainer", "VideoStream"]]:
+    """Open a file and its video stream; errors of FFmpeg from then on become `VideoReadError`."""
+    container, stream = open_video(path)
+    with container, translated_errors(path):
+        yield container, stream
+
+
+def open_video(path: str) -> tuple["InputContainer", "VideoStream"]:
+    """Open a file and its best video stream, to be decoded by one thread."""
+    try:
+        # Titles in avi files are often Latin-1, which strict decoding refuses.
+        container = av.open(path, metadata_errors="replace")
+    except av.error.FFmpegError as error:
+        raise unreadable(path, *_why_not_opened(path)) from error
+    stream = container.streams.best("video")
+    problem = None
+    if stream is None or stream.disposition & Disposition.attached_pic:
+        problem = "it has no video stream (audio only, or its index is cut off)", "give the whole video"
+    elif stream.codec_context is None:
+        problem = "FFmpeg knows no decoder for its codec", "convert it to H.264 mp4"
+    if problem:
+        container.close()
+        raise unreadable(path, *problem)
+    # Data sets decode in many workers at once.
+    stream.codec_context.thread_count = 1
+    return container, stream
+
+
+@contextlib.contextmanager
+def translated_errors(path: str) -> Iterator[None]:
+    """Turn what FFmpeg raises into `VideoReadError`."""
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        raise unreadable(
+            path, f"the data is damaged or truncated ({error.strerror})", "fetch or export it again"
+        ) from error
+
+
+def _why_not_opened(path: str) -> tuple[str, str]:
+    with open(path, "rb") as file:
+        is_mp4 = file.read(8)[4:] == b"ftyp"
+    if is_mp4:
+        return "it is an mp4 without its index (moov atom), probably truncated", "fetch or export it again"
+    return "it is not a video that FFmpeg knows", "check that the file is what its name says"
+
+
+def packets_of(container: "InputContainer", stream: "VideoStream") -> Iterator["Packet"]:
+    """List the packets from the first key frame on: those before it cannot be decoded."""
+    return itertools.dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream))
+
+
+def unreadable(path: str, cause: str, remedy: str) -> VideoReadError:
+    """Make the error that says what is wrong with a file and what to do."""
+    return VideoReadError(f"cannot read {path}: {cause}; {remedy}")
+
+
+def abbreviate(frame_indices: Sequence[int] | np.ndarray) -> str:
+    """Write frame numbers as "frame 7" or "frames 0, 8, 16, 24, ..., 248 (32 in all)"."""
+    if len(frame_indices) == 1:
+        return f"frame {frame_indices[0]}"
+    if len(frame_indices) <= 8:
+        return f"frames {', '.join(map(str, frame_indices))}"
+    first = ", ".join(map(str, frame_indices[:4]))
+    return f"frames {first}, ..., {frame_indices[-1]} ({len(frame_indices)} in all)"
