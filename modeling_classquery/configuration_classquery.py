@@ -1,34 +1,16 @@
 """Configuration of the ClassQuery video action detector and of its backbones."""
 
 import math
-import os
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from .saving_classquery import AUTO_MAP, PIPELINES, SavedWithCode
 
-if TYPE_CHECKING:
-    # Never run. What travels to the Hub is found by following such lines from any module that is saved or loaded, and
-    # each has to lead to all of them, so that what was loaded from there can be saved again.
-    from .pipeline_classquery import VideoActionDetectionPipeline  # noqa: F401
 
-# Where a saved folder tells transformers to find the classes if the package is not installed.
-AUTO_MAP = {
-    "AutoConfig": "configuration_classquery.ClassQueryConfig",
-    "AutoModel": "modeling_classquery.ClassQueryForVideoActionDetection",
-    "AutoModelForObjectDetection": "modeling_classquery.ClassQueryForVideoActionDetection",
-    "AutoVideoProcessor": "video_processing_classquery.ClassQueryVideoProcessor",
-}
-PIPELINES = {
-    "video-action-detection": {
-        "impl": "pipeline_classquery.VideoActionDetectionPipeline",
-        "pt": ["AutoModelForObjectDetection"],
-        "type": "multimodal",
-    }
-}
 _IS_REMOTE_CODE = __name__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}.")
 
 # The values that put the oddities of the released network right.
@@ -163,7 +145,7 @@ BACKBONE_TYPES = (ClassQueryViTConfig.model_type, ClassQueryCSNConfig.model_type
 
 
 @strict
-class ClassQueryConfig(PreTrainedConfig):
+class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
     r"""
     Configuration of [`ClassQueryForVideoActionDetection`]. The defaults are the published AVA v2.2 model with ViT-B.
 
@@ -351,14 +333,10 @@ class ClassQueryConfig(PreTrainedConfig):
         if self.label2id is None:
             self.label2id = {label: index for index, label in self.id2label.items()}
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
-        """Save the configuration and beside it the code of model, processor and pipeline.
-
-        The folder works where the package is not installed, with `trust_remote_code=True`; where it is, the package
-        goes first.
-        """
+    def save_pretrained(self, *args, **kwargs):
+        """Save the configuration and beside it the code of model, processor and pipeline; see `SavedWithCode`."""
         self.auto_map, self.custom_pipelines = dict(AUTO_MAP), PIPELINES
-        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        super().save_pretrained(*args, **kwargs)
 
     def validate_architecture(self):
         """Check the ranges of the fields and the relations between them."""
@@ -432,8 +410,5 @@ def _make_backbone_config(model_type: str = ClassQueryViTConfig.model_type, **va
     own = {config.model_type: config for config in (ClassQueryViTConfig, ClassQueryCSNConfig)}
     return own[model_type].from_dict(values) if model_type in own else AutoConfig.for_model(model_type, **values)
 
-
-# Saving copies the code as well.
-ClassQueryConfig.register_for_auto_class()
 
 __all__ = ["ClassQueryCSNConfig", "ClassQueryConfig", "ClassQueryViTConfig"]

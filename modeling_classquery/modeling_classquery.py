@@ -984,6 +984,10 @@ class ClassQueryPreTrainedModel(PreTrainedModel):
     ]
 
     @classmethod
+    def register_for_auto_class(cls, auto_class=None) -> None:
+        """Do nothing: the code is saved with the configuration."""
+
+    @classmethod
     def from_pretrained(cls, *args, **kwargs):
         """Load as transformers does, to a model that computes bit for bit what the saved one did.
 

@@ -9,9 +9,10 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput
 
 from .loss_classquery import ACTOR, action_scores
+from .saving_classquery import AUTO_MAP, SavedWithCode
 
 
-class ClassQueryVideoProcessor(BaseVideoProcessor):
+class ClassQueryVideoProcessor(SavedWithCode, BaseVideoProcessor):
     r"""
     Resize clips so that their short side is `size["shortest_edge"]`, keeping the aspect, normalise them and pad them
     with zeros at the bottom and on the right to one size.
@@ -108,6 +109,11 @@ class ClassQueryVideoProcessor(BaseVideoProcessor):
         data = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
         return BatchFeature(data=data, tensor_type=return_tensors)
 
+    def save_pretrained(self, *args, **kwargs) -> list[str]:
+        """Save the processor and beside it the code of model, processor and pipeline; see `SavedWithCode`."""
+        self.auto_map = {"AutoVideoProcessor": AUTO_MAP["AutoVideoProcessor"]}
+        return super().save_pretrained(*args, **kwargs)
+
     def post_process_action_detection(
         self, outputs, target_sizes: list[tuple[int, int]] | torch.Tensor | None = None, threshold: float = 0.0
     ) -> list[list[dict[str, torch.Tensor]]]:
@@ -145,8 +151,5 @@ class ClassQueryVideoProcessor(BaseVideoProcessor):
             for clip in zip(boxes, scores, actor_scores, strict=True)
         ]
 
-
-# Saving copies the code as well.
-ClassQueryVideoProcessor.register_for_auto_class()
 
 __all__ = ["ClassQueryVideoProcessor"]

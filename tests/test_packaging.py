@@ -1,12 +1,15 @@
 """The layout: what must not exist, what must not be imported, and what the flat package may import."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from classquery.saving_classquery import code_files
 
 
 ROOT = Path(__file__).parent.parent
@@ -59,6 +62,18 @@ def test_flat_modules_import_their_neighbours_so_that_the_hub_can_copy_them(path
             assert node.module.split(".")[0] != "classquery"
         if isinstance(node, ast.Import):
             assert all(alias.name.split(".")[0] != "classquery" for alias in node.names)
+
+
+def test_flat_modules_import_each_other_in_no_circle_and_the_pipeline_imports_all_that_travel():
+    imports = {
+        path.stem: set(re.findall(r"^\s*from\s+\.(\w+)\s+import", path.read_text(), flags=re.MULTILINE))
+        for path in FLAT_MODULES
+    }
+
+    graphlib.TopologicalSorter(imports).prepare()  # Raises CycleError.
+
+    stays = {"convert_classquery_checkpoint", "checkpoint_layouts_classquery"}
+    assert {path.stem for path in code_files()} == imports.keys() - stays
 
 
 def test_run_script_without_installation_says_what_to_do(tmp_path):
