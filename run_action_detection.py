@@ -339,7 +339,7 @@ def train_and_evaluate(
             model.config.id2label,
             protocol=data_args.video_map_protocol,
             shortest_edge=size,
-            label_ids=scored_label_ids(data_args.dataset, model.config.num_labels),
+            label_ids=scored_label_ids(data_args.dataset, model.config.id2label),
         ),
         callbacks=freeze(model, model_args),
     )

@@ -5,15 +5,18 @@ from typing import get_args
 import pytest
 
 from classquery.data.annotations import registry
+from classquery.data.annotations.ava import AVA_LABELS
 from classquery.data.annotations.registry import (
     DatasetName,
     load_action_dataset,
     load_action_labels,
     make_clips,
     prepare_dataset,
+    scored_label_ids,
 )
 from classquery.data.clips import KeyframeClips, TubeClips
 from classquery.data.demo.tubes import write_demo_tubes
+from classquery.data.metrics import ava_label_ids
 
 
 SAMPLING = {"num_frames": 8, "frame_stride": 1, "frames_per_second": 15.0}
@@ -21,6 +24,17 @@ SAMPLING = {"num_frames": 8, "frame_stride": 1, "frames_per_second": 15.0}
 
 def test_every_name_has_a_reader():
     assert set(get_args(DatasetName)) == set(registry._READERS)
+
+
+def test_sixty_labels_of_ava_and_of_multisports_are_scored():
+    left_out = ["kick jump", "off axis jump", "butterfly jump", "balance turn"]
+    names = [f"football {number}" for number in range(60)] + [f"aerobic {name}" for name in left_out]
+    multisports = dict(enumerate([*names, "basketball save", "basketball jump ball"]))
+
+    assert scored_label_ids("multisports", multisports) == list(range(1, 61))
+    assert scored_label_ids("ava", dict(enumerate(AVA_LABELS))) == ava_label_ids()
+    # In the layout of one of them, but not its classes.
+    assert scored_label_ids("ava", {0: "walk"}) is scored_label_ids("multisports", {0: "walk"}) is None
 
 
 def test_keyframes_are_read_in_the_layout_of_ava(demo_dir):

@@ -262,6 +262,22 @@ def test_predictions_of_the_script_score_as_in_the_script(tubes, protocol, detec
     assert {"video_map_75", "video_map_50_95"} <= result.keys()
 
 
+def test_labels_that_multisports_leaves_out_are_not_scored(tubes):
+    folder, *_ = tubes
+    content = pickle.loads((folder / "JHMDB-GT.pkl").read_bytes())
+    (folder / "GT.pkl").write_bytes(pickle.dumps(content | {"labels": ["sit", "basketball save"]}))
+    files = {"ground_truth": "GT.pkl", "detections": "eval_predictions.parquet"}
+
+    of_all = score(folder, *("--protocol", "standard"), dataset="jhmdb_21", **files)
+    result = score(folder, dataset="multisports", **files)
+
+    assert result["video_map_50_95"] != of_all["video_map_50_95"]
+    for kind in ("frame", "video"):
+        ap = result[f"{kind}_ap_50"]
+        assert ap == {"sit": pytest.approx(of_all[f"{kind}_ap_50"]["sit"]), "basketball save": None}
+        assert result[f"{kind}_map_50"] == ap["sit"]
+
+
 def test_report_of_tubes_is_written(tubes, capsys):
     folder, *_ = tubes
 

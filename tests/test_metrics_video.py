@@ -146,6 +146,24 @@ def test_option_changes_the_number_like_the_reference_evaluator(name, option, ex
     assert (result["video_map_20"], result["video_map_50"]) == pytest.approx((expected_20, expected_50), abs=5e-4)
 
 
+def test_labels_that_are_not_scored_are_left_out_of_the_mean():
+    boxes = [[10, 10, 50, 90], [12, 10, 52, 90]]
+    tubes = [{"video": "v", "label": label, "frames": [7, 8], "boxes": boxes} for label in (0, 2)]
+    detections = {"video": ["v", "v"], "frame": [7, 8], "boxes": boxes, "scores": [[0.9, 0.1, 0], [0.8, 0.1, 0]]}
+    options = {"protocol": "standard", "iou_thresholds": 0.5, "min_frames": 1}
+    of_all = video_map(detections, tubes, **options)
+
+    result = video_map(detections, tubes, label_ids=[1, 2], **options)
+
+    assert of_all["video_map_50"] < 1
+    assert result["video_map_50"] == 1
+    np.testing.assert_array_equal(result["ap_per_label"], [1, np.nan, np.nan])
+    again = tube_map(result["tubes"], tubes, num_labels=3, label_ids=[3], iou_thresholds=0.5, min_frames=1)
+    assert again["video_map_50"] == of_all["ap_per_label"][2]
+    with pytest.raises(ValueError, match="1-based"):
+        video_map(detections, tubes, label_ids=[0], **options)
+
+
 def test_standard_ap_of_linked_tubes_matches_multisports_evaluator():
     case, expected = load_case("ucf_pub_b")
     linked = video_map(detections_of_case(case), tubes_of_case(case), protocol="classquery_ucf")["tubes"]

@@ -1,13 +1,13 @@
 """The data sets by name: their annotations, their classes and their clips."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from datasets import Dataset, IterableDataset
 
-from classquery.data.annotations.ava import load_ava, load_ava_labels
+from classquery.data.annotations.ava import AVA_LABELS, load_ava, load_ava_labels
 from classquery.data.annotations.custom import load_custom, load_custom_labels
 from classquery.data.annotations.parquet import load_parquet, load_parquet_labels
 from classquery.data.annotations.schema import to_dataset
@@ -23,10 +23,30 @@ from classquery.data.clips import KeyframeClips, TubeClips, keyframes_of_tubes
 from classquery.data.demo.movies import actor_crop_baseline, write_demo
 from classquery.data.demo.tubes import tube_crop_baseline, write_demo_tubes
 from classquery.data.metrics import ava_label_ids
+from classquery.data.metrics.video import ProtocolName
 from classquery.data.streaming import ClipStream
 
 
-NUM_AVA_LABELS = 80
+# Too rare in its test videos to be scored; the official script leaves them out of frame and of video mAP.
+_UNSCORED_OF_MULTISPORTS = frozenset(
+    (
+        "aerobic kick jump",
+        "aerobic off axis jump",
+        "aerobic butterfly jump",
+        "aerobic balance turn",
+        "basketball save",
+        "basketball jump ball",
+    )
+)
+
+
+class Counting(NamedTuple):
+    """How the published numbers of a data set with tubes are counted."""
+
+    protocol: ProtocolName
+    """Of `video_map`."""
+    shortest_edge: int
+    """Short side in pixels of the frames that the network sees, in which the published protocols count."""
 
 
 class _Reader(NamedTuple):
@@ -35,7 +55,8 @@ class _Reader(NamedTuple):
     options: tuple[str, ...] = ()  # Of `load_action_dataset`, that `load` takes.
     write_demo: Callable[[Path], None] | None = None
     crop_baseline: Callable[[Path, str], dict[str, Any]] | None = None
-    scored_label_ids: Callable[[], list[int]] | None = None
+    scored_label_ids: Callable[[Mapping[int, str]], list[int] | None] | None = None
+    counting: Counting | None = None
 
 
 def _demo(layout: str, num_train_videos: int, num_validation_videos: int) -> Callable[[Path], None]:
@@ -47,16 +68,43 @@ def _demo(layout: str, num_train_videos: int, num_validation_videos: int) -> Cal
     )
 
 
+def _scored_of_ava(id2label: Mapping[int, str]) -> list[int] | None:
+    """60 of 80; data in the layout of AVA with another number of labels are not AVA's."""
+    return ava_label_ids() if len(id2label) == len(AVA_LABELS) else None
+
+
+def _scored_of_multisports(id2label: Mapping[int, str]) -> list[int] | None:
+    """60 of 66."""
+    scored = [label + 1 for label, name in sorted(id2label.items()) if name not in _UNSCORED_OF_MULTISPORTS]
+    return scored if len(scored) < len(id2label) else None
+
+
 _READERS = {
     "ava": _Reader(
         load_ava,
         load_ava_labels,
         options=("movie_start_seconds", "frames_fps", "require_videos"),
-        scored_label_ids=ava_label_ids,
+        scored_label_ids=_scored_of_ava,
     ),
-    "ucf101_24": _Reader(load_ucf101_24, load_ucf101_24_labels, options=("require_videos",)),
-    "jhmdb_21": _Reader(load_jhmdb_21, load_jhmdb_21_labels, options=("fold", "require_videos")),
-    "multisports": _Reader(load_multisports, load_multisports_labels, options=("require_videos",)),
+    "ucf101_24": _Reader(
+        load_ucf101_24,
+        load_ucf101_24_labels,
+        options=("require_videos",),
+        counting=Counting("classquery_ucf", 224),
+    ),
+    "jhmdb_21": _Reader(
+        load_jhmdb_21,
+        load_jhmdb_21_labels,
+        options=("fold", "require_videos"),
+        counting=Counting("classquery_jhmdb", 256),
+    ),
+    "multisports": _Reader(
+        load_multisports,
+        load_multisports_labels,
+        options=("require_videos",),
+        scored_label_ids=_scored_of_multisports,
+        counting=Counting("standard", 256),
+    ),
     "custom": _Reader(
         load_custom,
         load_custom_labels,
@@ -67,12 +115,13 @@ _READERS = {
 _READERS |= {
     "demo": _READERS["ava"]._replace(write_demo=write_demo, crop_baseline=actor_crop_baseline, scored_label_ids=None),
     "demo_ucf101_24": _READERS["ucf101_24"]._replace(
-        write_demo=_demo("ucf101_24", 400, 40), crop_baseline=tube_crop_baseline
+        write_demo=_demo("ucf101_24", 400, 40), crop_baseline=tube_crop_baseline, counting=None
     ),
     "demo_jhmdb_21": _READERS["jhmdb_21"]._replace(
-        write_demo=_demo("jhmdb_21", 2400, 240), crop_baseline=tube_crop_baseline
+        write_demo=_demo("jhmdb_21", 2400, 240), crop_baseline=tube_crop_baseline, counting=None
     ),
 }
+PUBLISHED_COUNTING = {name: reader.counting for name, reader in _READERS.items() if reader.counting}
 # The names above.
 DatasetName = Literal[
     "ava", "ucf101_24", "jhmdb_21", "multisports", "custom", "parquet", "demo", "demo_ucf101_24", "demo_jhmdb_21"
@@ -106,14 +155,12 @@ def load_action_labels(name: DatasetName, data_dir: str | Path) -> dict[int, str
     return _READERS[name].load_labels(Path(data_dir))
 
 
-def scored_label_ids(name: DatasetName, num_labels: int) -> list[int] | None:
-    """1-based ids of the labels that count in the metrics of a data set: 60 of the 80 of AVA; None where all do.
-
-    Data in the layout of AVA with another number of labels are not AVA's.
+def scored_label_ids(name: DatasetName, id2label: Mapping[int, str]) -> list[int] | None:
+    """1-based ids of the labels that count in the metrics of a data set: 60 of the 80 of AVA and of the 66 of
+    MultiSports; None where all do.
     """
-    reader = _READERS[name]
-    ids = reader.scored_label_ids() if reader.scored_label_ids else None
-    return ids if num_labels == NUM_AVA_LABELS else None
+    select = _READERS[name].scored_label_ids
+    return select(id2label) if select else None
 
 
 def load_action_dataset(

@@ -13,20 +13,18 @@ import argparse
 import logging
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from classquery.data.annotations.ava import AVA_LABELS, parse_label_map
-from classquery.data.annotations.tubes import (
-    load_jhmdb_21,
-    load_jhmdb_21_labels,
-    load_multisports,
-    load_multisports_labels,
-    load_ucf101_24,
-    load_ucf101_24_labels,
+from classquery.data.annotations.registry import (
+    PUBLISHED_COUNTING,
+    load_action_dataset,
+    load_action_labels,
+    scored_label_ids,
 )
 from classquery.data.metrics import analyze, ava_label_ids, frame_map, video_map
 from classquery.data.metrics.files import (
@@ -54,21 +52,6 @@ from classquery.data.whole_files import write_json
 
 logger = logging.getLogger(__name__)
 
-
-class _TubeData(NamedTuple):
-    """A data set of tubes: its readers, and what its published number was counted with."""
-
-    load: Callable
-    load_labels: Callable
-    protocol: str
-    shortest_edge: int
-
-
-TUBE_DATA = {
-    "ucf101_24": _TubeData(load_ucf101_24, load_ucf101_24_labels, "classquery_ucf", 224),
-    "jhmdb_21": _TubeData(load_jhmdb_21, load_jhmdb_21_labels, "classquery_jhmdb", 256),
-    "multisports": _TubeData(load_multisports, load_multisports_labels, "standard", 256),
-}
 
 # Of the thresholds that are counted when none are asked for.
 SHOWN = ("frame_map_50", "video_map_20", "video_map_50", "video_map_75", "video_map_50_95")
@@ -109,7 +92,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--dataset", required=True, choices=["ava", *TUBE_DATA])
+    parser.add_argument("--dataset", required=True, choices=["ava", *PUBLISHED_COUNTING])
     parser.add_argument(
         "--ground_truth", required=True, type=Path, help="csv of AVA, or pickle of the other data sets"
     )
@@ -240,29 +223,33 @@ def _check_frames(frame: np.ndarray, true_frame: np.ndarray, names: FrameNames) 
 
 def score_tubes(options: argparse.Namespace) -> Scored:
     """Frame mAP and video mAP over the test videos of an annotation pickle."""
-    data = TUBE_DATA[options.dataset]
-    fold = {"fold": options.fold} if options.dataset == "jhmdb_21" else {}
-    rows = data.load(options.ground_truth, "validation", require_videos=False, **fold)
-    id2label = data.load_labels(options.ground_truth)
-    sizes = frame_sizes(rows, options.shortest_edge or data.shortest_edge)
+    counting = PUBLISHED_COUNTING[options.dataset]
+    source = options.dataset, options.ground_truth
+    rows = load_action_dataset(*source, "validation", fold=options.fold, require_videos=False)
+    id2label = load_action_labels(*source)
+    label_ids = scored_label_ids(options.dataset, id2label)
+    sizes = frame_sizes(rows, options.shortest_edge or counting.shortest_edge)
     read = _video_table_of_records if options.detections.suffix == ".parquet" else _video_table_of_csv
     detections = read(options.detections, sizes, len(id2label))
     tables = tube_frame_tables(detections, rows, sizes, len(id2label))
-    frames = frame_map(*tables, iou_threshold=options.iou_thresholds or [0.5])
-    protocol = options.protocol or data.protocol
+    frames = frame_map(*tables, iou_threshold=options.iou_thresholds or [0.5], label_ids=label_ids)
+    protocol = options.protocol or counting.protocol
     videos = video_map(
         detections,
         true_tubes(rows, sizes),
         protocol=protocol,
         iou_thresholds=options.iou_thresholds or [0.2, *np.arange(50, 100, 5) / 100],
+        label_ids=label_ids,
     )
+    if label_ids is not None:
+        logger.info(f"{len(label_ids)} of {len(id2label)} labels count, as in the official script")
     logger.info(f"video mAP is counted by the protocol {protocol!r}: {len(videos['tubes']):,} tubes")
     (metrics, per_label), (of_videos, ap_of_videos) = _split(frames), _split(videos)
     metrics, per_label = metrics | of_videos, per_label | ap_of_videos
     if not options.iou_thresholds:
         metrics = {name: metrics[name] for name in SHOWN}
     per_label = {name: ap for name, ap in per_label.items() if name.replace("ap", "map") in metrics}
-    return Scored(metrics, per_label, id2label, *tables)
+    return Scored(metrics, per_label, id2label, *tables, label_ids)
 
 
 def _video_table_of_records(path: Path, sizes: Mapping[str, np.ndarray], num_labels: int) -> dict[str, np.ndarray]:

@@ -31,7 +31,7 @@ from classquery.data.metrics.checks import (
     validated_scores,
     validated_thresholds,
 )
-from classquery.data.metrics.frame import area_under_envelope, mean_over_labels, validated_table
+from classquery.data.metrics.frame import area_under_envelope, mean_over_labels, validated_columns, validated_table
 from classquery.data.metrics.linking import Tube
 from classquery.data.metrics.protocols import (
     ClassQueryJhmdbProtocol,
@@ -58,6 +58,7 @@ def video_map(
     *,
     protocol: ProtocolName,
     iou_thresholds: float | Sequence[float] = (0.2, 0.5),
+    label_ids: Iterable[int] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Link detections into tubes and compute the mean over labels of their average precision.
@@ -73,6 +74,7 @@ def video_map(
             `"frames"` (n,), ascending integers; `"boxes"` (n, 4). Tubes without frames are ignored.
         protocol: Way of counting, see above.
         iou_thresholds: Smallest overlap of a true positive, in (0, 1]; several are evaluated in one pass.
+        label_ids: The labels to score, as 1-based ids, as for `frame_map`; by default all.
         options: Fields of the protocol to be changed, such as `spatial_only=False`.
 
     Returns:
@@ -82,13 +84,15 @@ def video_map(
         linked tubes: dicts as of `linking` that have `"video"` and `"label"`, too.
 
         A label without ground truth has AP NaN and is left out of the mean, or AP 0 that counts, as the protocol has
-        it. Tubes in videos without ground truth are false positives.
+        it. Labels that are not scored have AP NaN, too; their tubes are linked as the others'. Tubes in videos without
+        ground truth are false positives.
 
     Raises:
         ValueError: If shapes, lengths or value ranges are not as above, boxes or scores are not finite, a ground-truth
             box has x2 < x1 or y2 < y1, a label is unknown, the frames of a tube are not ascending, the videos are
-            integers on one side and strings on the other, thresholds are out of range or repeated, the protocol or an
-            option does not exist, or a published protocol is given fractions of the frame or frames before its first.
+            integers on one side and strings on the other, thresholds or label ids are out of range or repeated, the
+            protocol or an option does not exist, or a published protocol is given fractions of the frame or frames
+            before its first.
 
     Example:
         >>> boxes = [[10, 10, 50, 90], [12, 10, 52, 90]]
@@ -111,7 +115,8 @@ def video_map(
     linked = rules.link(found) if len(found.frame) else []
     true_names = rules.true_names(found, truth)
     judged = [{**tube, "video": true_names.get(tube["video"])} for tube in linked]
-    result = _mean_ap(judged, truth, num_labels, rules, iou_thresholds) | {"tubes": linked}
+    columns = validated_columns(label_ids, num_labels)
+    result = _mean_ap(judged, truth, num_labels, rules, iou_thresholds, columns) | {"tubes": linked}
     _warn_if_zero(result, found, truth)
     return result
 
@@ -123,6 +128,7 @@ def tube_map(
     num_labels: int,
     protocol: ProtocolName = "standard",
     iou_thresholds: float | Sequence[float] = (0.2, 0.5),
+    label_ids: Iterable[int] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Compute the mean over labels of the average precision of tubes that are linked already.
@@ -131,7 +137,7 @@ def tube_map(
         linked: Tubes as in `tubes`, with `"score"`; NaN is lower than any other. They may be without frames.
         tubes: The ground truth, as for `video_map`; videos are paired by name.
         num_labels: K, the number of labels.
-        protocol, iou_thresholds, options: As for `video_map`; what concerns linking has no effect.
+        protocol, iou_thresholds, label_ids, options: As for `video_map`; what concerns linking has no effect.
 
     Returns:
         What `video_map` returns, without the linked tubes.
@@ -142,7 +148,7 @@ def tube_map(
     rules = _protocol(protocol, options)
     linked = _validated_tubes("linked", linked, num_labels, ["score"])
     truth = _validated_ground_truth(tubes, num_labels)
-    return _mean_ap(linked, truth, num_labels, rules, iou_thresholds)
+    return _mean_ap(linked, truth, num_labels, rules, iou_thresholds, validated_columns(label_ids, num_labels))
 
 
 def _protocol(name: str, options: Mapping[str, Any]) -> TubeProtocol:
@@ -161,14 +167,15 @@ def _mean_ap(
     num_labels: int,
     rules: TubeProtocol,
     iou_thresholds: float | Sequence[float],
+    columns: Sequence[int],
 ) -> dict[str, Any]:
     """Score linked tubes whose `"video"` is the one of the ground truth they are compared with, None for none."""
     thresholds = validated_thresholds("video_map", iou_thresholds)
     true_tubes = defaultdict(list)
     for tube in truth:
         true_tubes[tube["label"], tube["video"]].append(tube)
-    ap = np.empty((len(thresholds), num_labels))
-    for label in range(num_labels):
+    ap = np.full((len(thresholds), num_labels), np.nan)
+    for label in columns:
         of_label = [tube for tube in linked if tube["label"] == label]
         num_truth = sum(tube["label"] == label for tube in truth)
         ap[:, label] = _average_precision(of_label, true_tubes, num_truth, thresholds.values(), rules)

@@ -23,6 +23,7 @@ Args:
         and `boxes` (m, 4). A video that is added twice counts once.
     protocol: "standard", "classquery_ucf" or "classquery_jhmdb".
     iou_thresholds: Smallest overlap of a true positive, one or several.
+    label_ids: The labels to score, 1-based; by default all.
     options: Of the protocol, see `classquery.data.metrics.video_map`.
 
 Returns:

@@ -95,19 +95,26 @@ class TubeScorer:
         rows: The annotations, one row per video with its tubes.
         protocol: How tubes are linked and counted, see `video_map`.
         shortest_edge: Short side in pixels of the frames that the model sees; the published protocols count in these.
+        label_ids: 1-based ids of the labels that count; all by default.
     """
 
     id2label: dict[int, str]
     rows: Dataset | IterableDataset
     protocol: str
     shortest_edge: int
+    label_ids: Sequence[int] | None = None
 
     def __call__(self, records: Sequence[Record]) -> dict[str, float]:
         """Score: `frame_map_50`, `video_map_20`, `video_map_50` and the AP of each label."""
         sizes = frame_sizes(self.rows, self.shortest_edge)
-        result = video_map(video_table(records, sizes), true_tubes(self.rows, sizes), protocol=self.protocol)
+        result = video_map(
+            video_table(records, sizes),
+            true_tubes(self.rows, sizes),
+            protocol=self.protocol,
+            label_ids=self.label_ids,
+        )
         return {
-            **FrameScorer(self.id2label)(records),
+            **FrameScorer(self.id2label, self.label_ids)(records),
             **{name: result[name] for name in ("video_map_20", "video_map_50")},
             **_per_label("video_ap_50", result["ap_per_label"][1], self.id2label),
         }
@@ -123,7 +130,7 @@ def make_scorer(
 ) -> FrameScorer | TubeScorer:
     """Make the scorer that fits clips: over keyframes, or over whole videos as well; arguments as of the scorers."""
     if clips.has_tubes:
-        return TubeScorer(id2label, clips.rows, protocol, shortest_edge)
+        return TubeScorer(id2label, clips.rows, protocol, shortest_edge, label_ids)
     return FrameScorer(id2label, label_ids)
 
 
@@ -141,6 +148,5 @@ def report_errors(
     records: Sequence[Record], metrics: dict[str, float], folder: Path, scorer: FrameScorer | TubeScorer
 ) -> Path:
     """Analyze what costs frame mAP, and write a page about it; see `classquery.data.metrics.report`."""
-    label_ids = scorer.label_ids if isinstance(scorer, FrameScorer) else None
-    analysis = analyze(*frame_tables(records), label_ids=label_ids, id2label=scorer.id2label)
+    analysis = analyze(*frame_tables(records), label_ids=scorer.label_ids, id2label=scorer.id2label)
     return write_report(folder, analysis, metrics=metrics)
