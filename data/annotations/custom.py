@@ -28,58 +28,39 @@ The classes are those of `classes.txt`, or all names in the annotations of both 
 for training and validation.
 """
 
-import csv
-import json
-import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from datasets import Dataset
 
-from classquery.data.annotations.cvat import read_cvat_video
+from classquery.data.annotations.entries import Content, Context, Entry, Format, Source, VideoClaim
+from classquery.data.annotations.formats import read_annotations
 from classquery.data.annotations.schema import (
     VIDEO_SUFFIXES,
     AnnotationError,
+    AnnotationWarning,
     ProblemCollector,
     closest,
     parse_box,
+    parsing,
+    quote,
     shorten,
     to_dataset,
 )
+from classquery.data.annotations.values import SPLITS, number
 from classquery.data.video.frame_folder import count_frames, read_frame_folder
 from classquery.data.video.reader import ClipReader, VideoReadError
 
 
 CLASSES_FILE = "classes.txt"
-FORMATS = (".csv", ".jsonl", ".xml")
-_SPLITS = {"train": ("train",), "validation": ("validation", "val"), "val": ("validation", "val")}
-_OTHER_SPLITS = ("test",)  # May be there, but nobody asks for it.
 _ALL_SPLITS = ("annotations", "metadata")
-_NAMES_OF_VIDEO = ("video", "file_name")  # The latter as in `datasets`' folders of videos.
-_CORNERS = ("x1", "y1", "x2", "y2")
-_MAX_TRACK_ID = 2**31 - 1
-
-
-class _Entry(NamedTuple):
-    """What a file says of somebody, at a moment or through frames."""
-
-    place: str
-    video: str
-    timestamp: float | None
-    frames: Sequence[int] | None  # None at a moment.
-    boxes: Sequence[Sequence[Any]]
-    labels: Sequence[str]
-    track_id: int | None
-    size: tuple[int, int] | None = None  # Width and height in pixels that the boxes are meant in, if the file says so.
-
-
-class _Content(NamedTuple):
-    """All entries of a split, and the videos that are annotated from the first frame to before another one."""
-
-    entries: list[_Entry]
-    num_frames: dict[str, int | None]
+# Files that are no annotations, whatever is in them.
+_OTHER_SUFFIXES = (*VIDEO_SUFFIXES, ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".zip", ".gz", ".tar", ".part")
 
 
 class _Video(NamedTuple):
@@ -133,25 +114,30 @@ def load_custom(
         FileNotFoundError: If there are no annotations, or videos are missing; names them and the folders searched.
         ValueError: If there is no such split or box format.
     """
-    if split not in _SPLITS or box_format not in ("normalized", "pixel"):
+    if split not in SPLITS or box_format not in ("normalized", "pixel"):
         raise ValueError(
-            f'split must be one of {list(_SPLITS)} and box_format "normalized" or "pixel", got {split!r} and '
+            f'split must be one of {list(SPLITS)} and box_format "normalized" or "pixel", got {split!r} and '
             f"{box_format!r}"
         )
     data_dir = Path(data_dir)
     files, hold_all_splits = _annotation_files(data_dir, split)
-    folders = [data_dir / "videos", *(data_dir / name for name in _SPLITS[split]), data_dir]
+    folders = _video_folders(data_dir, split)
     problems = ProblemCollector(files[0] if len(files) == 1 else data_dir)
-    content = _read_files(
-        files, problems, folders, _SPLITS[split] if hold_all_splits else None, _read_classes(data_dir)
-    )
-    paths = {name: _locate(name, folders) for name in content.num_frames}
-    videos = _look_into(paths, content.num_frames, frames_fps, problems)
+    find_video = partial(_locate, folders=folders)
+    context = Context(problems, _read_classes(data_dir), SPLITS[split] if hold_all_splits else None, find_video)
+    fmt, content = read_annotations(_sources(files, data_dir), context)
+    names = {video: _resolve(video, claim, find_video) for video, claim in content.videos.items()}
+    claims = {names[video]: claim for video, claim in content.videos.items()}
+    paths = {name: find_video(name) for name in claims}
+    videos = _look_into(paths, claims, frames_fps, problems)
     labels = {name: label for label, name in enumerate(_class_names(data_dir))}
+    box_format = content.box_format or box_format
     actors = []
     for entry in content.entries:
+        entry = entry._replace(video=names[entry.video])
         with problems.at(entry.place):
-            actors.append(_check(entry, labels, videos.get(entry.video), box_format, timestamp_offset))
+            size = claims[entry.video].size
+            actors.append(_check(entry, labels, videos.get(entry.video), box_format, size, timestamp_offset))
     # Those without boxes are meant in pixels of videos that are missing.
     rows = _rows([actor for actor in actors if actor.boxes], videos, timestamp_offset, problems)
     problems.raise_if_any()
@@ -161,7 +147,16 @@ def load_custom(
             f"{len(missing)} of {len(paths)} videos are not in {', '.join(map(str, folders))} "
             f"(as {', '.join(VIDEO_SUFFIXES)}, or as folders of frames): {shorten(missing)}"
         )
-    return to_dataset(rows)
+    for warning in content.warnings:
+        warnings.warn(warning, AnnotationWarning, stacklevel=2)
+    return to_dataset(rows, _describe(files, fmt, content))
+
+
+def _describe(files: Sequence[Path], fmt: Format, content: Content) -> str:
+    """Say how the files were understood; the first line names the format."""
+    where = files[0] if len(files) == 1 else f"{files[0].parent} ({len(files)} files)"
+    ignored = [f"ignored: {count} x {what}" for what, count in content.ignored.most_common()]
+    return "\n".join([f"{where}: {fmt.title}", *content.notes, *ignored])
 
 
 def load_custom_labels(data_dir: str | Path) -> dict[int, str]:
@@ -182,10 +177,11 @@ def _class_names(data_dir: Path) -> list[str]:
     names = _read_classes(data_dir)
     if names is not None:
         return names
-    files = {path for names in _SPLITS.values() for path in _find_files(data_dir, names)}
+    files = {path for names in SPLITS.values() for path in _find_files(data_dir, names)}
     # What is wrong is said when the annotations themselves are loaded.
-    content = _read_files(
-        sorted(files) or _annotation_files(data_dir, "train")[0], ProblemCollector(data_dir), (), None, None
+    _, content = read_annotations(
+        _sources(sorted(files) or _annotation_files(data_dir, "train")[0], data_dir),
+        Context(ProblemCollector(data_dir), find_video=partial(_locate, folders=_video_folders(data_dir))),
     )
     return sorted({label for entry in content.entries for label in entry.labels})
 
@@ -194,7 +190,9 @@ def _read_classes(data_dir: Path) -> list[str] | None:
     path = data_dir / CLASSES_FILE
     if not path.is_file():
         return None
-    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    with parsing(path, "save it as text in UTF-8"):
+        text = path.read_text(encoding="utf-8-sig")
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 # Files
@@ -202,12 +200,12 @@ def _read_classes(data_dir: Path) -> list[str] | None:
 
 def _annotation_files(data_dir: Path, split: str) -> tuple[list[Path], bool]:
     """Return the files of a split, and whether they hold all splits, told apart by a column."""
-    files = _find_files(data_dir, _SPLITS[split])
+    files = _find_files(data_dir, SPLITS[split])
     if files:
         return files, False
     files = [path for path in _find_files(data_dir, _ALL_SPLITS) if path.parent == data_dir and path.suffix != ".xml"]
     if not files:
-        name = _SPLITS[split][0]
+        name = SPLITS[split][0]
         raise FileNotFoundError(
             f"No annotations of the split {split!r} in {data_dir}: give {name}.csv, {name}.jsonl or {name}.xml, a "
             f"folder {name}/ with such files, or annotations.csv with a column `split`."
@@ -216,166 +214,37 @@ def _annotation_files(data_dir: Path, split: str) -> tuple[list[Path], bool]:
 
 
 def _find_files(data_dir: Path, names: Iterable[str]) -> list[Path]:
-    """Return the files of these names, and all those in folders of these names."""
-    paths = [path for name in names for path in (*data_dir.glob(f"{name}.*"), *data_dir.glob(f"{name}/*.*"))]
-    return sorted(path for path in paths if path.suffix.lower() in FORMATS)
-
-
-def _read_files(
-    files: Sequence[Path],
-    problems: ProblemCollector,
-    folders: Sequence[Path],
-    splits: Sequence[str] | None,
-    classes: list[str] | None,
-) -> _Content:
-    """Read the entries of some splits; all of them, and what is not in the splits' columns, for None."""
-    content = _Content([], {})
-    for path in files:
-        prefix = f"{path.name}, " if len(files) > 1 else ""
-        if path.suffix.lower() == ".xml":
-            with problems.at(str(path.name)):
-                _read_xml(path, prefix, problems, folders, classes, content)
-            continue
-        for number, row in _rows_of(path, prefix, problems):
-            place = f"{prefix}row {number}"
-            with problems.at(place):
-                if splits is None or _split_of(row) in splits:
-                    entry = _parse_row(place, row)
-                    content.entries.append(entry)
-                    content.num_frames.setdefault(entry.video, None)
-    return content
-
-
-def _rows_of(path: Path, prefix: str, problems: ProblemCollector) -> Iterator[tuple[int, dict[str, Any]]]:
-    read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
-    try:
-        yield from read(path, prefix, problems)
-    except UnicodeDecodeError as error:
-        raise AnnotationError(f"{path} is no text in UTF-8, save it as such: {error}") from error
-
-
-def _split_of(row: Mapping[str, Any]) -> str:
-    known = (*dict.fromkeys(name for names in _SPLITS.values() for name in names), *_OTHER_SPLITS)
-    split = row.get("split")
-    if split not in known:
-        raise AnnotationError(f"`split` must be one of {', '.join(known)}, got {split!r}")
-    return split
-
-
-def _csv_rows(path: Path, prefix: str, problems: ProblemCollector) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number of each row, the header being 1, and its cells that are not empty by the name of the column."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        _check_header(path, reader.fieldnames or [])
-        for cells in reader:
-            with problems.at(f"{prefix}row {reader.line_num}"):
-                if None in cells or None in cells.values():
-                    raise AnnotationError(f"a row needs {len(reader.fieldnames)} cells, as the header has")
-                yield reader.line_num, {name: cell.strip() for name, cell in cells.items() if cell.strip()}
-
-
-def _check_header(path: Path, columns: Sequence[str]) -> None:
-    needed = (_NAMES_OF_VIDEO, ("timestamp", "frame"), *((name,) for name in (*_CORNERS, "label")))
-    for names in needed:
-        if not set(names) & set(columns):
-            raise AnnotationError(
-                f"{path} has no column {' or '.join(names)}; the header must be video,timestamp,x1,y1,x2,y2,label or "
-                f"video,frame,x1,y1,x2,y2,label,track_id, separated by commas, got {','.join(columns)!r}"
-            )
-
-
-def _json_rows(path: Path, prefix: str, problems: ProblemCollector) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            with problems.at(f"{prefix}row {number}"):
-                row = _parse_json(line)
-                if row is not None:
-                    yield number, row
-
-
-def _parse_json(line: str) -> dict[str, Any] | None:
-    """Parse one line; None if it is empty."""
-    try:
-        row = json.loads(line) if line.strip() else None
-    except json.JSONDecodeError as error:
-        raise AnnotationError(f"no valid JSON: {error}") from None
-    if not isinstance(row, dict | None):
-        raise AnnotationError(f"must be an object, got {line.strip()}")
-    return row
-
-
-def _read_xml(
-    path: Path,
-    prefix: str,
-    problems: ProblemCollector,
-    folders: Sequence[Path],
-    classes: list[str] | None,
-    content: _Content,
-) -> None:
-    video = read_cvat_video(path, problems, classes, prefix=prefix)
-    name = next((name for name in (video.source, path.stem) if _locate(name, folders)), video.source)
-    content.num_frames[name] = video.num_frames
-    size = video.width, video.height
-    content.entries.extend(
-        _Entry(place, name, None, frames.tolist(), boxes.tolist(), [label], track_id, size)
-        for place, track_id, label, frames, boxes in video.tubes
+    """Return the files of these names, and all those in folders of these names, that may be annotations."""
+    paths = [path for name in names for path in (*data_dir.glob(f"{name}.*"), *data_dir.glob(f"{name}/**/*"))]
+    return sorted(
+        path
+        for path in paths
+        if path.suffix.lower() not in _OTHER_SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
 
 
-# Rows
-
-
-def _parse_row(place: str, row: Mapping[str, Any]) -> _Entry:
-    """Parse a row of a csv, or a line of JSON, which differ in the names of what is given once or several times."""
-    video = next((row[name] for name in _NAMES_OF_VIDEO if row.get(name)), None)
-    if not isinstance(video, str):
-        raise AnnotationError(f"`video` must name a video, got {video!r}")
-    is_keyframe = row.get("timestamp") is not None
-    if is_keyframe == (row.get("frames", row.get("frame")) is not None):
-        raise AnnotationError("needs either a timestamp, or frames")
-    timestamp = _number(row["timestamp"], "timestamp") if is_keyframe else None
-    frames = None if is_keyframe else [_whole_number(frame, "frame") for frame in _listed(row, "frames", "frame")]
-    repeated = [frame for frame, times in Counter(frames).items() if times > 1]
-    if repeated:
-        raise AnnotationError(f"frame {repeated[0]} is listed twice")
-    track_id = None if row.get("track_id") is None else _whole_number(row["track_id"], "track_id")
-    if "frame" in row and track_id is None:
-        raise AnnotationError("with `frame`, `track_id` must say which boxes belong together")
-    boxes = [[row.get(name) for name in _CORNERS]] if "x1" in row else _listed(row, "boxes", "box")
-    if not all(isinstance(box, list) for box in boxes):
-        raise AnnotationError(f"a box has four corners x1, y1, x2, y2, got {boxes}")
-    labels = _listed(row, "labels", "label")
-    if not labels or not all(isinstance(label, str) and label for label in labels):
-        raise AnnotationError(f"`label` must be the name of a class, got {labels}")
-    return _Entry(place, video, timestamp, frames, boxes, labels, track_id)
-
-
-def _listed(row: Mapping[str, Any], several: str, one: str) -> list[Any]:
-    """Return what is given as a list, or by itself under another name; what is missing is an empty list."""
-    values = row.get(several, [row[one]] if row.get(one) is not None else [])
-    if not isinstance(values, list):
-        raise AnnotationError(f"`{several}` must be a list, got {values!r}")
-    return values
-
-
-def _number(value: Any, name: str) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise AnnotationError(f"{name} must be a number, got {value!r}")
-    return number
-
-
-def _whole_number(value: Any, name: str) -> int:
-    number = _number(value, name)
-    if number % 1 or not 0 <= number <= _MAX_TRACK_ID:
-        raise AnnotationError(f"{name} must be a whole number from 0 on, got {value!r}")
-    return int(number)
+def _sources(files: Sequence[Path], data_dir: Path) -> list[Source]:
+    """Name the files by what is left of their paths without what they share."""
+    folder = Path(os.path.commonpath([path.parent for path in files]))
+    return [Source(path, path.relative_to(folder).as_posix() if len(files) > 1 else "") for path in files]
 
 
 # Videos
+
+
+def _video_folders(data_dir: Path, split: str = "train") -> list[Path]:
+    return [data_dir / "videos", *(data_dir / name for name in SPLITS[split]), data_dir]
+
+
+def _resolve(video: str, claim: VideoClaim, find_video: Callable[[str], Path | None]) -> str:
+    """Return the first of the names of a video that is there; files of tools name the path on a server."""
+    names = [*claim.names, video]
+    names += [name for name in map(_last_part, names) if name not in names]
+    return next((name for name in names if name and find_video(name)), names[0])
+
+
+def _last_part(name: str) -> str:
+    return name.replace("\\", "/").rpartition("/")[2]
 
 
 def _locate(name: str, folders: Sequence[Path]) -> Path | None:
@@ -386,7 +255,7 @@ def _locate(name: str, folders: Sequence[Path]) -> Path | None:
 
 def _look_into(
     paths: Mapping[str, Path | None],
-    num_frames: Mapping[str, int | None],
+    claims: Mapping[str, VideoClaim],
     frames_fps: float,
     problems: ProblemCollector,
 ) -> dict[str, _Video | None]:
@@ -398,14 +267,15 @@ def _look_into(
             other = names_by_id.setdefault(_video_id(name), name)
             if other != name:
                 raise AnnotationError(f"its name must differ from {other} in more than the suffix")
-            video = path and _describe(path, frames_fps, reader)
-            if video and num_frames[name] is not None:
-                video = video._replace(num_frames=min(video.num_frames, num_frames[name]))
+            video = path and _look_at(path, frames_fps, reader)
+            annotated = claims[name].annotated_frames
+            if video and annotated is not None and len(annotated):
+                video = video._replace(num_frames=min(video.num_frames, int(annotated[-1]) + 1))
             videos[name] = video
     return videos
 
 
-def _describe(path: Path, frames_fps: float, reader: ClipReader) -> _Video:
+def _look_at(path: Path, frames_fps: float, reader: ClipReader) -> _Video:
     try:
         if path.is_dir():
             height, width = read_frame_folder(path, [0]).shape[1:3]
@@ -425,30 +295,37 @@ def _video_id(name: str) -> str:
 
 
 def _check(
-    entry: _Entry, labels: Mapping[str, int], video: _Video | None, box_format: str, timestamp_offset: float
+    entry: Entry,
+    labels: Mapping[str, int],
+    video: _Video | None,
+    box_format: str,
+    size: tuple[int, int] | None,
+    timestamp_offset: float,
 ) -> _Actor:
     """Check everything that an entry by itself can be wrong about; what takes the video, if that can be read."""
     unknown = next((label for label in entry.labels if label not in labels), None)
     if unknown is not None:
-        raise AnnotationError(f"unknown class {unknown!r}{closest(unknown, labels)}")
-    num_boxes = 1 if entry.frames is None else len(entry.frames)
+        raise AnnotationError(f"unknown class {quote(unknown)}{closest(unknown, labels)}")
+    frames = None if entry.frames is None else np.asarray(entry.frames).tolist()
+    entry = entry._replace(frames=frames, boxes=np.asarray(entry.boxes, dtype=object).tolist())
+    num_boxes = 1 if frames is None else len(frames)
     if len(entry.boxes) != num_boxes or not num_boxes:
         raise AnnotationError(f"needs one box for each frame, got {len(entry.boxes)} for {num_boxes}")
     if video is not None:
         _check_time(entry, video, timestamp_offset)
-    in_pixels = box_format == "pixel" or entry.size is not None
-    size = entry.size or (video and (video.width, video.height))
+    in_pixels = box_format == "pixel"
+    size = size or (video and (video.width, video.height))
     # Without its video, nobody knows what pixels mean.
     boxes = [] if in_pixels and not size else [_unit_box(box, size if in_pixels else None) for box in entry.boxes]
     label_ids = sorted({labels[label] for label in entry.labels})
-    return _Actor(entry.place, entry.video, entry.timestamp, entry.frames, boxes, label_ids, entry.track_id)
+    return _Actor(entry.place, entry.video, entry.timestamp, frames, boxes, label_ids, entry.track_id)
 
 
 def _unit_box(corners: Sequence[Any], size: tuple[int, int] | None) -> tuple[float, float, float, float]:
     """Check a box and turn it into fractions of the frame; `size` is that of the frame if corners are pixels."""
     if size is None:
         return parse_box(corners, pixel_hint='say so with box_format="pixel"')
-    pixels = [_number(corner, "a corner of a box") for corner in corners]
+    pixels = [number(corner, "a corner of a box") for corner in corners]
     width, height = size
     if len(pixels) != 4 or min(pixels) < -1 or max(pixels[::2]) > width + 1 or max(pixels[1::2]) > height + 1:
         raise AnnotationError(
@@ -457,7 +334,7 @@ def _unit_box(corners: Sequence[Any], size: tuple[int, int] | None) -> tuple[flo
     return parse_box([min(max(pixel / side, 0.0), 1.0) for pixel, side in zip(pixels, size * 2, strict=True)])
 
 
-def _check_time(entry: _Entry, video: _Video, timestamp_offset: float) -> None:
+def _check_time(entry: Entry, video: _Video, timestamp_offset: float) -> None:
     outside = next((frame for frame in entry.frames or () if frame >= video.num_frames), None)
     if outside is not None:
         raise AnnotationError(f"frame {outside} is not in the video, which has frames 0 to {video.num_frames - 1}")

@@ -25,12 +25,13 @@ an action are left out: nobody is told to be found there.
 """
 
 import xml.etree.ElementTree as ET
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from classquery.data.annotations.entries import Content, Context, Entry, Format, Source, VideoClaim
 from classquery.data.annotations.schema import AnnotationError, ProblemCollector
 
 
@@ -188,3 +189,28 @@ def _fill(track: _Track) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     boxes = track.boxes[before] + share[:, None] * (track.boxes[behind] - track.boxes[before])
     is_there = track.shown[before]
     return frames[is_there], boxes[is_there], before[is_there]
+
+
+def sniff_cvat(source: Source) -> bool:
+    """Whether it is XML of annotations that are tracks."""
+    return "<annotations" in source.head and "<image " not in source.head
+
+
+def read_cvat(sources: Sequence[Source], context: Context) -> Content:
+    """Read files of one video each."""
+    content = Content(box_format="pixel", tracks_are_per_file=True)
+    for source in sources:
+        prefix = f"{source.name}, " if source.name else ""
+        with context.problems.at(source.place()):
+            video = read_cvat_video(source.path, context.problems, context.classes, prefix=prefix)
+            claim = VideoClaim((video.source, source.path.stem), (video.width, video.height))
+            claim.annotated_frames = None if video.num_frames is None else range(video.num_frames)
+            content.videos[video.source] = claim
+            content.entries.extend(
+                Entry(place, video.source, boxes, [label], frames, track_id=track_id)
+                for place, track_id, label, frames, boxes in video.tubes
+            )
+    return content
+
+
+CVAT = Format("cvat", "CVAT for video 1.1", sniff_cvat, read_cvat, suffixes=(".xml",))

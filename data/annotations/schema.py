@@ -1,7 +1,11 @@
 """The rows that every annotation reader returns, and how a reader reports problems in annotation files."""
 
+import csv
 import difflib
 import math
+import struct
+import xml.etree.ElementTree as ET
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
@@ -46,8 +50,65 @@ BOX_TOLERANCE = 1e-3
 _LOOKS_LIKE_PIXELS = 2.0
 
 
+_MAX_QUOTED = 200
+# What parsers of text, numbers, XML, JSON, csv, Arrow and pickles raise when they are given something else.
+PARSER_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    ET.ParseError,
+    csv.Error,
+    pa.ArrowException,
+    struct.error,
+    zlib.error,
+)
+
+
 class AnnotationError(ValueError):
     """Raised when the annotations say something that cannot be true."""
+
+
+class AnnotationWarning(UserWarning):
+    """Given where annotations say something that their author may not mean: a problem in `check`."""
+
+
+@contextmanager
+def parsing(place: str | PathLike, remedy: str) -> Iterator[None]:
+    """Turn whatever a parser raises in the block into an `AnnotationError` with the place and what to do.
+
+    This is the one border between bytes from outside and Python objects.
+
+    Raises:
+        AnnotationError: Those of the block as they are, other `PARSER_ERRORS` in short.
+    """
+    try:
+        yield
+    except AnnotationError:
+        raise
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"{place} is no text in UTF-8, save it as such: {abbreviate(str(error))}") from error
+    except PARSER_ERRORS as error:
+        reason = abbreviate(str(error))
+        raise AnnotationError(f"{place}: {remedy} ({type(error).__name__}: {reason})") from error
+
+
+def abbreviate(text: str) -> str:
+    """Return a text, or the beginning of a long one: no message quotes more than 200 characters of input."""
+    text = text.encode("utf-8", errors="backslashreplace").decode()
+    return text if len(text) <= _MAX_QUOTED else f"{text[: _MAX_QUOTED - 4]} ..."
+
+
+def quote(value: Any) -> str:
+    """Return how a message shows a value of the input."""
+    # What is long in itself is not written out first.
+    shown = value[:_MAX_QUOTED] if isinstance(value, str | list | tuple) else value
+    return abbreviate(repr(shown) if shown == value else f"{shown!r} ...")
 
 
 class ProblemCollector:
@@ -145,16 +206,24 @@ def parse_box(
     return x1, y1, x2, y2
 
 
-def to_dataset(rows: Sequence[Mapping[str, Any]]) -> Dataset:
+def to_dataset(rows: Sequence[Mapping[str, Any]], description: str = "") -> Dataset:
     """Return the rows as a data set with `ACTION_FEATURES`; columns that a row lacks are null there."""
-    return columns_to_dataset({name: [row.get(name) for row in rows] for name in ACTION_FEATURES}, len(rows))
+    columns = {name: [row.get(name) for row in rows] for name in ACTION_FEATURES}
+    return columns_to_dataset(columns, len(rows), description)
 
 
-def columns_to_dataset(columns: Mapping[str, Any], num_rows: int) -> Dataset:
-    """Return columns, lists or Arrow arrays, as a data set with `ACTION_FEATURES`; those that are missing are null."""
+def columns_to_dataset(columns: Mapping[str, Any], num_rows: int, description: str = "") -> Dataset:
+    """Return columns, lists or Arrow arrays, as a data set with `ACTION_FEATURES`; those that are missing are null.
+
+    Args:
+        columns: By name.
+        num_rows: Length of each.
+        description: How the annotations were understood; kept as `info.description` of the data set.
+    """
     schema = ACTION_FEATURES.arrow_schema
     arrays = []
     for field in schema:
         values = columns.get(field.name)
         arrays.append(pa.nulls(num_rows, field.type) if values is None else pa.array(values, field.type))
-    return Dataset(InMemoryTable(pa.table(arrays, schema=schema)), info=DatasetInfo(features=ACTION_FEATURES))
+    info = DatasetInfo(features=ACTION_FEATURES, description=description)
+    return Dataset(InMemoryTable(pa.table(arrays, schema=schema)), info=info)
