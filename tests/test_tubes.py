@@ -3,12 +3,15 @@
 import logging
 import os
 import pickle
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.io import loadmat, savemat
 
+from classquery.data.annotations.matlab import read_mat
 from classquery.data.annotations.schema import ACTION_FEATURES, AnnotationError
 from classquery.data.annotations.tubes import (
     load_jhmdb_21,
@@ -281,7 +284,7 @@ def test_pickle_that_runs_code_is_refused(tmp_path, protocol):
     attack = annotations() | {"extra": Attack(tmp_path / "hacked")}
     write(tmp_path, attack, protocol=protocol)
 
-    with pytest.raises(AnnotationError, match=r"asks for (posix|nt)\.mkdir, and only numpy arrays are allowed"):
+    with pytest.raises(AnnotationError, match=r"asks for (posix|nt)\.mkdir, and only plain values and arrays"):
         load(tmp_path)
 
     assert not (tmp_path / "hacked").exists()
@@ -306,9 +309,26 @@ def test_pickle_that_changes_a_type_of_numpy_leaves_it_alone(tmp_path):
     assert np.dtype("float32").flags == 0
 
 
-@pytest.mark.parametrize("protocol", range(5))
+@pytest.mark.parametrize("protocol", range(6))
 def test_pickles_of_protocols_with_plain_arrays_are_read(tmp_path, protocol):
     assert len(load(write(tmp_path, annotations(), protocol=protocol))) == 2
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickles_of_ones_own_with_other_dicts_and_numbers_are_read(tmp_path, protocol):
+    expected, content = load(write(tmp_path, annotations())), annotations()
+    tubes = defaultdict(lambda: defaultdict(list))
+    for video, of_video in content["gttubes"].items():
+        for label, arrays in of_video.items():
+            tubes[video][np.int64(label)] += [np.asfortranarray(array) for array in arrays]
+    tubes.default_factory = dict  # As a function, it could not be pickled.
+    content |= {
+        "gttubes": tubes,
+        "nframes": OrderedDict((video, np.uint16(length)) for video, length in content["nframes"].items()),
+        "resolution": {video: np.array(size) for video, size in content["resolution"].items()},
+    }
+
+    assert load(write(tmp_path, OrderedDict(content), protocol=protocol)) == expected
 
 
 def python_2_pickle(content: Any) -> bytes:
@@ -350,3 +370,112 @@ def test_damaged_pickle_is_refused(tmp_path, damage):
 
     with pytest.raises(AnnotationError, match="no pickle of annotations, or a damaged one"):
         load(tmp_path)
+
+
+# The corrected annotations of UCF101-24
+
+
+SKI = "Skiing/v_Skiing_g01_c01"
+# Left and width, and top and height, add up to more than 8 bits hold: to 290 and 230 at first.
+SMALL_BOXES = np.array([(190, 10, 100, 220), (191, 10, 100, 220)], dtype=np.uint8)
+
+
+def structs(*rows: dict[str, Any]) -> np.ndarray:
+    """Structs of MATLAB as scipy writes them."""
+    array = np.empty(len(rows), dtype=[(name, object) for name in rows[0]])
+    for number, row in enumerate(rows):
+        array[number] = tuple(row.values())
+    return array
+
+
+def corrected(folder: Path, *, as_mat: bool) -> Path:
+    """Two videos with a tube over the frames 3 and 4, counted from 0; the one of Skiing is for testing."""
+    (folder / "testlist01.txt").write_text(f"{SKI}.avi\nArchery/v_Archery_g01_c01.avi\n")
+    names = {BIKE: 2, SKI: 16}
+    if as_mat:
+        tubes = [structs({"ef": 5, "sf": 4, "class": label + 1, "boxes": SMALL_BOXES}) for label in names.values()]
+        videos = structs(
+            *(
+                {"num_imgs": np.uint8(200), "name": name, "tubes": of_video}
+                for name, of_video in zip(names, tubes, strict=True)
+            )
+        )
+        savemat(folder / "finalAnnots.mat", {"annot": videos}, do_compression=True)
+        return folder
+    content = {
+        name: {
+            "numf": np.uint8(200),
+            "label": label,
+            "annotations": [{"label": label, "sf": 3, "ef": np.int32(5), "boxes": SMALL_BOXES}],
+        }
+        for name, label in names.items()
+    }
+    return write(folder, content, name="pyannot.pkl", protocol=3)
+
+
+@pytest.mark.parametrize("as_mat", [False, True])
+def test_boxes_stored_in_8_bits_do_not_wrap_around(tmp_path, as_mat):
+    (train,), (validation,) = (load(corrected(tmp_path, as_mat=as_mat), split) for split in ("train", "validation"))
+
+    assert (train["clip_id"], validation["clip_id"]) == (BIKE, SKI)
+    assert (train["num_frames"], train["height"], train["width"]) == (200, 240, 320)
+    (tube_of_train,) = train["tubes"]
+    assert (tube_of_train["labels"], validation["tubes"][0]["labels"]) == ([2], [16])
+    assert tube_of_train["frames"] == [3, 4]
+    pixels = np.array(tube_of_train["boxes"]) * [320, 240, 320, 240]
+    np.testing.assert_allclose(pixels, [(190, 10, 290, 230), (191, 10, 291, 230)], atol=1e-4)
+    assert load_ucf101_24_labels(tmp_path)[16] == "Skiing"
+
+
+def test_corrected_annotations_need_the_list_of_test_videos(tmp_path):
+    (corrected(tmp_path, as_mat=True) / "testlist01.txt").unlink()
+
+    with pytest.raises(FileNotFoundError, match="put testlist01.txt beside it"):
+        load(tmp_path)
+
+
+def test_corrected_tube_with_other_frames_than_boxes_is_a_problem(tmp_path):
+    corrected(tmp_path, as_mat=False)
+    tube = {"label": 2, "sf": 3, "ef": 9, "boxes": SMALL_BOXES}
+    write(tmp_path, {BIKE: {"numf": 20, "annotations": [tube]}}, name="pyannot.pkl")
+
+    with pytest.raises(AnnotationError, match=rf"{BIKE}: frames 3 to 8 need as many boxes.*uint8 \(2, 4\)"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("do_compression", [False, True])
+def test_matlab_files_are_read_as_scipy_reads_them(tmp_path, do_compression):
+    content = {
+        "numbers": np.arange(6, dtype=np.float64).reshape(2, 3),
+        "small": np.array([[200, 3]], np.uint16),
+        "text": "Grün",
+        "structs": structs({"a": np.float32(0.5), "b": "x"}, {"a": np.int8(-3), "b": "longer than eight bytes"}),
+        "cell": np.array(["one", np.array([2.5])], dtype=object),
+    }
+    savemat(tmp_path / "a.mat", content, do_compression=do_compression)
+    expected = loadmat(tmp_path / "a.mat")
+
+    found = read_mat(tmp_path / "a.mat")
+
+    for name in ("numbers", "small"):
+        np.testing.assert_array_equal(found[name], expected[name])
+    assert found["text"] == expected["text"].item() == "Grün"
+    assert [(s["a"].item(), s["b"]) for s in found["structs"]] == [(0.5, "x"), (-3, "longer than eight bytes")]
+    assert (found["cell"][0], found["cell"][1].item()) == ("one", 2.5)
+
+
+def test_damaged_matlab_file_is_refused_or_read(tmp_path):
+    """Pieces of a file, and files with some bytes changed: none may raise anything else, or ask for much memory."""
+    path = corrected(tmp_path, as_mat=True) / "finalAnnots.mat"
+    savemat(path, {"annot": loadmat(path)["annot"]}, do_compression=False)
+    good, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(300):
+        damaged = bytearray(good[: rng.integers(100, len(good))] if rng.random() < 0.3 else good)
+        for position in rng.integers(100, len(damaged), size=3):
+            damaged[position] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            load(tmp_path)
+        except AnnotationError:
+            refused += 1
+    assert refused > 100

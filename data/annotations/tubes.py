@@ -9,22 +9,24 @@ Videos in any format that is read may also lie in `data_dir/videos/` or directly
 The pickle holds a dict of six: `labels`, the names of the classes; `gttubes`, for each video and class a list of
 arrays (n, 5) of frame number from 1 and x1, y1, x2, y2 in pixels; `nframes` and `resolution` (height, width) of each
 video; `train_videos` and `test_videos`, for each fold a list of videos. Loading a pickle can run code: here
-everything but plain values and arrays of numbers is refused.
+everything but plain values and arrays of numbers is refused. UCF101-24 is also read from its corrected annotations as
+they were published, see `classquery.data.annotations.ucf101_24`.
 
 Differs from the readers of the paper's code: boxes belong to their frame number instead of their place in the tube,
 they are not truncated to whole pixels, and wrong annotations are an error.
 """
 
 import logging
-import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
 
+from classquery.data.annotations.pickles import as_array, read_pickle
 from classquery.data.annotations.schema import VIDEO_SUFFIXES, AnnotationError, ProblemCollector, shorten, to_dataset
+from classquery.data.annotations.ucf101_24 import read_corrected_annotations
 
 
 logger = logging.getLogger(__name__)
@@ -38,35 +40,31 @@ _PICKLE_TYPES = {
     "test_videos": list,
     "resolution": dict,
 }
-# Raised on files that are damaged or no pickles at all.
-_PICKLE_ERRORS = (
-    pickle.UnpicklingError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    IndexError,
-    KeyError,
-    MemoryError,
-    OverflowError,
-    TypeError,
-    ValueError,
-)
 
 
 class _Layout(NamedTuple):
     """What differs between the data sets."""
 
-    pickle_name: str
+    # The pickle of six, and other files that are turned into the same; the first that is there counts.
+    readers: dict[str, Callable[[Path], Any]]
     # Inside of data_dir; the first that has a video counts. Not all folders: those of optical flow look the same.
     video_folders: tuple[str, ...]
     download_hint: str
 
 
 _ACT_DETECTOR = "It comes with the files of the ACT detector, https://github.com/vkalogeiton/caffe"
-_UCF101_24 = _Layout("UCF101v2-GT.pkl", ("rgb-images", "videos", "UCF-101", "."), _ACT_DETECTOR)
-_JHMDB_21 = _Layout("JHMDB-GT.pkl", ("Frames", "videos", "ReCompress_Videos", "."), _ACT_DETECTOR)
+_UCF101_24 = _Layout(
+    {
+        "UCF101v2-GT.pkl": read_pickle,
+        "pyannot.pkl": read_corrected_annotations,
+        "finalAnnots.mat": read_corrected_annotations,
+    },
+    ("rgb-images", "videos", "UCF-101", "."),
+    f"{_ACT_DETECTOR}; pyannot.pkl and finalAnnots.mat with https://github.com/gurkirt/corrected-UCF101-Annots",
+)
+_JHMDB_21 = _Layout({"JHMDB-GT.pkl": read_pickle}, ("Frames", "videos", "ReCompress_Videos", "."), _ACT_DETECTOR)
 _MULTISPORTS = _Layout(
-    "multisports_GT.pkl",
+    {"multisports_GT.pkl": read_pickle},
     ("trainval", "videos", "."),
     "It comes with the videos, https://huggingface.co/datasets/MCG-NJU/MultiSports",
 )
@@ -138,8 +136,8 @@ def _load(
 ) -> Dataset:
     if split not in _SPLITS:
         raise ValueError(f"split must be one of {list(_SPLITS)}, got {split!r}.")
-    path = _pickle_path(layout, data_dir)
-    annotations = _read_pickle(path)
+    path = _annotation_path(layout, data_dir)
+    annotations = _read_annotations(layout, path)
     folds = annotations[_SPLITS[split]]
     if not 0 <= fold < len(folds):
         raise ValueError(f"{path} has the folds 0 to {len(folds) - 1}, got {fold}.")
@@ -151,74 +149,25 @@ def _load(
 
 
 def _load_labels(layout: _Layout, data_dir: str | Path) -> dict[int, str]:
-    return dict(enumerate(_read_pickle(_pickle_path(layout, data_dir))["labels"]))
+    return dict(enumerate(_read_annotations(layout, _annotation_path(layout, data_dir))["labels"]))
 
 
-def _pickle_path(layout: _Layout, data_dir: str | Path) -> Path:
+def _annotation_path(layout: _Layout, data_dir: str | Path) -> Path:
     data_dir = Path(data_dir)
-    path = data_dir if data_dir.is_file() else data_dir / layout.pickle_name
-    if not path.is_file():
-        raise FileNotFoundError(f"No {layout.pickle_name} in {data_dir}. {layout.download_hint}.")
+    if data_dir.is_file():
+        return data_dir
+    path = next((data_dir / name for name in layout.readers if (data_dir / name).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"No {' or '.join(layout.readers)} in {data_dir}. {layout.download_hint}.")
     return path
 
 
 # The pickle
 
 
-class _StoredType:
-    """Stands in for `numpy.dtype`, called and given a state as the pickle says."""
-
-    def __init__(self, code: str, *_: Any):
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state: tuple) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class _StoredArray:
-    """Stands in for `numpy.ndarray` in the same way, because numpy's own trusts the state with its memory."""
-
-    def __init__(self, *_: Any):
-        self.values = None
-
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, stored_type, is_fortran, content = state
-        content = content.encode("iso-8859-1") if isinstance(content, str) else content  # Python 2 had no bytes.
-        self.values = np.frombuffer(content, stored_type.dtype).reshape(shape, order="F" if is_fortran else "C")
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """Stands in for `_codecs.encode`, by which Python 3 stores bytes for Python 2."""
-    return text.encode("iso-8859-1")
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Loads plain Python values and, as `_StoredArray`, numpy arrays; refuses to call anything else."""
-
-    _STAND_INS = {
-        ("numpy", "ndarray"): None,
-        ("numpy", "dtype"): _StoredType,
-        ("numpy.core.multiarray", "_reconstruct"): _StoredArray,
-        ("numpy._core.multiarray", "_reconstruct"): _StoredArray,  # Since numpy 2.
-        ("_codecs", "encode"): _encode,
-    }
-
-    def __init__(self, file: BinaryIO):
-        super().__init__(file, encoding="iso-8859-1")
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._STAND_INS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only numpy arrays are allowed")
-        return self._STAND_INS[module, name]
-
-
-def _read_pickle(path: Path) -> dict[str, Any]:
-    """Load the pickle and check the types of its six parts, but not yet what is said of each video."""
-    try:
-        with path.open("rb") as file:
-            annotations = _ArrayUnpickler(file).load()
-    except _PICKLE_ERRORS as error:
-        raise AnnotationError(f"{path} is no pickle of annotations, or a damaged one: {error}.") from error
+def _read_annotations(layout: _Layout, path: Path) -> dict[str, Any]:
+    """Read the file and check the types of its six parts, but not yet what is said of each video."""
+    annotations = layout.readers.get(path.name, read_pickle)(path)
     if not isinstance(annotations, dict):
         raise AnnotationError(f"{path} must hold a dict, got {type(annotations).__name__}.")
     for key, expected in _PICKLE_TYPES.items():
@@ -262,6 +211,8 @@ def _parse_videos(
 def _parse_size(annotations: dict[str, Any], video: str) -> tuple[int, int, int]:
     """Return the number of frames, height and width of a video."""
     num_frames, resolution = annotations["nframes"].get(video), annotations["resolution"].get(video)
+    array = as_array(resolution)
+    resolution = resolution if array is None else tuple(array.tolist())
     if not isinstance(num_frames, int) or num_frames < 1:
         raise AnnotationError(f"nframes must be a positive whole number, got {num_frames}")
     is_pair = isinstance(resolution, (tuple, list)) and len(resolution) == 2
@@ -284,9 +235,9 @@ def _arrays_of(annotations: dict[str, Any], video: str) -> Iterator[tuple[str, i
 
 def _by_frame(stored: Any, num_frames: int) -> np.ndarray:
     """Check the array of a tube, but for its corners, and sort its rows by frame."""
-    array = stored.values if isinstance(stored, _StoredArray) else stored
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.shape[1] != 5 or array.dtype.kind not in "fiu":
-        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+    array = as_array(stored)
+    if array is None or array.ndim != 2 or array.shape[1] != 5 or array.dtype.kind not in "fiu":
+        found = type(stored).__name__ if array is None else f"{array.dtype} {array.shape}"
         raise AnnotationError(f"must be an array of numbers (n, 5): frame, x1, y1, x2, y2; got {found}")
     if not len(array) or not np.isfinite(array).all():
         raise AnnotationError("must have at least one box, and nothing but finite numbers")
