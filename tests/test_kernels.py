@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mutations import mutations
 from test_kernels_cuda import needs_nvrtc
 from test_ops_classquery import SHAPES, gradients, random_inputs
 
@@ -183,7 +184,13 @@ def test_unknown_implementations_are_refused(monkeypatch):
 
 @pytest.mark.parametrize(
     ("compiler", "reason"),
-    [("/nowhere/c++", "could not be started"), ("false", "failed"), (None, "no C\\+\\+ compiler")],
+    [
+        ("/nowhere/c++", "could not be started"),
+        ("false", "failed"),
+        ("true", "left 0 bytes that are no library"),
+        ("c++ 'without end", "CXX is no command"),
+        (None, "no C\\+\\+ compiler"),
+    ],
 )
 def test_without_a_working_compiler_plain_pytorch_runs_and_says_so_once(fresh, monkeypatch, caplog, compiler, reason):
     if compiler is None:
@@ -217,6 +224,56 @@ def test_a_build_is_kept_for_the_next_process(fresh, monkeypatch):
     cpu._library()
 
     assert list(fresh.iterdir()) == [library]
+
+
+@pytest.mark.usefixtures("needs_compiler", "quick_builds")
+def test_a_damaged_library_is_built_again_before_it_is_loaded(fresh):
+    """Half a library ends the process that loads it: the system maps pages that the file does not have."""
+    library = build.cpp_library(build.SOURCES / "deformable_attention.cpp")
+    content = library.read_bytes()
+    for damaged in (content[: len(content) // 2], b"", *mutations(content, 2)):
+        library.write_bytes(damaged)
+
+        assert build.cpp_library(build.SOURCES / "deformable_attention.cpp") == library
+        assert library.read_bytes() == content
+    assert cpu.unavailable() is None
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_damaged_library_that_was_built_ahead_is_passed_over(monkeypatch):
+    monkeypatch.setattr(build, "compile_library", lambda command, source: b"a library")
+    ahead = build.build_ahead(build.SOURCES / "deformable_attention.cpp")
+    assert build.cpp_library(build.SOURCES / "deformable_attention.cpp") == ahead
+
+    ahead.write_bytes(b"a lib")
+
+    assert build.cpp_library(build.SOURCES / "deformable_attention.cpp").parent == build.cache_folder()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_only_what_is_whole_comes_out_of_the_cache():
+    """Damaged in any way, what is kept is made again."""
+    path = build.cached(b"a key", ".so", lambda: bytes(range(256)))
+    content = path.read_bytes()
+
+    for damaged in mutations(content, 200):
+        path.write_bytes(damaged)
+        assert build.cached(b"a key", ".so", lambda: content) == path
+        assert path.read_bytes() == content
+
+
+@pytest.mark.usefixtures("needs_compiler", "quick_builds")
+def test_half_a_library_of_a_compiler_is_no_library(fresh, tmp_path, monkeypatch):
+    """As on a full disk."""
+    command = [*build.compiler(), *build.CXX_FLAGS]
+    whole = build.compile_library(command, build.SOURCES / "deformable_attention.cpp")
+    (tmp_path / "half.so").write_bytes(whole[: len(whole) // 2])
+    script = tmp_path / "compiler"
+    script.write_text(f'#!/bin/sh\nfor last; do :; done\ncp "{tmp_path}/half.so" "$last"\n')
+    script.chmod(0o755)
+
+    with pytest.raises(build.BuildError, match="bytes that are no library"):
+        build.compile_library([str(script)], build.SOURCES / "deformable_attention.cpp")
 
 
 @pytest.mark.usefixtures("needs_compiler", "quick_builds")

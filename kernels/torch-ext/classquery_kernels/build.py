@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -36,6 +37,8 @@ CXX_FLAGS = (
 NATIVE_FLAGS = ("-march=native",)
 PORTABLE_FLAGS = ("-march=x86-64-v3",) if platform.machine() == "x86_64" else ()
 BUILT_AHEAD = Path(__file__).parent / "built_ahead"
+# A compiler takes seconds, nvcc up to minutes.
+_MAX_SECONDS = 900
 
 
 class BuildError(RuntimeError):
@@ -43,7 +46,7 @@ class BuildError(RuntimeError):
 
 
 def cached(key: bytes, suffix: str, build: Callable[[], bytes]) -> Path:
-    """File with what `build` returns, which is called only if no earlier process has left it there.
+    """File with what `build` returns, which is called only if no earlier process has left it there whole.
 
     The file appears at once under its final name, so processes that build at the same time do not disturb each other.
 
@@ -55,14 +58,38 @@ def cached(key: bytes, suffix: str, build: Callable[[], bytes]) -> Path:
     Raises:
         BuildError: If `build` does, or the file cannot be written.
     """
-    path = cache_folder() / f"{hashlib.sha256(key).hexdigest()[:24]}{suffix}"
-    if not path.exists():
-        content = build()
+    path = _kept(cache_folder(), key, suffix)
+    return path if path is not None else _keep(cache_folder(), key, suffix, build())
+
+
+def _kept(folder: Path, key: bytes, suffix: str) -> Path | None:
+    """File of a key, as it was written; damaged ones, which may end the process that loads them, are removed."""
+    for path in sorted(folder.glob(f"{_digest(key)}-*{suffix}")):
         try:
-            _write_at_once(path, content)
-        except OSError as error:
-            raise BuildError(f"{path} could not be written: {error}") from error
+            if path.name == _name(key, path.read_bytes(), suffix):
+                return path
+            path.unlink()
+        except OSError:
+            continue  # not ours to read or to remove: as if it were not there
+    return None
+
+
+def _keep(folder: Path, key: bytes, suffix: str, content: bytes) -> Path:
+    path = folder / _name(key, content, suffix)
+    try:
+        _write_at_once(path, content)
+    except OSError as error:
+        raise BuildError(f"{path} could not be written: {error}") from error
     return path
+
+
+def _name(key: bytes, content: bytes, suffix: str) -> str:
+    """Name of a file that tells what it was made of and what is in it."""
+    return f"{_digest(key)}-{_digest(content)}{suffix}"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:24]
 
 
 def _write_at_once(path: Path, content: bytes) -> None:
@@ -100,9 +127,16 @@ def _temporary_folder() -> tempfile.TemporaryDirectory:
 
 
 def compiler() -> list[str] | None:
-    """Command of the C++ compiler: `$CXX`, or the first on the path; None if there is none."""
-    if os.environ.get("CXX"):
-        return shlex.split(os.environ["CXX"])
+    """Command of the C++ compiler: `$CXX`, or the first on the path; None if there is none.
+
+    Raises:
+        BuildError: If `$CXX` has a quote that is not closed.
+    """
+    if command := os.environ.get("CXX", "").strip():
+        try:
+            return shlex.split(command)
+        except ValueError as error:
+            raise BuildError(f"CXX is no command: {error}") from error
     return next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
 
 
@@ -112,7 +146,7 @@ def cpp_library(source: Path) -> Path:
     Raises:
         BuildError: If there is none and no compiler, or it fails.
     """
-    if (library := _library_built_ahead(source)).exists() and _runs_portable_code():
+    if _runs_portable_code() and (library := _kept(BUILT_AHEAD, _key_ahead(source), ".so")):
         return library
     command = [*_compiler_command(), *CXX_FLAGS, *NATIVE_FLAGS]
     # The macros tell compilers and processors apart: the same cache may serve different machines.
@@ -129,19 +163,16 @@ def build_ahead(source: Path) -> Path:
     Raises:
         BuildError: If there is no compiler, it fails, or the package cannot be written to.
     """
-    library = _library_built_ahead(source)
     content = compile_library([*_compiler_command(), *CXX_FLAGS, *PORTABLE_FLAGS], source)
     try:
         BUILT_AHEAD.mkdir(exist_ok=True)
-        _write_at_once(library, content)
     except OSError as error:
-        raise BuildError(f"{library} could not be written: {error}") from error
-    return library
+        raise BuildError(f"{BUILT_AHEAD} could not be made: {error}") from error
+    return _keep(BUILT_AHEAD, _key_ahead(source), ".so", content)
 
 
-def _library_built_ahead(source: Path) -> Path:
-    key = b"\0".join([platform.machine().encode(), *_contents(source)])
-    return BUILT_AHEAD / f"{hashlib.sha256(key).hexdigest()[:24]}.so"
+def _key_ahead(source: Path) -> bytes:
+    return b"\0".join([platform.machine().encode(), *_contents(source)])
 
 
 def _contents(source: Path) -> list[bytes]:
@@ -162,19 +193,42 @@ def _compiler_command() -> list[str]:
 
 
 def compile_library(command: list[str], source: Path) -> bytes:
-    """Content of the shared library that a compiler's command makes of a source."""
+    """Content of the shared library that a compiler's command makes of a source.
+
+    Raises:
+        BuildError: If the command fails, or leaves nothing or half a library.
+    """
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "library.so"
         run_command([*command, str(source), "-o", str(library)])
-        return library.read_bytes()
+        content = library.read_bytes() if library.is_file() else b""
+    if not content or _is_cut(content):
+        raise BuildError(f"`{shlex.join(command)}` said nothing, but left {len(content)} bytes that are no library")
+    return content
+
+
+def _is_cut(library: bytes) -> bool:
+    """Whether the end of a library is missing: its table of sections, where it is in the format ELF of 64 bits."""
+    if not library.startswith(b"\x7fELF\x02\x01"):
+        return False
+    if len(library) < 64:
+        return True
+    (start,), (size, count) = struct.unpack_from("<Q", library, 40), struct.unpack_from("<HH", library, 58)
+    return start + size * count > len(library)
 
 
 def run_command(command: list[str]) -> bytes:
-    """Output of a command."""
+    """Output of a command.
+
+    Raises:
+        BuildError: If it cannot be started, fails or does not end.
+    """
     try:
-        return subprocess.run(command, capture_output=True, check=True).stdout
+        return subprocess.run(command, capture_output=True, check=True, timeout=_MAX_SECONDS).stdout
     except OSError as error:
         raise BuildError(f"{command[0]} could not be started: {error}") from error
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f"`{shlex.join(command)}` had not ended after {_MAX_SECONDS} s") from error
     except subprocess.CalledProcessError as error:
         message = error.stderr.decode(errors="replace").strip()
         raise BuildError(f"`{shlex.join(command)}` failed:\n{message[-2000:]}") from error
