@@ -18,11 +18,13 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from utils import load_golden
 
 from classquery.kernels import build, cpu, cuda, use_implementation
@@ -100,7 +102,6 @@ def emulated_driver():
         "is_available": lambda: True,
         "current_device": lambda: 0,
         "get_device_capability": lambda index: (9, 0),
-        "synchronize": lambda: None,
         "device": lambda device: contextlib.nullcontext(),
         "current_stream": lambda: SimpleNamespace(cuda_stream=STREAM),
     }
@@ -252,6 +253,10 @@ def drive() -> None:
             in_order = results(inputs)
         # Forward, the gradient by value and the others.
         assert launch.count == 5
+        # A thread that has never seen the GPU, as autograd starts them.
+        with ThreadPoolExecutor() as executor:
+            assert_close(executor.submit(results, inputs).result(), ours, torch.float32)
+        assert launch.count == 7
     with use_implementation("torch"):
         expected = results(inputs)
     for tensors in (ours, in_order):
@@ -276,6 +281,34 @@ def test_kernels_are_loaded_and_launched_as_a_driver_wants_it(tmp_path):
     _, status = os.waitpid(child, 0)
 
     assert status == 0, (tmp_path / "log").read_text()
+
+
+class RecordedOperators(TorchDispatchMode):
+    """Names of the operators of PyTorch that run within the context."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@needs_compiler
+def test_a_launch_copies_nothing_and_waits_for_nothing():
+    """Only memory is asked for, on the device: so a CUDA graph can hold it."""
+    value, *tensors = [tensor.detach() for tensor in random_inputs(torch.float32, 32)]
+    references, offsets, logits, scale = tensors
+    arguments = (value, [size for shape in SHAPES for size in shape], offsets, logits, references, scale)
+
+    with emulated_cuda(), RecordedOperators() as forward:
+        output = cuda.forward(*arguments)
+    with emulated_cuda(), RecordedOperators() as backward:
+        cuda.backward(output, *arguments, True, True)
+
+    assert forward.names == {"new_empty", "promote_types"}
+    assert backward.names == {"new_empty", "empty_like", "zeros_like", "promote_types"}
 
 
 @needs_nvrtc
@@ -546,3 +579,25 @@ def test_kernels_on_a_gpu_equal_plain_pytorch_on_the_cpu(gpu, dtype, head_dim, d
         expected = results([tensor.detach().cpu().requires_grad_() for tensor in inputs])
     assert_close(ours, expected, dtype)
     assert not deterministic or all(torch.equal(one, other) for one, other in zip(ours, again, strict=True))
+
+
+def test_a_graph_of_the_operator_is_captured_and_replayed_on_new_values(gpu):
+    inputs = [tensor.detach() for tensor in random_inputs(torch.float32, 32, gpu)]
+    with use_implementation("cuda"):
+        deformable_attention_3d(inputs[0], SHAPES, *inputs[1:])  # compiles and loads
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = deformable_attention_3d(inputs[0], SHAPES, *inputs[1:])
+        inputs[0].normal_()
+        graph.replay()
+
+        assert torch.equal(output, deformable_attention_3d(inputs[0], SHAPES, *inputs[1:]))
+
+
+def test_a_fresh_thread_launches_on_a_gpu(gpu):
+    inputs = random_inputs(torch.float32, 32, gpu)
+    with use_implementation("cuda"), ThreadPoolExecutor() as executor:
+        cuda.unavailable()
+        ours = executor.submit(results, inputs).result()
+
+        assert_close(ours, results(inputs), torch.float32)

@@ -1,4 +1,5 @@
-// Stands in for the CUDA driver, libcuda.so.1, in tests: what of its interface the Python code calls, and nothing more.
+// Stands in for the CUDA driver, libcuda.so.1, in tests: what of its interface the Python code calls, and nothing more:
+// NVRTC, which looks for a driver in the process, takes one with cuInit for whole.
 //
 // A kernel that is launched runs at once, on the CPU, by the emulator. What the driver is given is what a real one
 // would get: the machine code of the kernels, their names, the sizes of grid and block, a stream and the arguments.
@@ -14,7 +15,7 @@
 namespace {
 
 // Of the real driver.
-enum Result { kSuccess = 0, kInvalidValue = 1, kNoBinaryForGpu = 209, kNotFound = 500 };
+enum Result { kSuccess = 0, kInvalidValue = 1, kInvalidContext = 201, kNoBinaryForGpu = 209, kNotFound = 500 };
 
 struct Image {
   std::string code;
@@ -22,6 +23,10 @@ struct Image {
 };
 
 std::vector<Image> images;
+
+// There is one GPU with one context, which no thread has until it sets it.
+char primary_context;
+thread_local void* current_context = nullptr;
 
 }  // namespace
 
@@ -41,7 +46,23 @@ int register_kernels(const char* code, std::size_t size, const char* library) {
   return images.back().library != nullptr;
 }
 
+int cuDeviceGet(int* device, int ordinal) {
+  *device = ordinal;
+  return ordinal == 0 ? kSuccess : kInvalidValue;
+}
+
+int cuDevicePrimaryCtxRetain(void** context, int device) {
+  *context = &primary_context;
+  return device == 0 ? kSuccess : kInvalidValue;
+}
+
+int cuCtxSetCurrent(void* context) {
+  current_context = context;
+  return kSuccess;
+}
+
 int cuModuleLoadData(void** module, const void* code) {
+  if (current_context != &primary_context) return kInvalidContext;
   for (const Image& image : images) {
     if (std::memcmp(code, image.code.data(), image.code.size()) == 0) {
       *module = image.library;
@@ -59,6 +80,7 @@ int cuModuleGetFunction(void** function, void* module, const char* name) {
 int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                    unsigned block_y, unsigned block_z, unsigned shared_bytes, void* stream, void** arguments,
                    void** extra) {
+  if (current_context != &primary_context) return kInvalidContext;
   // No block at all, or dimensions and memory that the kernels know nothing of.
   if (grid_x == 0 || (grid_y & grid_z & block_y & block_z) != 1 || shared_bytes != 0 || extra != nullptr) {
     return kInvalidValue;

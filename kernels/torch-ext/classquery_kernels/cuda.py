@@ -98,8 +98,10 @@ def unavailable() -> str | None:
         return "PyTorch finds no CUDA GPU"
     if not (importlib.util.find_spec("cuda") and importlib.util.find_spec("cuda.bindings")):
         return "cuda-bindings is not installed: pip install cuda-bindings"
+    device_index = torch.cuda.current_device()  # which starts the driver
     try:
-        _load(Configuration(), torch.cuda.current_device())
+        _enter_context(device_index)
+        _load(Configuration(), device_index)
     except BuildError as error:
         return str(error)
     return None
@@ -236,11 +238,25 @@ def _check(error, *results):
 
 
 @functools.cache
-def _load(configuration: Configuration, device_index: int):
-    """The kernels, loaded into the context of the current GPU."""
+def _context(device_index: int):
+    """The context that PyTorch works in on a GPU, the primary one, made if nothing has yet."""
     from cuda.bindings import driver
 
-    torch.cuda.synchronize()  # makes the context if nothing has yet
+    return _check(*driver.cuDevicePrimaryCtxRetain(_check(*driver.cuDeviceGet(device_index))))
+
+
+def _enter_context(device_index: int) -> None:
+    """Make the context current in this thread; a fresh one, such as that of the backward pass, may have none."""
+    from cuda.bindings import driver
+
+    _check(*driver.cuCtxSetCurrent(_context(device_index)))
+
+
+@functools.cache
+def _load(configuration: Configuration, device_index: int):
+    """The kernels, loaded into the current context, that of the GPU."""
+    from cuda.bindings import driver
+
     architecture = _architecture(device_index, _check(*_nvrtc().nvrtcGetSupportedArchs()))
     return _check(*driver.cuModuleLoadData(compiled_kernels(configuration, architecture).read_bytes()))
 
@@ -297,11 +313,16 @@ def _run(kernel: str, shapes: list[int], inputs: dict[str, torch.Tensor], output
 
 
 def _launch(configuration, kernel: str, num_blocks: int, problem: _Problem, levels: ctypes.Array, device) -> None:
-    """Start a kernel on the current stream of the device."""
+    """Start a kernel on the current stream of the device.
+
+    Nothing is copied or waited for: arguments are handed over by value, so that a CUDA graph may hold the launch.
+    """
     from cuda.bindings import driver
 
     with torch.cuda.device(device):
-        function = _function(configuration, device.index, kernel)
+        device_index = torch.cuda.current_device()
+        _enter_context(device_index)
+        function = _function(configuration, device_index, kernel)
         addresses = (ctypes.c_void_p * 2)(ctypes.addressof(problem), ctypes.addressof(levels))
         stream = torch.cuda.current_stream().cuda_stream
         grid_and_block = (num_blocks, 1, 1, _THREADS, 1, 1)
