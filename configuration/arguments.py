@@ -135,6 +135,13 @@ class OptimizationArguments:
     backbone_learning_rate_factor: float = field(
         default=1.0, metadata={"help": "Learning rate of the backbone as part of --learning_rate."}
     )
+    pyramid_scales_with_backbone: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the scales of a ViT's feature pyramid learn at the rate of the backbone, as in the "
+            "published recipe, where they have names of the backbone."
+        },
+    )
     decay_norms_and_biases: bool = field(
         default=False,
         metadata={"help": "Whether --weight_decay applies to norms and biases, too, as in the published recipe."},

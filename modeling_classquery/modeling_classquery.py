@@ -1014,6 +1014,17 @@ class ClassQueryPreTrainedModel(PreTrainedModel):
         replace_template(working_dir, card)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
+    def train(self, mode: bool = True):
+        """Set the training mode, but leave in evaluation mode what has no parameter to be trained.
+
+        Only so does a frozen part compute what it did before: batch norms would go on with their statistics, and
+        dropout would train the rest on features that it never sees in use.
+        """
+        super().train(mode)
+        if mode:
+            evaluate_frozen_parts(self)
+        return self
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -1027,6 +1038,15 @@ class ClassQueryPreTrainedModel(PreTrainedModel):
             # A prior of 5 %, so that rare positives are not drowned at first.
             init.constant_(module.class_readout_bias, -math.log(19))
             init.normal_(module.class_readout, std=module.config.d_model**-0.5)
+
+
+def evaluate_frozen_parts(module: nn.Module) -> None:
+    """Put each part that has parameters, but none to be trained, into evaluation mode, with all that it holds."""
+    if any(parameter.requires_grad for parameter in module.parameters()):
+        for part in module.children():
+            evaluate_frozen_parts(part)
+    elif next(module.parameters(), None) is not None:
+        module.eval()
 
 
 def _reset_matrices(module: nn.Module) -> None:

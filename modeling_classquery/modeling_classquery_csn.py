@@ -75,10 +75,10 @@ class ClassQueryCSNBackbone(nn.Module):
         return [part for group in parts[: self.config.freeze_stages] for part in group]
 
     def train(self, mode: bool = True):
-        """Set the training mode, leaving the batch norms of frozen parts, or all of them, in evaluation mode."""
+        """Set the training mode, but of batch norms only where the configuration does not freeze them."""
         super().train(mode)
-        for part in [self] if self.config.freeze_batch_norm else self._frozen_parts():
-            for module in part.modules():
+        if self.config.freeze_batch_norm:
+            for module in self.modules():
                 if isinstance(module, nn.BatchNorm3d | nn.SyncBatchNorm):
                     module.eval()
         return self

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
-from utils import tiny_batch, tiny_config
+from utils import TOKEN_BACKBONES, tiny_batch, tiny_config
 
 from classquery import ClassQueryForVideoActionDetection
 from classquery.configuration_classquery import CORRECTED
@@ -20,6 +20,13 @@ from classquery.engine.training.fine_tuning import (
 
 
 LABELS = ["run", "stand", "sit", "jump", "wave"]
+# With everything that acts in training only: drop path, dropout, batch norms.
+BACKBONES = {
+    "vit": tiny_config().backbone_config.to_dict() | {"drop_path_rate": 0.5},
+    "csn": {"model_type": "classquery_csn", "depths": [1, 1, 1, 1]},
+    "videomae": TOKEN_BACKBONES["videomae"] | {"hidden_dropout_prob": 0.5},
+    "vjepa2": TOKEN_BACKBONES["vjepa2"] | {"drop_path_rate": 0.5},
+}
 
 
 @pytest.fixture(params=[{}, CORRECTED], ids=["released", "corrected"])
@@ -90,6 +97,55 @@ def test_training_of_new_classes_leaves_the_others_as_they_are(model):
     torch.testing.assert_close(detect(larger).logits[..., :5], before.logits, rtol=0, atol=1e-5)
     changed = {name for name, tensor in larger.state_dict().items() if not torch.equal(tensor, untrained[name])}
     assert changed == set(class_parameters(larger))
+
+
+def freeze_backbone(model):
+    model.model.backbone.requires_grad_(False)
+
+
+def freeze_old_classes(model):
+    return TrainNewClassesOnly(model, num_old=4)
+
+
+def train_low_rank(model):
+    pytest.importorskip("peft")
+    return TrainLowRankUpdates(model, rank=2)
+
+
+@pytest.mark.parametrize("freeze", [freeze_backbone, freeze_old_classes, train_low_rank])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_what_is_frozen_is_the_same_bit_for_bit_after_training(backbone, freeze):
+    torch.manual_seed(0)
+    model = ClassQueryForVideoActionDetection(tiny_config(backbone_config=BACKBONES[backbone], class_groups=[4, 1]))
+    callback = freeze(model)
+    # At the end, updates are merged into the matrices that they belong to.
+    trained = [p for name, p in model.named_parameters() if p.requires_grad or ".base_layer.weight" in name]
+    frozen = {*model.parameters(), *model.buffers()} - set(trained)
+    before = {tensor: tensor.detach().clone() for tensor in frozen}
+    pixel_values = tiny_batch(model.config)["pixel_values"]
+    model.train()
+    expected = model.model.encode_frames(pixel_values, None)[0] if freeze is freeze_old_classes else []
+
+    train(model, callback)
+
+    if freeze is freeze_backbone:
+        assert frozen == {*model.model.backbone.parameters(), *model.model.buffers()}
+    assert all(torch.equal(tensor, before[tensor]) for tensor in frozen)
+    # In training mode, too: around new classes, the network acts as it will in use.
+    features = model.train().model.encode_frames(pixel_values, None)[0]
+    assert all(map(torch.equal, features, expected))
+
+
+def test_what_is_not_frozen_is_trained_with_its_dropout_and_statistics():
+    model = ClassQueryForVideoActionDetection(tiny_config(backbone_config=BACKBONES["csn"] | {"freeze_stages": 3}))
+    before = copy.deepcopy(model.state_dict())
+
+    train(model)
+
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert {"model.backbone.layer3.0.bn1.running_mean", "model.encoder.layers.0.feed_forward.fc1.weight"} <= moved
+    assert not any(name.startswith(("model.backbone.bn1", "model.backbone.layer1.")) for name in moved)
+    assert model.model.decoder.localizing_layers[0].training
 
 
 def test_without_groups_new_classes_would_disturb_the_others(model):

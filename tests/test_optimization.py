@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from utils import tiny_config
+from utils import TOKEN_BACKBONES, tiny_batch, tiny_config
 
 from classquery import ClassQueryForVideoActionDetection
 from classquery.configuration.arguments import OptimizationArguments
@@ -12,6 +12,9 @@ from classquery.engine.training.optimization import (
     parameter_groups,
     warmup_multistep_schedule,
 )
+
+
+CSN = {"model_type": "classquery_csn", "depths": [1, 1, 1, 1]}
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,30 @@ def test_backbone_has_its_own_rate_and_vectors_no_decay(model):
     assert found[id(block.norm1.weight)] == pytest.approx((1e-4, 0.0))
     assert found[id(model.model.feature_pyramid.scales[0][0].weight)] == pytest.approx((1e-3, 0.1))
     assert found[id(model.actor_head.bias)] == pytest.approx((1e-3, 0.0))
+
+
+def test_scales_of_the_pyramid_may_learn_as_the_backbone(model):
+    settings = {"learning_rate": 1e-3, "weight_decay": 0.1, "backbone_learning_rate_factor": 0.1}
+    groups = parameter_groups(model, pyramid_scales_with_backbone=True, **settings)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    names = {name for name, p in model.named_parameters() if rates[id(p)] == pytest.approx(1e-4)}
+
+    pyramid = model.model.feature_pyramid
+    assert all(f"model.feature_pyramid.scales.{name}" in names for name, _ in pyramid.scales.named_parameters())
+    assert not any(name.startswith("model.feature_pyramid.projections") for name in names)
+    backbone = {f"model.backbone.{name}" for name, _ in model.model.backbone.named_parameters()}
+    assert {name for name in names if "feature_pyramid" not in name} == backbone
+
+
+@pytest.mark.parametrize("backbone", [{}, *TOKEN_BACKBONES.values(), CSN])
+def test_every_parameter_has_a_gradient(backbone):
+    """So the recipes let no process look for those that have none."""
+    model = ClassQueryForVideoActionDetection(tiny_config(**({"backbone_config": backbone} if backbone else {})))
+
+    model.train()(**tiny_batch(model.config)).loss.backward()
+
+    trained = [(name, p.grad) for name, p in model.named_parameters() if p.requires_grad]
+    assert not [name for name, gradient in trained if gradient is None]
 
 
 def test_frozen_parameters_are_left_out():

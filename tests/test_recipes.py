@@ -37,6 +37,8 @@ UCF_SCHEDULE = {"total_batch_size": 8, "warmup_epochs": 4, "warmup_start_learnin
 def test_schedule_is_the_published_one(name, training, optimization):
     recipe = load_recipe(name)
     common = {"backbone_learning_rate_factor": 0.1, "decay_norms_and_biases": True, "decay_factor": 0.1}
+    # Published as `backbone.0.lateral_convs`, and the factor belongs to names that contain `backbone`.
+    common |= {"pyramid_scales_with_backbone": True}
 
     fixed = {"max_grad_norm": 0.1, "optim": "adamw_torch", "seed": 1}
     assert recipe.training.items() >= (training | fixed).items()

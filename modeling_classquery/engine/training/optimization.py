@@ -15,15 +15,18 @@ def parameter_groups(
     learning_rate: float,
     weight_decay: float,
     backbone_learning_rate_factor: float = 1.0,
+    pyramid_scales_with_backbone: bool = False,
     decay_norms_and_biases: bool = False,
 ) -> list[dict[str, Any]]:
     """Group the trained parameters of a detector by learning rate and weight decay.
 
     Args:
         model: A detector; its backbone is `model.model.backbone`.
-        learning_rate: Rate of everything but the backbone.
+        learning_rate: Rate of everything else.
         weight_decay: Decay of matrices and convolution kernels.
         backbone_learning_rate_factor: Rate of the backbone as part of `learning_rate`.
+        pyramid_scales_with_backbone: Whether the scales of a ViT's feature pyramid are part of the backbone, under
+            whose name they are published.
         decay_norms_and_biases: Whether the decay applies to vectors as well.
 
     Returns:
@@ -33,11 +36,12 @@ def parameter_groups(
         ValueError: If nothing is to be trained.
     """
     rates = {"backbone": learning_rate * backbone_learning_rate_factor, "head": learning_rate}
+    of_backbone = ("model.backbone.", *(["model.feature_pyramid.scales."] if pyramid_scales_with_backbone else []))
     groups = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        part = "backbone" if "model.backbone." in f".{name}" else "head"
+        part = "backbone" if any(prefix in f".{name}" for prefix in of_backbone) else "head"
         decays = decay_norms_and_biases or parameter.ndim > 1
         group = {"name": part if decays else f"{part} without decay", "params": [], "lr": rates[part]}
         group["weight_decay"] = weight_decay if decays else 0.0

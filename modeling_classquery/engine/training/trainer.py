@@ -77,6 +77,7 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
                 learning_rate=self.args.learning_rate,
                 weight_decay=self.args.weight_decay,
                 backbone_learning_rate_factor=self.optimization.backbone_learning_rate_factor,
+                pyramid_scales_with_backbone=self.optimization.pyramid_scales_with_backbone,
                 decay_norms_and_biases=self.optimization.decay_norms_and_biases,
             )
             optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
