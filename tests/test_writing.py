@@ -161,6 +161,15 @@ def test_ava_csv_has_the_keyframes_nearest_to_whole_seconds(tmp_path):
         assert [row[1] for row in csv.reader(file)] == ["0000", "0000", "0002", "0002"]
 
 
+def test_action_list_of_ava_is_in_the_syntax_of_the_official_one(tmp_path):
+    write_ava(tmp_path / "ava.csv", [], {'say "hi"': 1, "carry/hold (an object)": 0})
+
+    assert (tmp_path / "ava_action_list.pbtxt").read_text() == (
+        'label {\n  name: "carry/hold (an object)"\n  label_id: 1\n  label_type: OBJECT_MANIPULATION\n}\n'
+        "label {\n  name: 'say \"hi\"'\n  label_id: 2\n  label_type: PERSON_MOVEMENT\n}\n"
+    )
+
+
 def test_csv_is_read_by_the_custom_data_set(frames, tmp_path):
     (tmp_path / "videos").mkdir()
     write_video(tmp_path / "videos" / "kitchen.mp4", np.arange(80) / 20, (300, 100))

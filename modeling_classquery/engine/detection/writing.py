@@ -4,7 +4,7 @@
 |-------------|-----------------------------------------------------------------------------------------------|
 | JSON        | programs: the video, its frames with actors and actions, and its people with their timelines  |
 | csv         | tables, and the reader of one's own annotations, to train on it                               |
-| csv of AVA  | whatever reads AVA                                                                            |
+| csv of AVA  | the reader of AVA, and Datumaro                                                               |
 | xml of CVAT | CVAT, to correct it there, and the reader of one's own annotations                            |
 """
 
@@ -14,14 +14,18 @@ import json
 import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
 
+from classquery.data.annotations.ava import AVA_LABELS
 from classquery.data.whole_files import replacing, write_json
 from classquery.engine.detection.people import Person
 from classquery.engine.detection.results import ActorDetection, FrameDetections
 from classquery.engine.detection.video_sources import VideoSource
 
 
+# The official ids 1 to 14 are movements of a person, up to 63 handling of objects, and then there is somebody else.
+_AVA_LABEL_TYPES = ((14, "PERSON_MOVEMENT"), (63, "OBJECT_MANIPULATION"), (80, "PERSON_INTERACTION"))
 # Annotations of AVA are for whole seconds; a keyframe so near to one counts as its.
 _AVA_TOLERANCE_SECONDS = 0.1
 _CVAT_LABEL = "person"
@@ -144,7 +148,7 @@ def write_ava(
 
     AVA has a keyframe per second: of those near to a whole second the nearest is written, and others are left out.
     Detect once or several times per second for it. The names of the classes come along, as `ava_action_list.pbtxt` in
-    the same folder.
+    the same folder, in the syntax of AVA's own list. Where a class is none of AVA's, its type is a movement.
 
     Args:
         path: The csv file.
@@ -160,8 +164,16 @@ def write_ava(
                 place = Path(frame.video).stem, f"{round(second + movie_start_seconds):04d}", *_unit_box(actor, frame)
                 writer.writerows((*place, label_ids[label] + 1, actor.person_id) for label, _ in actor.actions)
     with replacing(path.with_name("ava_action_list.pbtxt")) as partial_path:
-        entries = (f'item {{ name: "{name}" id: {label_id + 1} }}\n' for name, label_id in label_ids.items())
+        # In the order of the ids, because Datumaro counts.
+        entries = (_ava_label(name, label_id) for name, label_id in sorted(label_ids.items(), key=itemgetter(1)))
         partial_path.write_text("".join(entries), encoding="utf-8")
+
+
+def _ava_label(name: str, label_id: int) -> str:
+    quote = "'" if '"' in name else '"'
+    official_id = AVA_LABELS.index(name) + 1 if name in AVA_LABELS else 1
+    label_type = next(label_type for last_id, label_type in _AVA_LABEL_TYPES if official_id <= last_id)
+    return f"label {{\n  name: {quote}{name}{quote}\n  label_id: {label_id + 1}\n  label_type: {label_type}\n}}\n"
 
 
 def _at_whole_seconds(frames: Iterable[FrameDetections]) -> dict[int, FrameDetections]:
