@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -759,6 +760,38 @@ def test_damaged_middle_gives_the_frames_before_it_and_then_raises(path_of, tmp_
     assert number_on(ClipReader().read(path, [5])[0]) == 5
     with pytest.raises(VideoReadError, match="^frame 36: .*damaged"):
         ClipReader().read(path, [36])
+
+
+@pytest.mark.parametrize("backend", ["pyav", pytest.param("decord", marks=needs_decord)])
+def test_colon_in_a_relative_name_is_no_protocol(backend, path_of, tmp_path, monkeypatch):
+    shutil.copy(path_of("h264.mkv"), tmp_path / "cam1:morning.mkv")
+    monkeypatch.chdir(tmp_path)
+
+    frames = ClipReader(backend=backend).read("cam1:morning.mkv", [3])
+
+    assert number_on(frames[0]) == 3
+
+
+@needs_decord
+def test_name_that_is_not_utf_8_is_read_or_refused_with_a_reason(path_of, tmp_path):
+    path = os.path.join(tmp_path, os.fsdecode(b"caf\xe9.mkv"))
+    shutil.copy(path_of("h264.mkv"), path)
+
+    assert number_on(ClipReader().read(path, [3])[0]) == 3
+    with pytest.raises(VideoReadError, match="not UTF-8"):
+        ClipReader(backend="decord").read(path, [3])
+
+
+def test_file_without_the_right_to_read_it_is_one_clean_error(path_of, monkeypatch):
+    def refuse(path, *arguments, **options):
+        raise av.error.PermissionError(13, "Permission denied")
+
+    # Whoever is root may read every file, so the system is told to refuse.
+    monkeypatch.setattr(av, "open", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
+
+    with pytest.raises(VideoReadError, match="Permission denied; check the rights"):
+        ClipReader().info(path_of("h264.mkv"))
 
 
 def test_title_in_latin_1_does_not_matter(path_of, tmp_path):

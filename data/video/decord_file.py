@@ -33,6 +33,10 @@ def _using_decord(path: str) -> Iterator[ModuleType]:
     decord.bridge.set_bridge("native")
     try:
         yield decord
+    except UnicodeEncodeError as error:
+        raise unreadable(
+            path, "decord takes no names that are not UTF-8", 'rename it or use backend="auto"'
+        ) from error
     except (RuntimeError, decord.DECORDError) as error:
         raise unreadable(path, "decord cannot decode it, the data is damaged", "fetch or export it again") from error
 
@@ -45,7 +49,8 @@ class DecordFile:
         if not index.is_exact_with_decord:
             raise self._refusal(f"decord returns wrong frames of some files of its kind ({index.kind})")
         with _using_decord(self._path) as decord:
-            self._reader = decord.VideoReader(self._path, ctx=decord.cpu(0), num_threads=1)
+            # Absolute, because FFmpeg takes what is before a colon for a protocol.
+            self._reader = decord.VideoReader(os.path.abspath(self._path), ctx=decord.cpu(0), num_threads=1)
         _open_files.add(self)
         # Both libraries list all packets; where they disagree on the number, the frame numbers of decord mean others.
         if len(self._reader) != index.num_packets:

@@ -56,7 +56,8 @@ def open_video(path: str) -> tuple["InputContainer", "VideoStream"]:
     """Open a file and its best video stream, to be decoded by one thread."""
     try:
         # Titles in avi files are often Latin-1, which strict decoding refuses.
-        container = av.open(path, metadata_errors="replace")
+        # Absolute, because FFmpeg takes what is before a colon for a protocol.
+        container = av.open(os.path.abspath(path), metadata_errors="replace")
     except av.error.FFmpegError as error:
         raise unreadable(path, *_why_not_opened(path)) from error
     stream = container.streams.best("video")
@@ -85,8 +86,11 @@ def translated_errors(path: str) -> Iterator[None]:
 
 
 def _why_not_opened(path: str) -> tuple[str, str]:
-    with open(path, "rb") as file:
-        is_mp4 = file.read(8)[4:] == b"ftyp"
+    try:
+        with open(path, "rb") as file:
+            is_mp4 = file.read(8)[4:] == b"ftyp"
+    except OSError as error:
+        return error.strerror or str(error), "check the rights of the file and of its folder"
     if is_mp4:
         return "it is an mp4 without its index (moov atom), probably truncated", "fetch or export it again"
     return "it is not a video that FFmpeg knows", "check that the file is what its name says"
