@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="say what is in a data set and what is wrong with it")
     check.set_defaults(command=_check)
     _add_dataset_arguments(check)
+    _add_custom_arguments(check)
     check.add_argument("--decode_all", action="store_true", help="decode every frame, not three of each video")
     check.add_argument(
         "--movie_start_seconds",
@@ -46,15 +47,11 @@ def _parser() -> argparse.ArgumentParser:
         default=900.0,
         help="for AVA: what the annotations call the start of the files (default: 900, movies that are cut)",
     )
-    check.add_argument("--box_format", choices=("normalized", "pixel"), default="normalized", help="of custom data")
-    check.add_argument(
-        "--timestamp_offset", type=float, default=0.0, help="what custom data call the start of the videos, in seconds"
-    )
-    check.add_argument("--frames_fps", type=float, default=30.0, help="frame rate of folders of frames (default: 30)")
     prepare = commands.add_parser("prepare", help="cut and encode the originals for quick and exact training")
     prepare.set_defaults(command=_prepare)
     prepare.add_argument("--source_dir", required=True, type=Path, help="folder with the originals")
     _add_dataset_arguments(prepare)
+    _add_custom_arguments(prepare)
     prepare.add_argument("--gop", type=int, default=30, help="distance of key frames; 0 copies files (default: 30)")
     prepare.add_argument("--short_side", type=int, default=0, help="in pixels; 0 keeps the size (default: 0)")
     prepare.add_argument("--crf", type=int, default=18, help="quality: 0 is best, 18 looks alike (default: 18)")
@@ -77,6 +74,14 @@ def _add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num_workers", type=int, default=0, metavar="N", help="processes beside this one (default: none)"
     )
+
+
+def _add_custom_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--box_format", choices=("normalized", "pixel"), default="normalized", help="of custom data")
+    parser.add_argument(
+        "--timestamp_offset", type=float, default=0.0, help="what custom data call the start of the videos, in seconds"
+    )
+    parser.add_argument("--frames_fps", type=float, default=30.0, help="frame rate of folders of frames (default: 30)")
 
 
 def _check(dataset: str, data_dir: Path, output: Path | None, json: Path | None, **options: Any) -> int:

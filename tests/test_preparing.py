@@ -292,6 +292,146 @@ def test_file_that_is_not_as_written_is_no_result(tubes_dir, tmp_path, monkeypat
     assert list((tmp_path / "videos").glob("*/*")) == []
 
 
+# Nothing but its own files
+
+
+def write_custom(source: Path, **videos: str) -> Path:
+    """Write one video for each split in some container, and a csv that names them as it is told."""
+    (source / "videos").mkdir(parents=True)
+    (source / "classes.txt").write_text("wave\n")
+    for number, (split, name) in enumerate(videos.items()):
+        path = source / "videos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as output:
+            stream = output.add_stream("mpeg4", rate=25)
+            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+            for frame in range(8):
+                image = paint(10 * number + frame)
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            output.mux(stream.encode(None))
+        row = f"{name},0.16,0.1,0.1,0.5,0.9,wave\n"
+        (source / f"{split}.csv").write_text("video,timestamp,x1,y1,x2,y2,label\n" + row)
+    return source
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def prepare_custom(source: Path, ready: Path) -> int:
+    return main(["prepare", "--dataset", "custom", "--source_dir", str(source), "--data_dir", str(ready)])
+
+
+def test_custom_videos_of_any_container_keep_their_annotations(tmp_path, capsys):
+    source = write_custom(tmp_path / "source", train="a.avi", validation="room/b.mkv")
+    before = contents(source)
+
+    assert prepare_custom(source, tmp_path / "ready") == 0
+
+    assert capsys.readouterr().out.splitlines()[-1] == "usable"
+    assert contents(source) == before
+    for split, name in (("train", "a.mp4"), ("validation", "room/b.mp4")):
+        old, new = (load_action_dataset("custom", folder, split)[0] for folder in (source, tmp_path / "ready"))
+        assert new.pop("video") == str(tmp_path / "ready" / "videos" / name)
+        assert old.pop("video").startswith(str(source))
+        assert new == old
+
+
+def test_tables_name_the_videos_that_were_written(tmp_path, capsys):
+    source = write_custom(tmp_path / "source", train="a.avi", validation="b.avi")
+    assert prepare_custom(source, tmp_path / "first") == 0
+    folders = ["--source_dir", str(tmp_path / "first"), "--data_dir", str(tmp_path / "second")]
+
+    assert main(["prepare", "--dataset", "parquet", *folders]) == 0
+
+    assert capsys.readouterr().out.splitlines()[-1] == "usable"
+    (row,) = load_action_dataset("parquet", tmp_path / "second", "train")
+    assert row["video"] == str(tmp_path / "second" / "videos" / "a.mp4")
+
+
+@pytest.mark.parametrize("name", ["{outside}/a.mp4", "../../outside/a.mp4", "{source}/videos/a.mp4"])
+def test_videos_named_by_paths_elsewhere_are_refused_before_any_work(tmp_path, capsys, name):
+    source = write_custom(tmp_path / "source", train="a.mp4", validation="b.mp4")
+    shutil.copytree(source / "videos", tmp_path / "outside")
+    name = name.format(outside=tmp_path / "outside", source=source)
+    (source / "train.csv").write_text((source / "train.csv").read_text().replace("a.mp4", name))
+    before = contents(tmp_path)
+
+    assert prepare_custom(source, tmp_path / "ready") == 1
+
+    assert "nothing was written to" in capsys.readouterr().out
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("place", ["videos", "videos/a.mp4", "train.csv", "parquet"])
+def test_places_behind_links_are_refused_before_any_work(tmp_path, capsys, place):
+    source = write_custom(tmp_path / "source", train="a.mp4", validation="b.mp4")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "kept.csv").write_text("kept")
+    target = {"videos": source / "videos", "videos/a.mp4": source / "videos" / "a.mp4"}.get(place)
+    link = tmp_path / "ready" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(target or tmp_path / "outside" / ("kept.csv" if place == "train.csv" else ""))
+    before = contents(tmp_path)
+
+    assert prepare_custom(source, tmp_path / "ready") == 1
+
+    assert "behind links that lead out of it" in capsys.readouterr().out
+    assert contents(tmp_path) == before
+
+
+def test_folders_of_originals_may_be_links(tmp_path):
+    source = write_custom(tmp_path / "source", train="a.mp4", validation="b.mp4")
+    (source / "videos").rename(tmp_path / "originals")
+    (source / "videos").symlink_to(tmp_path / "originals")
+    before = contents(tmp_path / "originals")
+
+    assert prepare_custom(source, tmp_path / "ready") == 0
+
+    assert contents(tmp_path / "originals") == before
+
+
+@pytest.mark.parametrize("place", ["videos/a.mp4", "train.csv"])
+def test_files_of_others_are_not_replaced(tmp_path, capsys, place):
+    source = write_custom(tmp_path / "source", train="a.avi", validation="b.avi")
+    (tmp_path / "ready" / "videos").mkdir(parents=True)
+    (tmp_path / "ready" / place).write_text("somebody's work")
+    before = contents(tmp_path)
+
+    assert prepare_custom(source, tmp_path / "ready") == 1
+
+    assert f"were changed since: move them, or choose another folder (1: {place})" in capsys.readouterr().out
+    assert contents(tmp_path) == before
+
+
+def test_annotations_corrected_in_the_prepared_folder_are_not_replaced(tmp_path, capsys):
+    source = write_custom(tmp_path / "source", train="a.avi", validation="b.avi")
+    assert prepare_custom(source, tmp_path / "ready") == 0
+    assert prepare_custom(source, tmp_path / "ready") == 0
+    with (tmp_path / "ready" / "train.csv").open("a") as file:
+        file.write("a.avi,0.2,0.1,0.1,0.5,0.9,wave\n")
+    before = contents(tmp_path)
+
+    assert prepare_custom(source, tmp_path / "ready") == 1
+
+    assert "move them, or choose another folder (1: train.csv)" in capsys.readouterr().out
+    assert contents(tmp_path) == before
+
+
+def test_two_videos_of_one_name_are_refused(tmp_path, capsys):
+    source = write_custom(tmp_path / "source", train="a.avi", validation="a.mkv")
+
+    assert prepare_custom(source, tmp_path / "ready") == 1
+
+    assert "two videos would have one name, a: " in capsys.readouterr().out
+    assert not (tmp_path / "ready").exists()
+
+
+def test_frames_do_not_shrink_under_boxes_in_pixels(tmp_path):
+    with pytest.raises(ValueError, match="short_side must be 0 where boxes are in pixels"):
+        prepare_videos("custom", tmp_path, tmp_path / "x", encoding=Encoding(short_side=64), box_format="pixel")
+
+
 # The command
 
 

@@ -248,8 +248,11 @@ def _last_part(name: str) -> str:
 
 
 def _locate(name: str, folders: Sequence[Path]) -> Path | None:
-    """Find a video, with or without its suffix, or a folder of frames."""
-    candidates = (folder / f"{name}{suffix}" for folder in folders for suffix in ("", *VIDEO_SUFFIXES))
+    """Find a video, with or without its suffix or, as `prepare` leaves it, with another, or a folder of frames."""
+    names = dict.fromkeys((name, _video_id(name)))
+    candidates = (
+        folder / f"{name}{suffix}" for name in names for folder in folders for suffix in ("", *VIDEO_SUFFIXES)
+    )
     return next((path for path in candidates if path.is_file() or (path.is_dir() and path not in folders)), None)
 
 

@@ -7,7 +7,6 @@ not need, and their bits are packed the simple way (CAVLC).
 
 import glob
 import itertools
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,17 +17,19 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
+from datasets import Dataset
 from tqdm.auto import tqdm
 
-from classquery.data.annotations.registry import load_action_dataset
+from classquery.data.annotations.parquet import PARQUET_FOLDER, save_action_dataset
+from classquery.data.annotations.registry import load_action_dataset, load_action_labels
 from classquery.data.annotations.schema import AnnotationError
 from classquery.data.preparation.checking import SPLITS, Video, digest_of, map_in_processes, videos_of
+from classquery.data.preparation.prepared_folder import RECORD_FILE, VIDEO_FOLDER, PreparedFolder, append_record
 from classquery.data.video.frame_folder import count_frames, read_frame_folder
 from classquery.data.video.reader import ClipReader, VideoReadError, iterate_frames
 from classquery.data.whole_files import replacing
 
 
-RECORD_FILE = "prepared.jsonl"
 # What the annotations of AVA call the first and the last second of a movie that is needed: the keyframes are from 902
 # to 1798, and a clip reaches little more than a second around one.
 AVA_SECONDS = (900.0, 1801.0)
@@ -40,7 +41,7 @@ _TIME_TOLERANCE_SECONDS = float(_TIME_BASE) / 2
 # Measured on noisy pictures at crf 18: others take less.
 _BYTES_PER_PIXEL = 0.04
 _FRAMES_PER_SECOND_OF_FOLDERS = 25.0
-_ANNOTATION_SUFFIXES = (".csv", ".json", ".jsonl", ".pbtxt", ".pkl", ".txt", ".xml")
+_ANNOTATION_SUFFIXES = (".csv", ".json", ".jsonl", ".mat", ".pbtxt", ".pkl", ".tsv", ".txt", ".xml")
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class _Job(NamedTuple):
 
     @property
     def target(self) -> Path:
-        return self.data_dir / "videos" / self.name
+        return self.data_dir / VIDEO_FOLDER / self.name
 
 
 def prepare_videos(
@@ -133,80 +134,126 @@ def prepare_videos(
 
     Raises:
         OSError: If the disk has not enough room.
-        ValueError: If both folders are the same, or AVA's movies are to be copied instead of cut, or begin after the
-            part that is cut out.
+        ValueError: If both folders are the same, if something would be written outside of `data_dir`, onto an original
+            or over a file that is not of this function, if AVA's movies are to be copied instead of cut, or begin
+            after the part that is cut out, or if frames would shrink that boxes are measured in.
     """
     source_dir, data_dir = Path(source_dir), Path(data_dir)
-    if source_dir.resolve() == data_dir.resolve():
-        raise ValueError(f"data_dir must be another folder than source_dir, got {data_dir} for both")
-    if name in _CUT_DATASETS and encoding.gop == 0:
-        raise ValueError("cutting encodes anew: gop must be positive for AVA, got 0")
-    if name in _CUT_DATASETS and movie_start_seconds > AVA_SECONDS[0]:
-        raise ValueError(f"movie_start_seconds must be at most {AVA_SECONDS[0]:g}, got {movie_start_seconds:g}")
-    copy_annotations(source_dir, data_dir)
+    _check_options(name, source_dir, data_dir, encoding, movie_start_seconds, options)
     seconds = None
     if name in _CUT_DATASETS:
         options["movie_start_seconds"] = movie_start_seconds
         seconds = (AVA_SECONDS[0] - movie_start_seconds, AVA_SECONDS[1] - movie_start_seconds)
     errors: list[str] = []
-    videos = _find_videos(name, source_dir, splits, options, errors)
-    jobs = [_Job(video, data_dir, seconds, encoding) for video in videos]
-    records = _read_records(data_dir)
-    open_jobs = [job for job in jobs if not _is_finished(job, records)]
-    _check_disk_space(data_dir, open_jobs)
+    rows = _load_splits(name, source_dir, splits, options, errors)
+    jobs = [_Job(video, data_dir, seconds, encoding) for video in _find_videos(rows, source_dir, errors)]
+    annotations = _annotations_in(source_dir)
+    folder = PreparedFolder(data_dir)
+    open_jobs = _claim(folder, jobs, annotations, splits)
+    for path in annotations:
+        _copy_annotations(source_dir / path, folder, path)
     num_finished = len(jobs) - len(open_jobs)
     with tqdm(total=len(jobs), initial=num_finished, desc="Preparing videos", unit="video") as progress:
         for error in map_in_processes(_prepare_video, open_jobs, num_workers):
             if error is not None:
                 errors.append(error)
             progress.update()
+    if name == "parquet":
+        _save_rows(rows, jobs, source_dir, data_dir)
     return errors
 
 
-def copy_annotations(source_dir: Path, data_dir: Path) -> None:
-    """Copy the files of annotations that lie in a folder, its `annotations/` or the folders of splits."""
-    for folder in (".", "annotations", "train", "validation", "val"):
-        for path in sorted((source_dir / folder).glob("*")):
-            if path.is_file() and path.suffix.lower() in _ANNOTATION_SUFFIXES and path.name != RECORD_FILE:
-                (data_dir / folder).mkdir(parents=True, exist_ok=True)
-                with replacing(data_dir / folder / path.name) as partial_path:
-                    shutil.copyfile(path, partial_path)
-    data_dir.mkdir(parents=True, exist_ok=True)
+def _check_options(
+    name: str,
+    source_dir: Path,
+    data_dir: Path,
+    encoding: Encoding,
+    movie_start_seconds: float,
+    options: dict[str, Any],
+) -> None:
+    if source_dir.resolve() == data_dir.resolve():
+        raise ValueError(f"data_dir must be another folder than source_dir, got {data_dir} for both")
+    if name in _CUT_DATASETS and encoding.gop == 0:
+        raise ValueError("cutting encodes anew: gop must be positive for AVA, got 0")
+    if name in _CUT_DATASETS and movie_start_seconds > AVA_SECONDS[0]:
+        raise ValueError(f"movie_start_seconds must be at most {AVA_SECONDS[0]:g}, got {movie_start_seconds:g}")
+    if name == "custom" and options.get("box_format") == "pixel" and encoding.short_side:
+        raise ValueError(
+            "short_side must be 0 where boxes are in pixels, which are those of the originals: leave it out, or give "
+            "the boxes as fractions of the frame"
+        )
+
+
+def _claim(folder: PreparedFolder, jobs: list[_Job], annotations: list[str], splits: Sequence[str]) -> list[_Job]:
+    """Make sure that all can be written, note that it will be, and return the jobs that are not finished yet."""
+    tables = [f"{PARQUET_FOLDER}/{file}" for file in (*(f"{split}.parquet" for split in splits), "classes.txt")]
+    names = [job.name for job in jobs]
+    folder.require_free(names, [*annotations, *tables], [Path(job.video.path) for job in jobs])
+    open_jobs = [job for job in jobs if not _is_finished(job, folder.videos)]
+    _check_disk_space(folder.path, open_jobs)
+    folder.claim(names, [*annotations, *tables])
+    return open_jobs
+
+
+# Annotations
+
+
+def _annotations_in(source_dir: Path) -> list[str]:
+    """Files of annotations that lie in a folder, its `annotations/` or the folders of splits."""
+    patterns = ("*", "annotations/*", "train/**/*", "validation/**/*", "val/**/*")
+    paths = {path for pattern in patterns for path in source_dir.glob(pattern) if path.is_file()}
+    return sorted(
+        path.relative_to(source_dir).as_posix()
+        for path in paths
+        if path.suffix.lower() in _ANNOTATION_SUFFIXES and path.name != RECORD_FILE
+    )
+
+
+def _copy_annotations(source: Path, folder: PreparedFolder, path: str) -> None:
+    target = folder.path / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as partial_path:
+        shutil.copyfile(source, partial_path)
+    folder.note_file(path)
+
+
+def _save_rows(rows: dict[str, Dataset], jobs: list[_Job], source_dir: Path, data_dir: Path) -> None:
+    """Write tables of annotations, which name their videos, with the names of those that were written."""
+    targets = {job.video.path: str(job.target) for job in jobs}
+    labels = load_action_labels("parquet", source_dir)
+    for split, split_rows in rows.items():
+        columns = split_rows.with_format("arrow")[:].to_pydict()
+        columns["video"] = [targets.get(video) for video in columns["video"]]
+        columns["source"] = [video and "video" for video in columns["video"]]
+        save_action_dataset(Dataset.from_dict(columns, features=split_rows.features), labels, data_dir, split)
 
 
 # What is to be done
 
 
-def _find_videos(
+def _load_splits(
     name: str, source_dir: Path, splits: Sequence[str], options: dict[str, Any], errors: list[str]
-) -> list[Video]:
-    videos: dict[str, Video] = {}
+) -> dict[str, Dataset]:
+    rows = {}
     for split in splits:
         try:
-            rows = load_action_dataset(name, source_dir, split, require_videos=False, **options)
+            rows[split] = load_action_dataset(name, source_dir, split, require_videos=False, **options)
         except (AnnotationError, FileNotFoundError) as error:
             errors.append(f"{split}: {error}")
-            continue
-        videos |= {video.name: video for video in videos_of(rows)}
+    return rows
+
+
+def _find_videos(rows: dict[str, Dataset], source_dir: Path, errors: list[str]) -> list[Video]:
+    """Videos of all splits, each once."""
+    videos: dict[str, Video] = {}
+    for video in itertools.chain.from_iterable(map(videos_of, rows.values())):
+        other = videos.setdefault(video.name, video)
+        if other.path != video.path:
+            raise ValueError(
+                f"two videos would have one name, {video.name}: {other.path} and {video.path}; rename one of them"
+            )
     errors += [f"{video.name}: no video in {source_dir}" for video in videos.values() if video.path is None]
     return [video for video in videos.values() if video.path is not None]
-
-
-def _read_records(data_dir: Path) -> dict[str, dict[str, Any]]:
-    """Read the records of earlier runs, and repair the file: a run that was killed may have left half a line."""
-    path = data_dir / RECORD_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    records = {record["name"]: record for line in lines if (record := _parse_record(line))}
-    with replacing(path) as partial_path:
-        partial_path.write_text("".join(json.dumps(record) + "\n" for record in records.values()), encoding="utf-8")
-    return records
-
-
-def _parse_record(line: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
 
 
 def _is_finished(job: _Job, records: dict[str, dict[str, Any]]) -> bool:
@@ -226,7 +273,8 @@ def _record(job: _Job) -> dict[str, Any]:
 
 
 def _check_disk_space(data_dir: Path, jobs: list[_Job]) -> None:
-    needed, free = sum(map(_estimate_bytes, jobs)), shutil.disk_usage(data_dir).free
+    existing = next(folder for folder in (data_dir, *data_dir.absolute().parents) if folder.is_dir())
+    needed, free = sum(map(_estimate_bytes, jobs)), shutil.disk_usage(existing).free
     if needed > free:
         raise OSError(
             f"the disk of {data_dir} has {free / 1e9:.1f} GB of room, the videos need about {needed / 1e9:.1f} GB: "
@@ -262,16 +310,15 @@ def _prepare_video(job: _Job) -> str | None:
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
         # Left behind by a run that was killed.
-        for path in job.target.parent.glob(f".{glob.escape(job.target.stem)}-????????{job.target.suffix}"):
+        leftover = f".{glob.escape(job.target.stem)}-{'[0-9a-f]' * 8}{job.target.suffix}"
+        for path in job.target.parent.glob(leftover):
             path.unlink()
         with replacing(job.target) as partial_path:
             write = _copy_verified if job.is_copied else _encode_verified
             write(job, partial_path)
     except (VideoReadError, OSError) as error:
         return f"{job.video.name}: {error}"
-    # One write of one line: those of several processes do not mix.
-    with (job.data_dir / RECORD_FILE).open("a", encoding="utf-8") as records:
-        records.write(json.dumps(_record(job)) + "\n")
+    append_record(job.data_dir, _record(job))
     return None
 
 
