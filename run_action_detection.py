@@ -47,8 +47,9 @@ from classquery.data.demo.movies import write_demo_movie
 from classquery.data.streaming import ClipStream
 from classquery.data.transforms import ClipTransform
 from classquery.data.video.reader import ClipReader, VideoReadError
+from classquery.detection_classquery import label_id_of
 from classquery.engine.checkpoint import load_detector
-from classquery.engine.detection.detection import DEMO_NOTICE, label_id_of
+from classquery.engine.detection.detection import DEMO_NOTICE
 from classquery.engine.detection.prediction import (
     PredictionArguments,
     collect_predictions,
@@ -248,7 +249,9 @@ def load_model(
 
 
 def set_thresholds(processor: ClassQueryVideoProcessor, data_args: DataArguments) -> None:
-    """Let the thresholds travel with the model."""
+    """Let the thresholds travel with the model; one that is given for all classes replaces those of some."""
+    if data_args.score_threshold is not None:
+        processor.class_thresholds = None
     for name in ("score_threshold", "actor_threshold"):
         if getattr(data_args, name) is not None:
             setattr(processor, name, getattr(data_args, name))

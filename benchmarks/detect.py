@@ -26,9 +26,9 @@ import torch
 
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
 from classquery.configuration import load_recipe
+from classquery.detection_classquery import ClipDetector, Sampling, assemble_clips
 from classquery.engine.checkpoint import load_detector
-from classquery.engine.detection.clips import Sampling, assemble_clips
-from classquery.engine.detection.detection import ClipDetector, detect_in
+from classquery.engine.detection.detection import detect_in
 from classquery.engine.detection.drawing import write_annotated_video
 from classquery.engine.detection.people import link_people
 from classquery.engine.detection.video_sources import open_source
@@ -192,7 +192,7 @@ def detect_one_after_the_other(video: str, detector: ClipDetector, sampling: Sam
         "decoding", assemble_clips(source.frames, sampling.plan(detector.model.config, source), resize)
     )
     while batch := list(itertools.islice(clips, detector.batch_size)):
-        detector.detect(batch, source)
+        detector.detect(batch, (source.height, source.width))
     detector.model.forward = forward
     sequential = time.perf_counter() - started
     # Conversion to RGB counts as decoding, resizing as processing, like normalisation and selection.

@@ -1,40 +1,52 @@
 """The frames of whatever a user calls a video: a file, a link, an array or a list of images.
 
-With the package, files are read by its clip reader, whose frames are exact for every codec. Code that runs from the
-Hub has what is installed: PyAV, whose frames are numbered as a player shows them, or else one of the decoders that
-transformers knows, which hold a whole video in memory.
+With the package, files are read by its clip reader. Code that runs from the Hub reads them with PyAV alone, by the
+same rules: frame `i` is the i-th that a player shows, rotated as the file asks for, at its time on the clock of the
+file. Other decoders are not used: they skip edit lists, guess the times of a variable rate or return other frames, and
+do not tell.
 """
 
 import contextlib
 import importlib.util
+import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import numpy as np
 import torch
+from huggingface_hub import constants
 from huggingface_hub.utils import get_session, httpx
-from transformers.utils import is_av_available, is_cv2_available, is_decord_available, is_torchcodec_available, logging
-from transformers.video_utils import load_video
+from transformers.utils import is_av_available, logging
 
 
 logger = logging.get_logger(__name__)
 
-_CLIP_READER_NAME = f"{__package__}.data.video.reader"
-_HAS_CLIP_READER = importlib.util.find_spec(f"{__package__}.data") is not None
+_READER_NAME = f"{__package__}.data.video.reader"
+_HAS_READER = importlib.util.find_spec(f"{__package__}.data") is not None
+# Codecs whose decoded frames carry the timestamp of their packet. Not MPEG-4: XviD packs two frames in a packet.
+_CODECS_WITH_EXACT_TIMES = ("av1", "h264", "hevc", "mjpeg", "mpeg2video", "vp8", "vp9")
+# The largest distance between decoding and presentation order that H.264 and HEVC allow.
+_MAX_REORDERED_FRAMES = 16
+# FFmpeg's own guess for a stream that does not state its rate.
+_DEFAULT_FRAMES_PER_SECOND = 25
+_VP8_SHOW_FRAME_BIT = 0x10
+# FFmpeg states the start of a file in whole microseconds.
+_CONTAINER_TIME_BASE = Fraction(1, 1_000_000)
 
 
 class DecodedFrame(NamedTuple):
     """One frame of a video."""
 
     index: int
-    """Its number, from 0."""
+    """Its number, from 0, as a player shows them."""
     seconds: float
-    """Its time after the first frame."""
+    """Its time on the clock of the file; where pictures start later than sound, the first one has a time above 0."""
     image: np.ndarray
     """uint8 RGB of shape (height, width, 3)."""
 
@@ -44,14 +56,12 @@ class VideoFrames:
     """A video to go through once."""
 
     num_frames: int
+    frames_per_second: float
+    """Mean or stated frame rate."""
     size: tuple[int, int]
     """Height and width in pixels."""
-    last_seconds: float
-    """Time of the last frame after the first."""
-    indices_at: Callable[[np.ndarray], np.ndarray]
-    """Finds the frames nearest to times in seconds, of any shape; beyond the ends, the first or the last frame."""
-    stream: Callable[[], Iterator[DecodedFrame]]
-    """Decodes all frames in order; frames at a damaged end are missing, with a warning."""
+    frames: Iterable[Any]
+    """All frames in order, as `DecodedFrame`; those that are damaged are missing, with a warning."""
 
 
 @contextlib.contextmanager
@@ -71,8 +81,14 @@ def local_video(video: Any) -> Iterator[Any]:
 
 
 def _download(url: str, path: Path) -> None:
+    # The session of the Hub signs in there, and refuses when HF_HUB_OFFLINE=1: other servers are no business of it.
+    is_hub = urlparse(url).netloc == urlparse(constants.ENDPOINT).netloc
     try:
-        with get_session().stream("GET", url, follow_redirects=True) as response, path.open("wb") as file:
+        with (
+            contextlib.nullcontext(get_session()) if is_hub else httpx.Client() as client,
+            client.stream("GET", url, follow_redirects=True) as response,
+            path.open("wb") as file,
+        ):
             response.raise_for_status()
             for chunk in response.iter_bytes():
                 file.write(chunk)
@@ -102,85 +118,210 @@ def open_video(video: Any, frames_per_second: float) -> VideoFrames:
 
     Raises:
         ValueError: If it is none of these, or cannot be read.
-        ImportError: If no library that reads files is installed.
+        ImportError: If it is a file and PyAV is not installed.
     """
     if not is_one_video(video):
         raise ValueError(f"a video is a path or link of a file, an array or a list of images, got {type(video)}")
     if not isinstance(video, str | os.PathLike):
         return _of_images(_to_images(video), frames_per_second)
-    if _HAS_CLIP_READER:
-        return _of_clip_reader(video)
+    if _HAS_READER:
+        return _of_reader(os.fspath(video))
     if not os.path.isfile(video):
         raise ValueError(f"there is no video file {os.fspath(video)!r}")
-    return _of_pyav(os.fspath(video)) if is_av_available() else _of_transformers(os.fspath(video))
+    if not is_av_available():
+        raise ImportError("video files are read with PyAV: pip install av; or pass the frames as an array")
+    return _of_pyav(os.fspath(video))
 
 
-def _of_clip_reader(path: str | os.PathLike) -> VideoFrames:
-    clip_reader = importlib.import_module(_CLIP_READER_NAME)
-    reader = clip_reader.ClipReader()
+def _of_reader(path: str) -> VideoFrames:
+    reader = importlib.import_module(_READER_NAME)
     try:
-        info = reader.info(path)
-    except clip_reader.VideoReadError as error:
+        info, frames = reader.ClipReader().info(path), reader.iterate_frames(path)
+    except reader.VideoReadError as error:
         raise ValueError(str(error)) from error
-    return VideoFrames(
-        num_frames=info.num_frames,
-        size=(info.height, info.width),
-        last_seconds=(info.num_frames - 1) / info.frames_per_second,
-        indices_at=lambda seconds: reader.frame_indices_at(path, seconds),
-        stream=lambda: _up_to_damage(clip_reader.iterate_frames(path), clip_reader.VideoReadError),
-    )
+    frames = DecodableFrames(frames, path, info.num_frames, reader.VideoReadError)
+    return VideoFrames(info.num_frames, info.frames_per_second, (info.height, info.width), frames)
+
+
+# PyAV, as the clip reader of the package uses it
 
 
 def _of_pyav(path: str) -> VideoFrames:
     av = importlib.import_module("av")
     try:
-        with av.open(path) as container:
-            stream = container.streams.video[0]
-            times = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None)
-            seconds = (np.array(times) - times[0]) * float(stream.time_base)
-            container.seek(0)
-            height, width, _ = _to_rgb(next(container.decode(stream))).shape
+        with av.open(path, metadata_errors="replace") as container:
+            shown = _list_shown(container)
+        height, width, _ = next(_decode(path, shown)).image.shape
     except (av.FFmpegError, IndexError, StopIteration) as error:
         raise ValueError(f"{path} is damaged or no video: {error}") from error
-    return VideoFrames(
-        num_frames=len(seconds),
-        size=(height, width),
-        last_seconds=float(seconds[-1]),
-        indices_at=lambda wanted: nearest_indices(seconds, wanted),
-        stream=lambda: _up_to_damage(_decode_with_pyav(path, seconds), av.FFmpegError),
+    num_frames = len(shown.seconds)
+    length = shown.seconds[-1] - shown.seconds[0]
+    rate = (num_frames - 1) / length if length else shown.frames_per_second
+    frames = DecodableFrames(_decode(path, shown), path, num_frames, av.FFmpegError)
+    return VideoFrames(num_frames, rate, (height, width), frames)
+
+
+class _Shown(NamedTuple):
+    """The frames that a player shows, as packets tell."""
+
+    stream_index: int
+    seconds: np.ndarray
+    """Their times, (num_frames,), ascending."""
+    number_of: dict[int, int] | None
+    """From timestamps to numbers of frames; None where decoded frames have to be counted."""
+    frames_per_second: float
+
+
+def _list_shown(container: Any) -> _Shown:
+    stream = container.streams.best("video")
+    if stream is None or stream.codec_context is None:
+        raise ValueError(f"{container.name} has no pictures that can be decoded")
+    codec = stream.codec_context.codec.canonical_name
+    rows = [
+        (packet.pts, packet.dts, _is_shown(packet, codec)) for packet in _packets_of(container, stream) if packet.size
+    ]
+    pts, dts, is_shown = (list(column) for column in zip(*rows, strict=True))
+    rate, unit = float(stream.average_rate or stream.guessed_rate or _DEFAULT_FRAMES_PER_SECOND), stream.time_base
+    # avi stores no presentation times: FFmpeg makes them up, wrong for B-frames.
+    has_pts = container.format.name != "avi" and _are_sound(pts)
+    if has_pts:
+        clock = np.array(pts)
+    elif _are_sound(dts):
+        clock = np.array(dts)
+    else:
+        clock, unit = np.arange(len(rows)), 1 / rate
+    is_exact = has_pts and codec in _CODECS_WITH_EXACT_TIMES
+    # Frames shown before the first key frame need a group of pictures that was cut off.
+    times = np.sort(clock[np.array(is_shown) & (not is_exact or clock >= clock[0])])
+    start_seconds = _delay_seconds(container, stream)
+    if has_pts and stream.start_time is not None:
+        # The first frame is not the first of the stream where that one cannot be decoded.
+        start_seconds = max(0.0, start_seconds + float((int(times[0]) - stream.start_time) * unit))
+    return _Shown(
+        stream.index,
+        start_seconds + (times - times[0]) * float(unit),
+        {time: number for number, time in enumerate(times.tolist())} if is_exact else None,
+        rate,
     )
 
 
-def _decode_with_pyav(path: str, seconds: np.ndarray) -> Iterator[DecodedFrame]:
-    with importlib.import_module("av").open(path) as container:
-        container.streams.video[0].thread_type = "AUTO"
-        for index, (time, frame) in enumerate(zip(seconds.tolist(), container.decode(video=0), strict=False)):
-            yield DecodedFrame(index, time, _to_rgb(frame))
+def _delay_seconds(container: Any, stream: Any) -> float:
+    """How much later than the file, be that its sound, its pictures start."""
+    if container.start_time is None or stream.start_time is None:
+        return 0.0
+    delay = stream.start_time * stream.time_base - container.start_time * _CONTAINER_TIME_BASE
+    return float(delay) if delay > _CONTAINER_TIME_BASE else 0.0
+
+
+def _packets_of(container: Any, stream: Any) -> Iterator[Any]:
+    """List the packets from the first key frame on: those before it cannot be decoded."""
+    return itertools.dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream))
+
+
+def _is_shown(packet: Any, codec: str) -> bool:
+    """Whether a packet gives a frame: no cut one, none that an edit list leaves out, no hidden VP8 reference."""
+    is_hidden = codec == "vp8" and not bytes(packet)[0] & _VP8_SHOW_FRAME_BIT
+    return not (packet.is_discard or packet.is_corrupt or is_hidden)
+
+
+def _are_sound(times: list[int | None]) -> bool:
+    """Whether times are present, distinct and in an order that reordering for B-frames can explain."""
+    if None in times or len(set(times)) < len(times):
+        return False
+    return bool(np.abs(np.argsort(times) - np.arange(len(times))).max() <= _MAX_REORDERED_FRAMES)
+
+
+def _decode(path: str, shown: _Shown) -> Iterator[DecodedFrame]:
+    av = importlib.import_module("av")
+    num_counted = 0
+    with av.open(path, metadata_errors="replace") as container:
+        stream = container.streams[shown.stream_index]
+        for packet in _packets_of(container, stream):
+            frames = _decode_packet(packet, av.error.InvalidDataError)
+            for frame in frames or ():
+                number = num_counted if shown.number_of is None else shown.number_of.get(frame.pts)
+                num_counted += 1
+                if number is not None and number < len(shown.seconds):
+                    yield DecodedFrame(number, float(shown.seconds[number]), _to_rgb(frame))
+            # Of most codecs a packet holds one frame.
+            num_counted += frames is None
+
+
+def _decode_packet(packet: Any, damage: type[Exception]) -> list[Any] | None:
+    """Decode a packet; None if it is damaged: as in a player, the next ones go on."""
+    with contextlib.suppress(damage):
+        return [] if packet.is_corrupt else packet.decode()
+    return None
 
 
 def _to_rgb(frame: Any) -> np.ndarray:
     """Pixels of a frame of PyAV, rotated as the file asks for."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
 
 
-def _up_to_damage(frames: Iterator[DecodedFrame], damage: type[Exception]) -> Iterator[DecodedFrame]:
-    try:
-        yield from frames
-    except damage as error:
-        logger.warning("the video ends early: %s", error)
+# What is missing
 
 
-def _of_transformers(path: str) -> VideoFrames:
-    available = {
-        "torchcodec": is_torchcodec_available(),
-        "decord": is_decord_available(),
-        "opencv": is_cv2_available(),
-    }
-    backend = next((name for name, is_available in available.items() if is_available), None)
-    if backend is None:
-        raise ImportError("to read video files, install PyAV: pip install av; or pass the frames as an array")
-    images, metadata = load_video(path, backend=backend)
-    return _of_images(_to_images(images), metadata.fps)
+class MissingFrames(NamedTuple):
+    """Frames that cannot be decoded because the video is damaged there."""
+
+    after_seconds: float
+    """Time of the frame before them."""
+    before_seconds: float | None
+    """Time of the frame behind them; None if none comes."""
+    num_frames: int
+    """How many; 0 if that is not known."""
+
+
+class DecodableFrames:
+    """The frames of a video that can be decoded; the others are noted, and told about in the end.
+
+    Args:
+        frames: The frames in order.
+        name: Path or URL of the video.
+        num_frames: Their number, where it is known.
+        damage: What `frames` raises if the rest is damaged.
+        missing: Where to note them.
+    """
+
+    def __init__(
+        self,
+        frames: Iterable[Any],
+        name: str,
+        num_frames: int | None,
+        damage: type[Exception],
+        missing: list[MissingFrames] | None = None,
+    ):
+        self.missing = [] if missing is None else missing
+        self._frames, self._name, self._num_frames, self._damage = frames, name, num_frames, damage
+
+    def __iter__(self) -> Iterator[Any]:
+        index, seconds, error = -1, 0.0, None
+        try:
+            for frame in self._frames:
+                if frame.index > index + 1:
+                    self.missing.append(MissingFrames(seconds, frame.seconds, frame.index - index - 1))
+                index, seconds = frame.index, frame.seconds
+                yield frame
+        except self._damage as damage:
+            error = damage
+        self._tell_of_gaps()
+        num_missing = max((self._num_frames or 0) - index - 1, 0)
+        if num_missing or error is not None:
+            self.missing.append(MissingFrames(seconds, None, num_missing))
+            reason = error or f"{num_missing} frames cannot be decoded"
+            logger.warning("%s: the video ends early, %.1f s after its start: %s", self._name, seconds, reason)
+
+    def _tell_of_gaps(self) -> None:
+        if not self.missing:
+            return
+        spans = [f"{gap.after_seconds:.1f} s to {gap.before_seconds:.1f} s" for gap in self.missing[:3]]
+        more = ", ..." if len(self.missing) > 3 else ""
+        num_frames = sum(gap.num_frames for gap in self.missing)
+        logger.warning("%s: %d damaged frames are left out, from %s%s", self._name, num_frames, ", ".join(spans), more)
+
+
+# Images
 
 
 def _to_images(video: Any) -> Sequence[np.ndarray]:
@@ -198,29 +339,16 @@ def _to_images(video: Any) -> Sequence[np.ndarray]:
 
 
 def _of_images(images: Sequence[np.ndarray], frames_per_second: float) -> VideoFrames:
-    seconds = np.arange(len(images)) / frames_per_second
-    return VideoFrames(
-        num_frames=len(images),
-        size=images[0].shape[:2],
-        last_seconds=float(seconds[-1]),
-        indices_at=lambda wanted: nearest_indices(seconds, wanted),
-        stream=lambda: map(DecodedFrame, range(len(images)), seconds.tolist(), images),
-    )
+    frames = (DecodedFrame(index, index / frames_per_second, image) for index, image in enumerate(images))
+    return VideoFrames(len(images), frames_per_second, images[0].shape[:2], frames)
 
 
-def nearest_indices(seconds: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Find the frame nearest to each time, the earlier one where two are equally near.
-
-    Args:
-        seconds: Times of the frames, ascending, of shape (num_frames,).
-        wanted: Times of any shape.
-
-    Returns:
-        Indices of the shape of `wanted`.
-    """
-    later = np.searchsorted(seconds, wanted).clip(max=len(seconds) - 1)
-    earlier = (later - 1).clip(min=0)
-    return np.where(wanted - seconds[earlier] <= seconds[later] - wanted, earlier, later)
-
-
-__all__ = ["DecodedFrame", "VideoFrames", "is_one_video", "local_video", "nearest_indices", "open_video"]
+__all__ = [
+    "DecodableFrames",
+    "DecodedFrame",
+    "MissingFrames",
+    "VideoFrames",
+    "is_one_video",
+    "local_video",
+    "open_video",
+]

@@ -1,12 +1,8 @@
 """Detection over whole videos: which frames the model sees, what is reported, and what happens to bad files."""
 
-import functools
 import itertools
-import logging
-import math
 import sys
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,11 +14,9 @@ from utils import tiny_config
 
 from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
 from classquery.data.clips import clip_seconds, tile_starts
-from classquery.data.video.reader import ClipReader, Frame, VideoReadError
-from classquery.engine.detection.clips import ClipPlan, Sampling, assemble_clips
+from classquery.data.video.reader import ClipReader, VideoReadError
 from classquery.engine.detection.detection import detect
 from classquery.engine.detection.results import ActorDetection, FrameDetections
-from classquery.engine.detection.video_sources import VideoSource
 
 
 NAMES = ("stand", "walk", "sit", "hand wave", "carry/hold (an object)")
@@ -163,107 +157,6 @@ def test_detection_takes_any_video(seconds, size, model, processor, tmp_path):
 
     assert [result.seconds for result in results] == list(range(int(seconds[-1]) + 1))
     assert all(len(result.actors) == model.config.num_queries for result in results)
-
-
-def stream(num_frames: int, missing: Sequence[int] = (), ends_with: Exception | None = None) -> Iterator[Frame]:
-    for index in range(num_frames):
-        if index not in missing:
-            yield Frame(index, index / 8, functools.partial(np.array, [index]))
-    if ends_with is not None:
-        raise ends_with
-
-
-def clips_around(*keyframes: int) -> ClipPlan:
-    """Clips of 5 frames with stride 4."""
-    positions = ((keyframe + 4 * np.arange(-2, 3)) / 8 for keyframe in keyframes)
-    return ClipPlan(positions, by_index=False, anchor=2, reported=[2], seconds_between=0.0)
-
-
-def numbers(clips) -> list[list[int]]:
-    return [clip.frames.flatten().tolist() for clip in clips]
-
-
-def keyframes(clips) -> list[int]:
-    return [frame_index for clip in clips for _, frame_index, _ in clip.reported]
-
-
-def largest_number_of_frames_alive(num_frames: int) -> int:
-    alive, counts = set(), []
-
-    def prepare(image: np.ndarray) -> torch.Tensor:
-        frame = torch.from_numpy(image)
-        alive.add(id(frame))
-        weakref.finalize(frame, alive.remove, id(frame))
-        counts.append(len(alive))
-        return frame
-
-    for _ in assemble_clips(stream(num_frames), clips_around(*range(0, num_frames, 6)), prepare):
-        pass
-    return max(counts)
-
-
-def test_number_of_frames_in_memory_does_not_grow_with_the_video():
-    assert largest_number_of_frames_alive(2000) == largest_number_of_frames_alive(100) <= 17
-
-
-def test_clips_overlap_and_repeat_the_first_and_the_last_frame():
-    clips = assemble_clips(stream(20), clips_around(*range(0, 60, 6)), torch.from_numpy)
-
-    assert numbers(clips) == [[0, 0, 0, 4, 8], [0, 2, 6, 10, 14], [4, 8, 12, 16, 19], [10, 14, 18, 19, 19]]
-
-
-@pytest.mark.parametrize(
-    ("missing", "expected"), [([10], [4, 8, 12, 16, 20]), ([8], [4, 7, 12, 16, 20]), ([8, 12], [4, 7, 11, 16, 20])]
-)
-def test_frame_that_the_decoder_skips_is_replaced_by_the_nearest(missing, expected):
-    clips = assemble_clips(stream(30, missing), clips_around(12), torch.from_numpy)
-
-    assert numbers(clips) == [expected]
-
-
-def test_damage_comes_after_the_clips_whose_keyframe_was_there():
-    clips = assemble_clips(
-        stream(20, ends_with=VideoReadError("damaged")), clips_around(0, 6, 12, 18, 24), torch.from_numpy
-    )
-    seen = []
-
-    with pytest.raises(VideoReadError, match="damaged"):
-        seen.extend(clips)
-
-    assert keyframes(seen) == [0, 6, 12, 18]
-
-
-def test_frame_next_to_many_missing_ones_is_reported_once():
-    clips = assemble_clips(stream(60, missing=range(10, 20)), clips_around(*range(0, 60, 6)), torch.from_numpy)
-
-    assert keyframes(clips) == [0, 6, 9, 20, 24, 30, 36, 42, 48, 54]
-
-
-@pytest.mark.parametrize("num_frames", [1, 3, 4, 7, 8, 9])
-@pytest.mark.parametrize("is_length_known", [True, False])
-def test_models_of_all_frames_see_every_frame_once(num_frames, is_length_known):
-    config = tiny_config(output_frames="all", frame_stride=1)
-    source = VideoSource("x", 1, 1, 8.0, num_frames if is_length_known else None, False, stream(num_frames))
-
-    clips = list(assemble_clips(source.frames, Sampling().plan(config, source), torch.from_numpy))
-
-    assert keyframes(clips) == list(range(num_frames))
-    assert [len(clip.frames) for clip in clips] == [4] * math.ceil(num_frames / 4)
-    if is_length_known:
-        expected = [np.arange(start, start + 4).clip(0, num_frames - 1) for start in tile_starts(num_frames, 4)]
-        assert numbers(clips) == [frames.tolist() for frames in expected]
-
-
-def test_models_of_all_frames_can_report_fewer():
-    config = tiny_config(output_frames="all", frame_stride=1)
-    source = VideoSource("x", 1, 1, 8.0, 20, False, stream(20))
-
-    clips = list(
-        assemble_clips(source.frames, Sampling(keyframes_per_second=1).plan(config, source), torch.from_numpy)
-    )
-
-    assert keyframes(clips) == [0, 8, 16]
-    assert len(clips) == 3
 
 
 # What is reported
@@ -535,18 +428,3 @@ def test_large_frames_are_reduced_as_they_come(model, processor, tmp_path):
 
     assert result.size == (2160, 3840)
     assert (result.boxes <= [3840, 2160, 3840, 2160]).all()
-
-
-@pytest.mark.parametrize("spoil", [cut, damage])
-def test_results_end_with_one_warning_where_the_video_is_damaged(spoil, model, processor, tmp_path, caplog):
-    whole = write_video(tmp_path / "whole.mp4", np.arange(100) / 20)
-    spoiled = spoil(write_video(tmp_path / "spoiled.mp4", np.arange(100) / 20))
-
-    results = list(detect(spoiled, model, processor, **EVERYTHING))
-
-    expected = list(detect(whole, model, processor, **EVERYTHING))
-    assert 2 <= len(results) < len(expected) == 5
-    assert results[0].to_dict() == expected[0].to_dict()
-    assert [result.frame_index for result in results] == [20 * second for second in range(len(results))]
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "spoiled.mp4" in caplog.text

@@ -5,7 +5,7 @@ import pytest
 
 from classquery import frames_classquery
 from classquery.data.demo.movies import write_demo_movie
-from classquery.frames_classquery import nearest_indices, open_video
+from classquery.frames_classquery import open_video
 
 
 @pytest.fixture(scope="module")
@@ -15,29 +15,18 @@ def movie(tmp_path_factory):
 
 @pytest.fixture
 def without_clip_reader(monkeypatch):
-    monkeypatch.setattr(frames_classquery, "_HAS_CLIP_READER", False)
+    monkeypatch.setattr(frames_classquery, "_HAS_READER", False)
 
 
-def only(monkeypatch, installed: str | None) -> None:
-    for name in ("av", "torchcodec", "decord", "cv2"):
-        monkeypatch.setattr(frames_classquery, f"is_{name}_available", lambda name=name: name == installed)
-
-
-@pytest.mark.parametrize("decoder", ["av", "decord"])
-def test_decoders_give_the_frames_of_the_clip_reader(movie, monkeypatch, decoder):
+def test_pyav_gives_the_frames_of_the_clip_reader(movie, monkeypatch):
     expected = open_video(movie, 30)
-    only(monkeypatch, decoder)
-    monkeypatch.setattr(frames_classquery, "_HAS_CLIP_READER", False)
+    monkeypatch.setattr(frames_classquery, "_HAS_READER", False)
 
     video = open_video(str(movie), 30)
 
-    assert (video.num_frames, video.size) == (expected.num_frames, expected.size)
-    assert video.last_seconds == pytest.approx(expected.last_seconds)
-    wanted = np.array([[-1.0, 0.1], [0.9, 7.0]])
-    assert video.indices_at(wanted).tolist() == expected.indices_at(wanted).tolist()
-    for frame, reference in zip(video.stream(), expected.stream(), strict=True):
-        assert frame.index == reference.index
-        assert frame.seconds == pytest.approx(reference.seconds)
+    assert (video.num_frames, video.size, video.frames_per_second) == (30, expected.size, expected.frames_per_second)
+    for frame, reference in zip(video.frames, expected.frames, strict=True):
+        assert (frame.index, frame.seconds) == (reference.index, reference.seconds)
         assert np.array_equal(frame.image, reference.image)
 
 
@@ -51,7 +40,7 @@ def test_damaged_end_is_left_out(movie, tmp_path):
 
     video = open_video(path, 30)
 
-    assert len(list(video.stream())) <= video.num_frames
+    assert len(list(video.frames)) <= video.num_frames
 
 
 @pytest.mark.usefixtures("without_clip_reader")
@@ -64,12 +53,8 @@ def test_what_is_no_video_is_refused(tmp_path):
 
 
 @pytest.mark.usefixtures("without_clip_reader")
-def test_missing_decoder_is_named(movie, monkeypatch):
-    only(monkeypatch, None)
+def test_other_decoders_than_pyav_are_not_trusted(movie, monkeypatch):
+    monkeypatch.setattr(frames_classquery, "is_av_available", lambda: False)
 
     with pytest.raises(ImportError, match="pip install av"):
         open_video(movie, 30)
-
-
-def test_earlier_of_two_frames_as_near_is_taken():
-    assert nearest_indices(np.array([0.0, 1.0, 2.0]), np.array([-1, 0.5, 0.6, 1.5, 9])).tolist() == [0, 0, 1, 1, 2]

@@ -14,6 +14,7 @@ import torch
 from test_metrics_frame import area_under_envelope
 from transformers.utils import ModelOutput
 
+from classquery import linking_classquery
 from classquery.data.metrics import frame_map, link_best_paths, link_greedily, linking, tube_iou, tube_map, video_map
 from classquery.data.metrics import video as video_module
 from classquery.video_processing_classquery import ClassQueryVideoProcessor, action_scores
@@ -475,7 +476,7 @@ def test_video_map_matches_plain_evaluator(protocol, options, seed):
 
 
 def test_examples_of_the_docstrings_are_right():
-    assert doctest.testmod(linking) == (0, 4)
+    assert doctest.testmod(linking) == doctest.testmod(linking_classquery) == (0, 2)
     assert doctest.testmod(video_module) == (0, 5)
 
 

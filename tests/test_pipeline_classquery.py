@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoVideoProcessor, VideoMAEConfig, VideoMAEModel, pipeline
+from transformers import VideoMAEConfig, VideoMAEModel, pipeline
 from utils import tiny_config
 
 from classquery import (
@@ -17,13 +17,9 @@ from classquery import (
     ClassQueryVideoProcessor,
     VideoActionDetectionPipeline,
     demo_checkpoint,
-    detect,
 )
-from classquery.data.clips import tile_starts
 from classquery.data.demo.movies import write_demo_movie
-from classquery.data.metrics.linking import link_greedily
 from classquery.data.video.reader import ClipReader
-from classquery.pipeline_classquery import _tile, link_detections
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,28 +49,6 @@ def tube_detector():
     model = ClassQueryForVideoActionDetection(tiny_config(output_frames="all", frame_stride=1))
     processor = ClassQueryVideoProcessor(size={"shortest_edge": 36})
     return VideoActionDetectionPipeline(model, video_processor=processor, threshold=0, actor_threshold=0)
-
-
-def test_detections_are_those_of_detect(detector, movie):
-    model, processor = (
-        AutoModel.from_pretrained(demo_checkpoint()),
-        AutoVideoProcessor.from_pretrained(demo_checkpoint()),
-    )
-
-    found = detector(movie, threshold=0.5, keyframes_per_second=2, batch_size=3)
-
-    expected = detect(movie, model, processor, threshold=0.5, keyframes_per_second=2, batch_size=3)
-    expected = [
-        (frame.frame_index, frame.seconds, label, score, actor.actor_score, *actor.box)
-        for frame in expected
-        for actor in frame.actors
-        for label, score in actor.actions
-    ]
-    assert len(found) > 10
-    keys = ("frame", "time", "label", "score", "actor_score")
-    assert {(*(one[key] for key in keys), *one["box"].values()) for one in found} == set(expected)
-    order = [(one["frame"], -one["score"]) for one in found]
-    assert order == sorted(order)
 
 
 def test_arrays_tensors_images_and_files_are_the_same_video(detector, movie, frames):
@@ -130,21 +104,6 @@ def test_top_k_and_thresholds_select(detector, movie):
     assert certain == [one for one in everything if one["score"] >= 0.8 and one["actor_score"] >= 0.9]
 
 
-def test_thresholds_are_those_of_the_processor(movie):
-    model, processor = (
-        AutoModel.from_pretrained(demo_checkpoint()),
-        AutoVideoProcessor.from_pretrained(demo_checkpoint()),
-    )
-    processor.score_threshold, processor.class_thresholds = 0.9, {"stand": 0.2}
-    detector = VideoActionDetectionPipeline(model, video_processor=processor)
-
-    found = detector(movie)
-
-    everything = detector(movie, threshold=0)
-    assert found == [one for one in everything if one["score"] >= (0.2 if one["label"] == "stand" else 0.9)]
-    assert len({one["label"] for one in found}) > 1
-
-
 def test_video_behind_a_link(detector, movie):
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(movie.parent))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -167,38 +126,6 @@ def test_every_frame_is_detected_once_by_a_model_of_all_frames(tube_detector, mo
     assert found[-1]["time"] == pytest.approx(44 / 15)
 
 
-def test_detections_in_all_frames_are_those_of_detect(tube_detector, movie):
-    model, processor = tube_detector.model, tube_detector.video_processor
-
-    found = tube_detector(movie, top_k=1, batch_size=4)
-
-    expected = detect(movie, model, processor, threshold=0, actor_threshold=0, top_k=1)
-    assert [(one["frame"], one["score"]) for one in found] == [
-        (frame.frame_index, score)
-        for frame in expected
-        for score in sorted((score for actor in frame.actors for _, score in actor.actions), reverse=True)
-    ]
-
-
-@pytest.mark.parametrize("num_video_frames", [1, 3, 4, 5, 12, 45])
-def test_clips_of_all_frames_are_those_of_training(num_video_frames):
-    config = tiny_config(output_frames="all", frame_stride=1)
-
-    plan = _tile(num_video_frames, config, None)
-
-    starts = np.array(tile_starts(num_video_frames, 4))
-    expected = (starts[:, None] + np.arange(4)).clip(0, num_video_frames - 1)
-    assert plan.indices.tolist() == expected.tolist()
-    assert [index for outputs in plan.outputs for _, index in outputs] == list(range(num_video_frames))
-
-
-def test_frames_of_overlapping_clips_count_where_they_are_nearest_to_the_middle():
-    plan = _tile(8, tiny_config(output_frames="all", frame_stride=1), 2)
-
-    assert plan.indices.tolist() == [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7]]
-    assert plan.outputs == [[(0, 0), (1, 1), (2, 2), (3, 3)], [(2, 4), (3, 5)], [(2, 6), (3, 7)]]
-
-
 def test_tubes_hold_the_detections_of_a_label(tube_detector, frames):
     detections = tube_detector(frames[:10], threshold=0.4)
     tubes = tube_detector(frames[:10], threshold=0.4, return_tubes=True, iou_threshold=0.3, max_gap=1)
@@ -215,27 +142,6 @@ def test_tubes_hold_the_detections_of_a_label(tube_detector, frames):
     for tube in tubes:
         assert tube["score"] == pytest.approx(np.mean(tube["scores"]))
         assert np.diff(tube["frames"]).max(initial=1) <= 2
-
-
-@pytest.mark.parametrize("max_gap", [0, 1])
-def test_linking_is_that_of_the_metrics(max_gap):
-    generator = np.random.default_rng(0)
-    num_boxes = generator.integers(0, 5, 30)
-    frames = np.repeat(np.arange(30), num_boxes)
-    corners = generator.uniform(0, 40, (len(frames), 2))
-    boxes = np.concatenate([corners, corners + generator.uniform(30, 60, corners.shape)], axis=1)
-    scores = generator.uniform(0, 1, len(frames))
-    rows = [
-        {"row": row, "score": scores[row], "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), boxes[row], strict=True))}
-        for row in range(len(frames))
-    ]
-    per_frame = [[rows[row] for row in np.flatnonzero(frames == frame)] for frame in range(30)]
-
-    linked = link_detections(per_frame, 0.3, max_gap)
-
-    expected = link_greedily(frames, boxes, scores, iou_threshold=0.3, max_gap=max_gap)
-    assert max(map(len, linked)) > 5
-    assert [[one["row"] for one in tube] for tube in linked] == [tube["rows"].tolist() for tube in expected]
 
 
 def test_saved_pipeline_is_complete(detector, movie, tmp_path):

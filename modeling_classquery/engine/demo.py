@@ -104,7 +104,8 @@ class VideoPage:
             raise ValueError("There is no video yet: drop one, or take the example.")
         folder = tempfile.TemporaryDirectory(prefix="classquery-")
         processor = copy.copy(self.processor)
-        processor.score_threshold = threshold
+        # What is set on the page holds for all classes, whatever is saved for some.
+        processor.score_threshold, processor.class_thresholds = threshold, None
         predict_videos(
             [video],
             folder.name,

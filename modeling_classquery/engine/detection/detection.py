@@ -1,26 +1,24 @@
 """Detect actions in any video: one pass over its frames, in constant memory, decoding while the model computes."""
 
-import difflib
 import itertools
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torchvision.ops import clip_boxes_to_image
 from transformers.utils import logging
 
 from classquery.configuration_classquery import ClassQueryConfig
-from classquery.data.metrics.linking import box_iou
 from classquery.data.video.reader import ClipReader, VideoReadError
+from classquery.detection_classquery import Clip, ClipDetector, Sampling, assemble_clips, clip_around, tiles
 from classquery.engine.checkpoint import load_detector
 from classquery.engine.detection.background import Background
-from classquery.engine.detection.clips import Clip, Sampling, assemble_clips, clip_around, tiles
 from classquery.engine.detection.results import ActorDetection, FrameDetections
 from classquery.engine.detection.video_sources import Source, VideoSource, list_sources, open_source
-from classquery.modeling_classquery import ClassQueryDetectionOutput, ClassQueryForVideoActionDetection
+from classquery.frames_classquery import DecodableFrames
+from classquery.linking_classquery import box_iou
+from classquery.modeling_classquery import ClassQueryForVideoActionDetection
 from classquery.video_processing_classquery import ClassQueryVideoProcessor
 
 
@@ -137,24 +135,20 @@ def _open_readable(sources: Sequence[Source], options: dict) -> Iterator[VideoSo
             logger.warning("a video is passed over: %s", error)
 
 
-def detect_in(source: VideoSource, detector: "ClipDetector", sampling: "Sampling") -> Iterator[FrameDetections]:
+def detect_in(source: VideoSource, detector: ClipDetector, sampling: Sampling) -> Iterator[FrameDetections]:
     """Detect in an opened video; what `detect` does for each."""
-    config = detector.model.config
-    clips = assemble_clips(source.frames, sampling.plan(config, source), detector.resize)
+    config, size = detector.model.config, (source.height, source.width)
+    label_ids = {name: label_id for label_id, name in config.id2label.items()}
+    frames = DecodableFrames(source.frames, source.name, None, VideoReadError, source.missing)
+    clips = assemble_clips(frames, sampling.plan(config, source), detector.resize)
     capacity = detector.batch_size if source.is_live else 2 * detector.batch_size
     total_dropped = 0
     with Background(clips, capacity=capacity, drop_oldest=source.is_live) as background:
-        while True:
-            try:
-                batch, num_dropped = background.take(detector.batch_size)
-            except VideoReadError as error:
-                logger.warning("the video ends early: %s", error)
-                break
-            if not batch:
-                break
+        while (taken := background.take(detector.batch_size)).items:
+            num_dropped = taken.num_dropped
             total_dropped += num_dropped
-            for frame in detector.detect(batch, source):
-                yield replace(frame, num_dropped=num_dropped)
+            for frame in detector.detect(taken.items, size):
+                yield FrameDetections(**vars(frame), video=source.name, num_dropped=num_dropped, label_ids=label_ids)
                 num_dropped = 0
     if total_dropped:
         logger.warning(
@@ -191,150 +185,21 @@ def with_attention(
         model, processor, threshold=0.0, class_thresholds={}, actor_threshold=0.0, attention=labels
     )
     source = open_source(path)
-    indices, index = _clip_with(frame, path, source, model.config)
+    indices, index = _clip_with(frame, source, model.config)
     images = torch.stack([detector.resize(image) for image in ClipReader().read(path, indices)])
-    (again,) = detector.detect([Clip(images, [(index, frame.frame_index, frame.seconds)])], source)
-    nearest = int(box_iou(np.array(actor.box), again.boxes).argmax())
+    clip = Clip(images, [(index, frame.frame_index, frame.seconds)])
+    (again,) = detector.detect([clip], (source.height, source.width))
+    boxes = np.array([candidate.box for candidate in again.actors])
+    nearest = int(box_iou(np.array(actor.box), boxes).argmax())
     return replace(actor, attentions=again.actors[nearest].attentions)
 
 
-def _clip_with(
-    frame: FrameDetections, path: str | os.PathLike[str], source: VideoSource, config: ClassQueryConfig
-) -> tuple[np.ndarray, int]:
+def _clip_with(frame: FrameDetections, source: VideoSource, config: ClassQueryConfig) -> tuple[np.ndarray, int]:
     """Numbers of the frames of the clip in which a frame is detected, and its index in it."""
     if config.output_frames == "keyframe":
-        return ClipReader().frame_indices_at(path, clip_around(config, frame.seconds)), config.keyframe_index
-    tile = next(tile for tile in tiles(config, source.num_frames) if frame.frame_index in tile)
+        seconds = clip_around(config, frame.seconds)
+        return ClipReader().frame_indices_at(source.name, seconds), config.keyframe_index
+    plan = tiles(config, source.num_frames)
+    clips = (plan.positions(number) for number in range(plan.num_clips))
+    tile = next(positions for positions in clips if frame.frame_index in positions)
     return tile.clip(0, source.num_frames - 1), int(np.flatnonzero(tile == frame.frame_index)[0])
-
-
-def label_id_of(label: str, config: ClassQueryConfig) -> int:
-    """Look up a class by its name."""
-    label_ids = {name: index for index, name in config.id2label.items()}
-    if label not in label_ids:
-        nearest = difflib.get_close_matches(label, label_ids, cutoff=0.0)
-        raise ValueError(f"the model has no class {label!r}; the closest names are {nearest}")
-    return label_ids[label]
-
-
-# Detections
-
-
-@dataclass(frozen=True)
-class ClipDetector:
-    """From the frames of a video to those the model sees, and from batches of clips to what is reported.
-
-    Args:
-        model: The detector, in evaluation mode.
-        processor: The processor that belongs to it.
-        thresholds: (num_labels,): lowest score of each class to report; infinite for classes that are left out.
-        actor_threshold: Lowest confidence of an actor to report.
-        top_k: Report so many actions of an actor at most.
-        attention_ids: Classes whose attention to report.
-        batch_size: Number of clips per forward pass, at most.
-    """
-
-    model: ClassQueryForVideoActionDetection
-    processor: ClassQueryVideoProcessor
-    thresholds: np.ndarray
-    actor_threshold: float
-    top_k: int | None
-    attention_ids: dict[str, int]
-    batch_size: int
-
-    @classmethod
-    def from_options(
-        cls,
-        model: ClassQueryForVideoActionDetection,
-        processor: ClassQueryVideoProcessor,
-        *,
-        threshold: float | None = None,
-        class_thresholds: Mapping[str, float] | None = None,
-        actor_threshold: float | None = None,
-        classes: Sequence[str] | None = None,
-        top_k: int | None = None,
-        attention: Sequence[str] = (),
-        batch_size: int = 4,
-    ) -> "ClipDetector":
-        """Check the options of `detect` and fill in those of the processor."""
-        if batch_size < 1 or (top_k is not None and top_k < 1):
-            raise ValueError(f"both must be positive, got {batch_size = } and {top_k = }")
-        config = model.config
-        thresholds = np.full(config.num_labels, processor.score_threshold if threshold is None else threshold)
-        of_classes = processor.class_thresholds if class_thresholds is None else class_thresholds
-        for name, value in (of_classes or {}).items():
-            thresholds[label_id_of(name, config)] = value
-        if classes is not None:
-            left_out = set(range(config.num_labels)) - {label_id_of(name, config) for name in classes}
-            thresholds[list(left_out)] = np.inf
-        return cls(
-            model.eval(),
-            processor,
-            thresholds,
-            processor.actor_threshold if actor_threshold is None else actor_threshold,
-            top_k,
-            {name: label_id_of(name, config) for name in attention},
-            batch_size,
-        )
-
-    def resize(self, image: np.ndarray) -> torch.Tensor:
-        """Take the first step of the processor, from (height, width, 3) to (3, height, width), both uint8.
-
-        Taken when a frame arrives, it is done once for all clips that share the frame, and no large frame is kept.
-        """
-        resized = self.processor(image[None], do_center_crop=False, do_rescale=False, do_normalize=False)
-        return resized["pixel_values"][0, 0]
-
-    @torch.inference_mode()
-    def detect(self, clips: Sequence[Clip], source: VideoSource) -> list[FrameDetections]:
-        """Detect in some clips of a video."""
-        # Bytes are sent to the device, a quarter of the floats they become.
-        inputs = self.processor([clip.frames for clip in clips], do_resize=False, device=self.model.device)
-        outputs = self.model(
-            **inputs.to(self.model.device, self.model.dtype), output_attentions=bool(self.attention_ids)
-        )
-        # In float32, because bfloat16 moves boxes by pixels.
-        tensors = {name: outputs[name].float() for name in ("pred_boxes", "scores", "actor_logits")}
-        size = source.height, source.width
-        label_ids = {name: label_id for label_id, name in self.model.config.id2label.items()}
-        detections = self.processor.post_process_action_detection(tensors, target_sizes=[size] * len(clips))
-        results = []
-        for number, (clip, frames) in enumerate(zip(clips, detections, strict=True)):
-            for index, frame_index, seconds in clip.reported:
-                output_frame = index if len(frames) > 1 else 0
-                attentions = self._attentions(outputs, number, output_frame)
-                actors = self._actors(frames[output_frame], attentions, size)
-                results.append(FrameDetections(frame_index, seconds, actors, size, source.name, label_ids=label_ids))
-        return results
-
-    def _attentions(self, outputs: ClassQueryDetectionOutput, clip: int, output_frame: int) -> dict[str, torch.Tensor]:
-        """Attention (num_queries, h, w) of each class asked for in a frame of a clip."""
-        attentions = {}
-        for name, label_id in self.attention_ids.items():
-            # (queries, labels, heads, h, w) -> (queries, heads, h, w)
-            attention = outputs.class_attentions[-1][clip, output_frame, :, label_id]
-            if self.model.config.class_attention_heads == "released":
-                # The other half sees positions only: it looks at the same place for all classes.
-                attention = attention[:, : math.ceil(attention.shape[1] / 2)]
-            attentions[name] = attention.float().mean(1).cpu()
-        return attentions
-
-    def _actors(
-        self, detections: dict[str, torch.Tensor], attentions: dict[str, torch.Tensor], size: tuple[int, int]
-    ) -> list[ActorDetection]:
-        """Select from the candidates of one frame."""
-        boxes = clip_boxes_to_image(detections["boxes"], size).tolist()
-        scores = detections["scores"].cpu().numpy()
-        actors = []
-        for query, actor_score in enumerate(detections["actor_scores"].tolist()):
-            actions = self._actions(scores[query]) if actor_score >= self.actor_threshold else []
-            if actions:
-                of_query = {name: attention[query].numpy().copy() for name, attention in attentions.items()}
-                actors.append(ActorDetection(tuple(boxes[query]), actor_score, actions, of_query))
-        return sorted(actors, key=lambda actor: actor.box[0] + actor.box[2])
-
-    def _actions(self, scores: np.ndarray) -> list[tuple[str, float]]:
-        names = self.model.config.id2label
-        chosen = np.flatnonzero(scores >= self.thresholds)
-        chosen = chosen[np.argsort(-scores[chosen], kind="stable")][: self.top_k]
-        return [(names[int(index)], float(scores[index])) for index in chosen]

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from classquery.data.metrics.linking import link_greedily
 from classquery.engine.detection.results import ActorDetection, FrameDetections
+from classquery.linking_classquery import link_greedily
 
 
 # Shorter silence is rather a miss of the detector than somebody who stops and starts again.

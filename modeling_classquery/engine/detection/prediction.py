@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from classquery.data.video.frame_folder import read_frame_folder
 from classquery.data.video.reader import ClipReader, VideoReadError
 from classquery.data.whole_files import write_json
-from classquery.engine.detection.clips import Sampling
-from classquery.engine.detection.detection import ClipDetector, detect_in, with_attention
+from classquery.detection_classquery import ClipDetector, Sampling
+from classquery.engine.detection.detection import detect_in, with_attention
 from classquery.engine.detection.drawing import draw_attention_grid, draw_keyframe, write_annotated_video
 from classquery.engine.detection.people import link_people, list_people
 from classquery.engine.detection.results import FrameDetections

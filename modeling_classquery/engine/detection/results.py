@@ -7,52 +7,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from classquery.detection_classquery import ActorDetection, DetectedFrame
+
 
 if TYPE_CHECKING:
     import pandas
     import supervision
+
+__all__ = ["ROW_COLUMNS", "ActorDetection", "FrameDetections", "to_dataframe"]
 
 _BOX_COLUMNS = ("x_min", "y_min", "x_max", "y_max")
 ROW_COLUMNS = ("video", "frame_index", "seconds", "person_id", *_BOX_COLUMNS, "actor_score", "label", "score")
 
 
 @dataclass(frozen=True)
-class ActorDetection:
-    """An actor in one frame and what they do."""
+class FrameDetections(DetectedFrame):
+    """The actors of one frame of a video, and how to hand them on."""
 
-    box: tuple[float, float, float, float]
-    """(x_min, y_min, x_max, y_max) in pixels of the original frame, clipped to it."""
-    actor_score: float
-    """Confidence in [0, 1] that this is an actor."""
-    actions: list[tuple[str, float]]
-    """Names and scores in [0, 1] of the actions, highest first."""
-    attentions: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
-    """Where each class asked for looks for this actor: float32 (h, w) over the whole frame, summing to 1."""
-    person_id: int | None = None
-    """Number of the person in the video, from 1, after `link_people`."""
-
-    def to_dict(self) -> dict:
-        """Return what JSON can hold, rounded for reading, without the attention."""
-        person = {} if self.person_id is None else {"person_id": self.person_id}
-        return person | {
-            "box": [round(edge, 2) for edge in self.box],
-            "actor_score": round(self.actor_score, 4),
-            "actions": [{"label": label, "score": round(score, 4)} for label, score in self.actions],
-        }
-
-
-@dataclass(frozen=True)
-class FrameDetections:
-    """The actors of one frame of a video."""
-
-    frame_index: int
-    """Number of the frame, as `ClipReader` counts."""
-    seconds: float
-    """Its time after the first frame."""
-    actors: list[ActorDetection]
-    """From left to right, so that an actor keeps its place from one keyframe to the next; may be empty."""
-    size: tuple[int, int] | None = None
-    """Height and width of the frame in pixels."""
     video: str | None = None
     """Path or URL of the video."""
     num_dropped: int = 0

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,6 +22,7 @@ from classquery.data.video.frame_folder import count_frames, is_frame_folder, re
 from classquery.data.video.index import quarter_turns
 from classquery.data.video.pyav_file import rgb_converter
 from classquery.data.video.reader import ClipReader, Frame, VideoReadError, iterate_frames
+from classquery.frames_classquery import MissingFrames
 
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class VideoSource:
     """Whether frames go on coming while nobody takes them."""
     frames: Iterator[Frame]
     """The frames in order; `VideoReadError` after the last one that could be decoded, if the rest is damaged."""
+    missing: list[MissingFrames] = field(default_factory=list)
+    """Which frames could not be decoded, so far as `detect_in` has come."""
 
     @property
     def duration_seconds(self) -> float | None:
