@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -417,26 +418,42 @@ def _sample_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
+class ClipLabel(dict):
+    """Labels of a clip: tensors as items. What else is known of it, as its name, is looked up alike, but no item.
+
+    What moves, gathers and compares labels, as transformers' Trainer does, so finds nothing but tensors.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor] = MappingProxyType({}), about: dict[str, Any] | None = None
+    ):
+        super().__init__(tensors)
+        self.about = about or {}
+
+    def __missing__(self, name: str) -> Any:
+        return self.about[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Look up a tensor, or what else is known."""
+        return self[name] if name in self or name in self.about else default
+
+
 class ClipLabels(list):
-    """List of dicts of small tensors that a data worker sends in one piece.
+    """List of `ClipLabel` that a data worker sends in one piece.
 
     PyTorch would share the memory of each tensor and hand over its file by a connection of its own, which takes a
     tenth of the time of a small model's training step.
     """
 
     def __reduce__(self):
-        arrays = [{name: _as_array(value) for name, value in labels.items()} for labels in self]
+        arrays = [({name: tensor.numpy(force=True) for name, tensor in label.items()}, label.about) for label in self]
         return _labels_of_arrays, (arrays,)
 
 
-def _as_array(value: Any) -> Any:
-    return value.numpy(force=True) if isinstance(value, torch.Tensor) else value
-
-
-def _labels_of_arrays(arrays: list[dict[str, Any]]) -> ClipLabels:
+def _labels_of_arrays(arrays: list[tuple[dict[str, np.ndarray], dict[str, Any]]]) -> ClipLabels:
     return ClipLabels(
-        {name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in array.items()}
-        for array in arrays
+        ClipLabel({name: torch.from_numpy(array) for name, array in tensors.items()}, about)
+        for tensors, about in arrays
     )
 
 
@@ -455,7 +472,7 @@ class ClipCollator:
 
         Returns:
             `pixel_values` and `pixel_mask` as by the processor; `labels`, a list (`ClipLabels`) of dicts as the model
-            takes them, with everything else that the clip holds besides.
+            takes them, with everything else that the clip holds besides (see `ClipLabel`).
         """
         inputs = self.processor([clip["frames"] for clip in clips])
         return {
@@ -465,6 +482,8 @@ class ClipCollator:
         }
 
     @staticmethod
-    def _labels(clip: dict[str, Any]) -> dict[str, Any]:
+    def _labels(clip: dict[str, Any]) -> ClipLabel:
         labels = {name: value for name, value in clip.items() if name != "frames"}
-        return labels | {"boxes": box_convert(clip["boxes"], "xyxy", "cxcywh")}
+        labels |= {"boxes": box_convert(clip["boxes"], "xyxy", "cxcywh")}
+        tensors = {name: value for name, value in labels.items() if isinstance(value, torch.Tensor)}
+        return ClipLabel(tensors, {name: value for name, value in labels.items() if name not in tensors})

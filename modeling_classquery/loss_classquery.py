@@ -3,7 +3,12 @@
 Follows section 3.4 of the paper and the released criterion where the two data-set styles agree; what differed between
 its three copies is a value of `ClassQueryConfig`. Unlike the release, several actors of a clip are paired by the
 assignment, each clip has its own padding frames, and padding frames count nowhere.
+
+Actors are matched on the CPU. Of the device, the costs of all decoder layers are read once, and the matches are sent
+back once; nothing else waits for it.
 """
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -49,7 +54,7 @@ def action_logits(predictions: dict[str, torch.Tensor], score_with_actor: bool) 
 @torch.compiler.disable
 def action_detection_loss(
     predictions: list[dict[str, torch.Tensor]],
-    labels: list[dict[str, torch.Tensor]],
+    labels: "list[dict[str, torch.Tensor]] | ActionTargets",
     config: ClassQueryConfig,
     divisors: dict[str, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -61,7 +66,7 @@ def action_detection_loss(
         labels: Per clip: `boxes` (num_actors, num_output_frames, 4), (cx, cy, w, h) in [0, 1] of the frame without
             padding; `class_labels` (num_actors, num_output_frames, num_labels), 0 or 1; `valid` (num_actors,
             num_output_frames), whether the actor has a box in the frame; `frame_mask` (num_output_frames,), false on
-            padding frames. `num_actors` may be 0 and differ between clips.
+            padding frames. `num_actors` may be 0 and differ between clips. Or all of that as `ActionTargets`.
         config: Weights of costs and terms.
         divisors: What the terms are divided by; by default `loss_divisors` of the batch. A trainer gives those of all
             batches of an update as a part for each, so that the mean of their losses is the loss of all their clips.
@@ -69,10 +74,13 @@ def action_detection_loss(
     Returns:
         The weighted sum, and the unweighted terms by name: `loss_class`, `loss_actor`, `loss_bbox` and `loss_giou` of
         the last layer, those of layer i with the suffix `_i`.
+
+    Raises:
+        ValueError: If the labels are no such labels, or those of other clips.
+        NotFiniteError: If the predictions cannot be matched.
     """
-    targets = _stack_targets(labels, predictions[-1]["logits"])
-    divisors = divisors or loss_divisors(loss_counts(labels, config))
-    divisors = {name: divisor.to(targets["boxes"].device) for name, divisor in divisors.items()}
+    targets = _targets_for(predictions[-1]["logits"], labels)
+    divisors = divisors or loss_divisors(loss_counts(targets, config))
     coefficients = {
         "loss_class": config.class_loss_coefficient,
         "loss_actor": config.actor_loss_coefficient,
@@ -80,16 +88,21 @@ def action_detection_loss(
         "loss_giou": config.giou_loss_coefficient,
     }
     supervised = range(len(predictions)) if config.auxiliary_loss else [len(predictions) - 1]
+    # (batch, frames, ...) -> (num_clip_frames, ...)
+    layers = [{name: states.flatten(0, 1) for name, states in predictions[layer].items()} for layer in supervised]
+    targets = targets.on(layers[-1]["logits"].device)
     total, loss_dict = 0, {}
-    for layer in supervised:
+    for layer, flat, pairs in zip(supervised, layers, match_layers(layers, targets, config), strict=True):
         suffix = "" if layer == len(predictions) - 1 else f"_{layer}"
-        terms = _layer_loss(predictions[layer], targets, divisors, config)
+        terms = _layer_loss(flat, pairs, targets, divisors, config)
         total = total + sum(coefficients[name] * term for name, term in terms.items())
         loss_dict |= {name + suffix: term for name, term in terms.items()}
     return total, loss_dict
 
 
-def loss_counts(labels: list[dict[str, torch.Tensor]], config: ClassQueryConfig) -> dict[str, torch.Tensor]:
+def loss_counts(
+    labels: "list[dict[str, torch.Tensor]] | ActionTargets", config: ClassQueryConfig
+) -> dict[str, torch.Tensor]:
     """Count what the losses of a batch are divided by; depends on the labels alone.
 
     Args:
@@ -98,16 +111,15 @@ def loss_counts(labels: list[dict[str, torch.Tensor]], config: ClassQueryConfig)
 
     Returns:
         `actors`, boxes in real frames; `frames`, real frames; `candidate_weight`, candidates in real frames, of which
-        those without an actor weigh `eos_coefficient`. Scalars, float32.
+        those without an actor weigh `eos_coefficient`. Scalars, float32, on the CPU.
     """
-    counts = []
-    for label in labels:
-        actors = (label["valid"] & label["frame_mask"]).sum(0)
-        frames = label["frame_mask"].sum()
-        matched = actors.clamp(max=config.num_queries).sum()
-        background = frames * config.num_queries - matched
-        counts.append(torch.stack((actors.sum(), frames, matched + config.eos_coefficient * background)))
-    return dict(zip(LOSS_COUNTS, torch.stack(counts).float().sum(0), strict=True))
+    targets = labels if isinstance(labels, ActionTargets) else ActionTargets(labels)
+    actors = targets.valid.sum(1).view(len(targets), -1)
+    frames = targets.frame_mask.view(len(targets), -1).sum(1)
+    matched = actors.clamp(max=config.num_queries).sum(1)
+    background = frames * config.num_queries - matched
+    counts = torch.stack((actors.sum(1), frames, matched + config.eos_coefficient * background), dim=1)
+    return dict(zip(LOSS_COUNTS, counts.float().sum(0), strict=True))
 
 
 def loss_divisors(counts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -117,7 +129,7 @@ def loss_divisors(counts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def match_actors(
-    predictions: dict[str, torch.Tensor], targets: dict[str, torch.Tensor], config: ClassQueryConfig
+    predictions: dict[str, torch.Tensor], targets: Mapping[str, torch.Tensor], config: ClassQueryConfig
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Assign actors to candidates in each frame at the lowest cost (Hungarian); class logits play no part.
 
@@ -128,18 +140,37 @@ def match_actors(
 
     Returns:
         Indices of frame, candidate and actor of each matched pair, int64; candidates ascend within a frame.
+
+    Raises:
+        NotFiniteError: If the predictions are not finite.
     """
+    return match_layers([predictions], targets, config)[0]
+
+
+def match_layers(
+    layers: Sequence[dict[str, torch.Tensor]], targets: Mapping[str, torch.Tensor], config: ClassQueryConfig
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Match each layer as `match_actors` does, with one read of the device and one copy to it for all of them."""
+    names = ("pred_boxes", "actor_logits")
     with torch.no_grad():
-        cost = _matching_cost(predictions, targets["boxes"], config).cpu().numpy()
-    if not np.isfinite(cost).all():
+        stacked = {name: torch.stack([layer[name] for layer in layers]) for name in names}
+        costs = _matching_cost(stacked, targets["boxes"], config).cpu().numpy()
+    if not np.isfinite(costs).all():
         raise NotFiniteError("boxes or actor logits are not finite: training has diverged, try a lower learning rate")
     frames, actors = targets["valid"].nonzero().cpu().numpy().T
-    matches = [np.empty((3, 0), np.int64)]
+    groups = list(zip(*_groups(frames, actors), strict=True))
+    pairs = torch.from_numpy(np.stack([_assign(cost, groups) for cost in costs]))
+    return [tuple(layer) for layer in pairs.to(targets["boxes"].device)]
+
+
+def _assign(cost: np.ndarray, groups: list[tuple[int, np.ndarray]]) -> np.ndarray:
+    """Pairs of one layer: cost (num_clip_frames, num_queries, num_actors), frames with actors -> (3, num_pairs)."""
+    pairs = [np.empty((3, 0), np.int64)]
     # Nothing but the assignment itself is done frame by frame.
-    for frame, group in zip(*_groups(frames, actors), strict=True):
+    for frame, group in groups:
         candidates, columns = linear_sum_assignment(cost[frame][:, group])
-        matches.append(np.stack((np.full_like(candidates, frame), candidates, group[columns])))
-    return tuple(torch.from_numpy(np.concatenate(matches, axis=1)).to(targets["boxes"].device))
+        pairs.append(np.stack((np.full_like(candidates, frame), candidates, group[columns])))
+    return np.concatenate(pairs, axis=1)
 
 
 def _groups(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -151,8 +182,8 @@ def _groups(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, list[np.n
 def _matching_cost(
     predictions: dict[str, torch.Tensor], boxes: torch.Tensor, config: ClassQueryConfig
 ) -> torch.Tensor:
-    """Cost of each pair: (num_clip_frames, num_queries, num_actors), float32."""
-    candidates = predictions["pred_boxes"].float()[:, :, None]
+    """Cost of each pair: (num_layers, num_clip_frames, num_queries, num_actors), float32."""
+    candidates = predictions["pred_boxes"].float()[..., None, :]
     boxes = boxes[:, None]
     confidence = predictions["actor_logits"].float().softmax(-1)[..., ACTOR, None]
     distance = (candidates - boxes).abs().sum(-1)
@@ -176,24 +207,23 @@ def generalized_box_iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tens
 
 def _layer_loss(
     predictions: dict[str, torch.Tensor],
+    pairs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     targets: dict[str, torch.Tensor],
     divisors: dict[str, torch.Tensor],
     config: ClassQueryConfig,
 ) -> dict[str, torch.Tensor]:
     """Unweighted loss terms of one decoder layer."""
-    # (batch, frames, ...) -> (num_clip_frames, ...)
-    predictions = {name: states.flatten(0, 1) for name, states in predictions.items()}
-    frames, candidates, actors = match_actors(predictions, targets, config)
+    frames, candidates, actors = pairs
     matched_boxes = predictions["pred_boxes"][frames, candidates].float()
     boxes = targets["boxes"][frames, actors]
     matched = torch.zeros_like(predictions["actor_logits"][..., 0], dtype=torch.bool)
     matched[frames, candidates] = True
     class_targets = torch.zeros_like(predictions["logits"])
     class_targets[frames, candidates] = targets["class_labels"][frames, actors].to(class_targets.dtype)
-    class_loss = _class_loss(predictions, class_targets, matched, targets["frame_mask"], config)
+    class_loss = _class_loss(predictions, class_targets, matched, targets["real_frames"], config)
     return {
         "loss_class": class_loss / divisors.get(config.class_loss_normalization, 1),
-        "loss_actor": _actor_loss(predictions["actor_logits"], matched, targets["frame_mask"], config)
+        "loss_actor": _actor_loss(predictions["actor_logits"], matched, targets["real_frames"], config)
         / divisors["candidate_weight"],
         "loss_bbox": (matched_boxes - boxes).abs().sum() / divisors["actors"],
         "loss_giou": (1 - generalized_box_iou(matched_boxes, boxes)).sum() / divisors["actors"],
@@ -204,14 +234,16 @@ def _class_loss(
     predictions: dict[str, torch.Tensor],
     class_targets: torch.Tensor,
     matched: torch.Tensor,
-    frame_mask: torch.Tensor,
+    real_frames: torch.Tensor | slice,
     config: ClassQueryConfig,
 ) -> torch.Tensor:
     """Focal loss, mean over classes and sum over the candidates of real frames; matched ones weigh more."""
     logits = action_logits(predictions, config.score_with_actor).float()
     class_targets = _smooth(class_targets.float(), config)
     weights = 1 + (config.positive_weight - 1) * matched.float()
-    weights = weights * frame_mask[:, None]
+    is_real = torch.zeros_like(weights[:, :1])
+    is_real[real_frames] = 1
+    weights = weights * is_real
     # Written out for soft targets, for which the usual form with a hard choice of alpha does not hold.
     probabilities = logits.sigmoid()
     correct = probabilities * class_targets + (1 - probabilities) * (1 - class_targets)
@@ -229,13 +261,119 @@ def _smooth(class_targets: torch.Tensor, config: ClassQueryConfig) -> torch.Tens
 
 
 def _actor_loss(
-    actor_logits: torch.Tensor, matched: torch.Tensor, frame_mask: torch.Tensor, config: ClassQueryConfig
+    actor_logits: torch.Tensor, matched: torch.Tensor, real_frames: torch.Tensor | slice, config: ClassQueryConfig
 ) -> torch.Tensor:
     """Cross-entropy, summed, of actor against background in real frames; the background weighs `eos_coefficient`."""
-    class_targets = torch.where(matched, ACTOR, BACKGROUND)
-    weights = actor_logits.new_tensor([1, 1, config.eos_coefficient], dtype=torch.float32)
-    real = actor_logits[frame_mask].flatten(0, 1).float(), class_targets[frame_mask].flatten()
-    return F.cross_entropy(*real, weights, reduction="sum")
+    class_targets = torch.full_like(matched, BACKGROUND, dtype=torch.long).masked_fill(matched, ACTOR)
+    class_targets = class_targets[real_frames].flatten()
+    weights = torch.ones(3, device=actor_logits.device)
+    weights[BACKGROUND] = config.eos_coefficient
+    return F.cross_entropy(actor_logits[real_frames].flatten(0, 1).float(), class_targets, weights, reduction="sum")
+
+
+class ActionTargets:
+    """Labels of a batch as the loss reads them: checked, flattened, and on the CPU, where actors are matched.
+
+    The frames of all clips stand side by side (`num_clip_frames`), and all have the same number of actors. A collator
+    can make them, so that no step of training waits for it; `pin_memory` is for the data loader.
+
+    Args:
+        labels: As for `action_detection_loss`, on any device.
+        num_frames, num_labels: What the model detects; by default what the first clip says.
+
+    Raises:
+        ValueError: If a tensor has another shape, or values out of range.
+    """
+
+    def __init__(
+        self, labels: list[dict[str, torch.Tensor]], num_frames: int | None = None, num_labels: int | None = None
+    ):
+        labels = _on_cpu(labels)
+        num_frames = len(labels[0]["frame_mask"]) if num_frames is None else num_frames
+        num_labels = labels[0]["class_labels"].shape[-1] if num_labels is None else num_labels
+        widths = {"boxes": (4,), "class_labels": (num_labels,), "valid": ()}
+        for index, label in enumerate(labels):
+            _check_label(f"labels[{index}]", label, num_frames, widths)
+        self.shape = (len(labels), num_frames, num_labels)
+        self.frame_mask = torch.cat([label["frame_mask"] for label in labels]).bool()
+        self.real_frames = self.frame_mask.nonzero()[:, 0]
+        self.valid = _stack_actors([label["valid"].bool() for label in labels]) & self.frame_mask[:, None]
+        # Together, so that they are sent to a device at once.
+        self.boxes_and_classes = _stack_actors(
+            [torch.cat((label["boxes"].float(), label["class_labels"].float()), dim=-1) for label in labels]
+        )
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    # Between processes, arrays go in one piece; the memory of each tensor would be shared by a file of its own.
+    def __getstate__(self) -> dict:
+        return {name: x.numpy() if isinstance(x, torch.Tensor) else x for name, x in vars(self).items()}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update({name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in state.items()})
+
+    def pin_memory(self) -> "ActionTargets":
+        """Let copies to a GPU run beside it."""
+        self.boxes_and_classes, self.real_frames = self.boxes_and_classes.pin_memory(), self.real_frames.pin_memory()
+        return self
+
+    def on(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """What the loss terms need on a device.
+
+        Returns:
+            `boxes` (num_clip_frames, num_actors, 4) and `class_labels` (num_clip_frames, num_actors, num_labels);
+            `real_frames`, the numbers of those that are no padding; on the CPU still `valid` (num_clip_frames,
+            num_actors).
+        """
+        values = self.boxes_and_classes.to(device, non_blocking=True)
+        boxes, class_labels = values.split((4, self.shape[2]), dim=-1)
+        real_frames = slice(None) if self.frame_mask.all() else self.real_frames.to(device, non_blocking=True)
+        return {"boxes": boxes, "class_labels": class_labels, "valid": self.valid, "real_frames": real_frames}
+
+
+def _targets_for(logits: torch.Tensor, labels: list[dict[str, torch.Tensor]] | ActionTargets) -> ActionTargets:
+    """Labels as targets that fit predictions."""
+    batch_size, num_frames, _, num_labels = logits.shape
+    if len(labels) != batch_size:
+        raise ValueError(f"`labels` must hold one dict per clip: got {len(labels)} for {batch_size} clips")
+    if not isinstance(labels, ActionTargets):
+        return ActionTargets(labels, num_frames, num_labels)
+    if labels.shape[1:] != (num_frames, num_labels):
+        found = "{} frames and {} classes".format(*labels.shape[1:])
+        raise ValueError(f"`labels` must be of {num_frames} frames and {num_labels} classes, got {found}")
+    return labels
+
+
+def read_together(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Copy tensors of one device to the CPU with a single read; integers up to 2^24 stay exact."""
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return list(tensors)
+    flat = torch.cat([tensor.flatten().float() for tensor in tensors]).cpu()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape).to(tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+_LABEL_TENSORS = ("boxes", "class_labels", "valid", "frame_mask")
+
+
+def _on_cpu(labels: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+    tensors = iter(read_together([label[name] for label in labels for name in _LABEL_TENSORS]))
+    return [{name: next(tensors) for name in _LABEL_TENSORS} for _ in labels]
+
+
+def _check_label(
+    place: str, label: dict[str, torch.Tensor], num_frames: int, widths: dict[str, tuple[int, ...]]
+) -> None:
+    """Check one clip; `widths` are the last sizes of what actors have."""
+    for name, width in widths.items():
+        tensor, expected = label[name], (len(label["boxes"]), num_frames, *width)
+        if tuple(tensor.shape) != expected:
+            raise ValueError(f"`{place}[{name!r}]` must have shape {expected}, got {tuple(tensor.shape)}")
+        _check_range(f"{place}[{name!r}]", tensor[label["valid"].bool()] if width else tensor)
+    if tuple(label["frame_mask"].shape) != (num_frames,):
+        found = tuple(label["frame_mask"].shape)
+        raise ValueError(f"`{place}['frame_mask']` must have shape ({num_frames},), got {found}")
 
 
 def _check_range(name: str, values: torch.Tensor) -> None:
@@ -246,37 +384,14 @@ def _check_range(name: str, values: torch.Tensor) -> None:
         )
 
 
-def _stack_targets(labels: list[dict[str, torch.Tensor]], logits: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Check the labels and pad them to one number of actors: (num_clip_frames, num_actors, ...) on one device."""
-    batch_size, num_frames, _, num_labels = logits.shape
-    if len(labels) != batch_size:
-        raise ValueError(f"`labels` must hold one dict per clip: got {len(labels)} for {batch_size} clips")
-    most_actors = max(len(label["boxes"]) for label in labels)
-    stacked = {"boxes": [], "class_labels": [], "valid": []}
-    for index, label in enumerate(labels):
-        num_actors = len(label["boxes"])
-        for name, width in (("boxes", (4,)), ("class_labels", (num_labels,)), ("valid", ())):
-            tensor, expected = label[name], (num_actors, num_frames, *width)
-            if tuple(tensor.shape) != expected:
-                raise ValueError(f"`labels[{index}][{name!r}]` must have shape {expected}, got {tuple(tensor.shape)}")
-            _check_range(f"labels[{index}][{name!r}]", tensor[label["valid"].bool()] if width else tensor)
-            padding = tensor.new_zeros(most_actors - num_actors, *expected[1:])
-            # (actors, frames, ...) -> (frames, actors, ...)
-            stacked[name].append(torch.cat((tensor, padding)).transpose(0, 1))
-        if tuple(label["frame_mask"].shape) != (num_frames,):
-            found = tuple(label["frame_mask"].shape)
-            raise ValueError(f"`labels[{index}]['frame_mask']` must have shape ({num_frames},), got {found}")
-    frame_mask = torch.cat([label["frame_mask"] for label in labels]).to(logits.device, torch.bool)
-    targets = {name: torch.cat(tensors).to(logits.device) for name, tensors in stacked.items()}
-    return {
-        "boxes": targets["boxes"].float(),
-        "class_labels": targets["class_labels"],
-        "valid": targets["valid"].bool() & frame_mask[:, None],
-        "frame_mask": frame_mask,
-    }
+def _stack_actors(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Pad clips to one number of actors: (num_actors, num_frames, ...) each -> (num_clip_frames, num_actors, ...)."""
+    # (actors, batch, frames, ...) -> (batch, frames, actors, ...)
+    return torch.nn.utils.rnn.pad_sequence(tensors).movedim(0, 2).flatten(0, 1)
 
 
 __all__ = [
+    "ActionTargets",
     "NotFiniteError",
     "action_detection_loss",
     "action_logits",
@@ -286,4 +401,6 @@ __all__ = [
     "loss_counts",
     "loss_divisors",
     "match_actors",
+    "match_layers",
+    "read_together",
 ]

@@ -24,6 +24,24 @@ from classquery.data.metrics.records import (
 from classquery.data.metrics.report import write_report
 from classquery.data.streaming import ClipStream
 from classquery.data.whole_files import replacing
+from classquery.loss_classquery import read_together
+
+
+def read_outputs(outputs) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
+    """Bring what is scored to the CPU, with one read of the device.
+
+    Args:
+        outputs: Output of the model.
+
+    Returns:
+        Outputs for `clip_records`, and the predictions of all decoder layers for `action_detection_loss`.
+    """
+    names = ("logits", "pred_boxes", "actor_logits")
+    layers = [*outputs["auxiliary_outputs"], {name: outputs[name] for name in names}]
+    tensors = iter(read_together([outputs["scores"], *(layer[name] for layer in layers for name in names)]))
+    scores = next(tensors)
+    layers = [{name: next(tensors) for name in names} for _ in layers]
+    return layers[-1] | {"scores": scores}, layers
 
 
 def clip_records(processor, outputs, labels: list[dict[str, Any]]) -> list[Record]:

@@ -3,14 +3,16 @@
 import logging
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
-from classquery.loss_classquery import NotFiniteError
+from classquery.loss_classquery import NotFiniteError, read_together
 
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,9 @@ class NoActorError(ValueError):
 class LossMonitor:
     """Sum up the loss terms between logs, and stop a run that cannot go well.
 
+    Losses and gradients on a GPU are looked at all together, in `read`: every look waits for the GPU. Those on the CPU
+    are looked at as they come.
+
     Args:
         explosion_factor: A loss more than this many times the mean of the last passes stops the run.
     """
@@ -42,6 +47,8 @@ class LossMonitor:
         self._labels, self._has_seen_actor, self._num_updates = [], False, 0
         self._recent = deque(maxlen=RECENT_PASSES)
         self._sums, self._num_passes = defaultdict(float), 0
+        # What is still to be looked at: how, the names of the clips, and the values.
+        self._unread: list[tuple[Callable[[str, list[float]], None], str, torch.Tensor]] = []
 
     def begin_update(self, batches: list[dict[str, Any]]) -> None:
         """Take note of the clips of an update, and report those that were skipped for it.
@@ -64,7 +71,7 @@ class LossMonitor:
             )
 
     @contextmanager
-    def matching(self, labels: list[dict[str, Any]]) -> Iterator[None]:
+    def matching(self, labels: Iterable[dict[str, Any]]) -> Iterator[None]:
         """Name the clips whose predictions cannot be matched.
 
         Raises:
@@ -75,44 +82,86 @@ class LossMonitor:
         except NotFiniteError as error:
             raise DivergenceError(f"{error}; clips: {_clip_ids(labels)}") from error
 
-    def add(self, labels: list[dict[str, Any]], loss: torch.Tensor, terms: Mapping[str, torch.Tensor]) -> None:
+    def add(self, labels: Iterable[dict[str, Any]], loss: torch.Tensor, terms: Mapping[str, torch.Tensor]) -> None:
         """Take in the loss of a pass.
 
         Raises:
-            DivergenceError: If it is not finite, or explodes.
+            DivergenceError: As of `read`.
         """
-        value = loss.item()
-        usual = np.mean(self._recent) if len(self._recent) >= ENOUGH_PASSES else math.inf
-        if not math.isfinite(value) or value > self.explosion_factor * usual:
-            before = "" if math.isinf(usual) else f" after a mean of {usual:.4g} over the last passes"
-            listed = ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())
-            raise DivergenceError(
-                f"the loss is {value:.4g}{before} ({listed}): training diverges, try a lower learning rate, or look "
-                f"at the clips: {_clip_ids(labels)}"
-            )
-        self._recent.append(value)
+        values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())]).float()
+        self._look_later(partial(self._check_loss, tuple(terms)), _clip_ids(labels), values)
         self._num_passes += 1
         for name, term in terms.items():
             self._sums[_curve(name)] += term.detach()
 
     def check_gradient(self, norm: torch.Tensor | float) -> None:
-        """Stop before the weights are spoilt.
+        """Take in the norm of the gradient of an update.
 
         Raises:
-            DivergenceError: If the norm of the gradient is not finite.
+            DivergenceError: As of `read`.
         """
-        if not math.isfinite(norm):
-            raise DivergenceError(
-                f"the norm of the gradient is {float(norm)} after finite losses: training diverges, try a lower "
-                f"learning rate, or look at the clips: {_clip_ids(self._labels)}"
-            )
+        norm = torch.as_tensor(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        self._look_later(self._check_norm, _clip_ids(self._labels), norm.detach().float().reshape(1))
 
-    def pop_means(self) -> dict[str, torch.Tensor]:
-        """Mean of each curve over the passes since the last call: last layer's terms, and sums over the others."""
-        means = {name: total / self._num_passes for name, total in self._sums.items()}
+    def read(self, *others: torch.Tensor) -> list[torch.Tensor]:
+        """Look at what has come in, with one read of the device, and read others on the way.
+
+        Raises:
+            DivergenceError: If a loss or the norm of a gradient is not finite, or a loss explodes.
+        """
+        unread, self._unread = self._unread, []
+        values = read_together([*(values for _, _, values in unread), *others])
+        for (check, clips, _), found in zip(unread, values, strict=False):
+            check(clips, found.tolist())
+        return values[len(unread) :]
+
+    def pop_means(
+        self, over_processes: Callable[[torch.Tensor], torch.Tensor] = lambda mean: mean
+    ) -> dict[str, float]:
+        """Mean of each curve over the passes since the last call: last layer's terms, and sums over the others.
+
+        Args:
+            over_processes: Takes the mean of a tensor over all processes.
+
+        Returns:
+            The means, and as `skipped_clips` how many could not be read so far on all processes on average, if any.
+
+        Raises:
+            DivergenceError: As of `read`.
+        """
+        if not self._sums:
+            return {}
+        means = torch.stack([total / self._num_passes for total in self._sums.values()])
+        skipped = means.new_full((1,), self.num_skipped)
+        (values,) = self.read(over_processes(torch.cat((means, skipped))))
+        names = [*self._sums, "skipped_clips"]
         self._sums.clear()
         self._num_passes = 0
-        return means
+        return {name: value for name, value in zip(names, values.tolist(), strict=True) if value or name in names[:-1]}
+
+    def _look_later(self, check: Callable, clips: str, values: torch.Tensor) -> None:
+        self._unread.append((check, clips, values))
+        if values.device.type == "cpu":
+            self.read()
+
+    def _check_loss(self, names: Sequence[str], clips: str, values: list[float]) -> None:
+        loss, *terms = values
+        usual = np.mean(self._recent) if len(self._recent) >= ENOUGH_PASSES else math.inf
+        if not math.isfinite(loss) or loss > self.explosion_factor * usual:
+            before = "" if math.isinf(usual) else f" after a mean of {usual:.4g} over the last passes"
+            listed = ", ".join(f"{name} {term:.4g}" for name, term in zip(names, terms, strict=True))
+            raise DivergenceError(
+                f"the loss is {loss:.4g}{before} ({listed}): training diverges, try a lower learning rate, or look "
+                f"at the clips: {clips}"
+            )
+        self._recent.append(loss)
+
+    def _check_norm(self, clips: str, values: list[float]) -> None:
+        if not math.isfinite(values[0]):
+            raise DivergenceError(
+                f"the norm of the gradient is {values[0]} after finite losses: training diverges, try a lower "
+                f"learning rate, or look at the clips: {clips}"
+            )
 
 
 def _curve(term: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,15 @@ from transformers.training_args import ParallelMode
 from classquery import ClassQueryForVideoActionDetection
 from classquery.configuration.arguments import OptimizationArguments
 from classquery.data.whole_files import write_json
+from classquery.engine.training.collation import LabelCollator
 from classquery.engine.training.ema import AveragingTrainer
-from classquery.engine.training.evaluation import FrameScorer, Record, clip_records, once_per_clip
+from classquery.engine.training.evaluation import (
+    FrameScorer,
+    Record,
+    clip_records,
+    once_per_clip,
+    read_outputs,
+)
 from classquery.engine.training.monitoring import LossMonitor
 from classquery.engine.training.optimization import (
     accumulation_steps,
@@ -28,7 +36,7 @@ from classquery.engine.training.optimization import (
 )
 from classquery.engine.training.resume import ResumableTrainer
 from classquery.engine.training.streaming import StreamingTrainer
-from classquery.loss_classquery import LOSS_COUNTS, loss_counts, loss_divisors
+from classquery.loss_classquery import LOSS_COUNTS, action_detection_loss, loss_counts, loss_divisors
 
 
 class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTrainer):
@@ -58,7 +66,10 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
             args.gradient_accumulation_steps = accumulation_steps(
                 self.optimization.total_batch_size, args.train_batch_size * args.world_size
             )
+        # Two reads of the device in every pass, to hide what the monitor stops at.
+        args.logging_nan_inf_filter = False
         super().__init__(model, args, **kwargs)
+        self.data_collator = LabelCollator(self.data_collator)
         self.scorer = scorer or FrameScorer(self.model.config.id2label)
         self.monitor = LossMonitor(self.optimization.loss_explosion_factor)
         self._loss_divisors, self._rates = None, {}
@@ -124,12 +135,14 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
         if config.loss_counts != "global":
             return None
         counts = [torch.stack(list(loss_counts(batch["labels"], config).values())) for batch in batches]
-        total = self.accelerator.reduce(torch.stack(counts).sum(0).to(self.args.device), "sum")
+        total = torch.stack(counts).sum(0)
+        if self.args.world_size > 1:
+            total = self.accelerator.reduce(total.to(self.args.device), "sum")
         divisors = loss_divisors(dict(zip(LOSS_COUNTS, total, strict=True)))
         return {name: divisor / (len(batches) * self.args.world_size) for name, divisor in divisors.items()}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Run the model on a batch of `ClipCollator` and note its loss terms for the log."""
+        """Run the model on a batch of `LabelCollator` and note its loss terms for the log."""
         with self.monitor.matching(inputs["labels"]):
             outputs = model(**inputs, loss_divisors=self._loss_divisors if model.training else None)
         if model.training:
@@ -146,11 +159,12 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with all learning rates, the means of the loss terms since the last log, and how many clips failed."""
         if "loss" in logs:
-            terms = self.accelerator.reduce(self.monitor.pop_means(), "mean")
-            logs |= self._rates | {name: term.item() for name, term in terms.items()}
-            num_skipped = torch.tensor(self.monitor.num_skipped, device=self.args.device)
-            num_skipped = self.accelerator.reduce(num_skipped, "sum").item()
-            logs |= {"skipped_clips": num_skipped} if num_skipped else {}
+            means = self.monitor.pop_means(partial(self.accelerator.reduce, reduction="mean"))
+            if "skipped_clips" in means:
+                means["skipped_clips"] = round(means["skipped_clips"] * self.args.world_size)
+            logs |= self._rates | means
+        # Before anything of a run that diverges is saved.
+        self.monitor.read()
         super().log(logs, start_time)
 
     def _get_dataloader(self, *args, is_training: bool = False, **kwargs) -> DataLoader:
@@ -191,13 +205,16 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
         """
         model = self._prepared_for_evaluation()
         self.callback_handler.eval_dataloader = dataloader
+        config = self.accelerator.unwrap_model(self.model).config
         records, losses = [], {}
         for batch in dataloader:
-            batch = self._prepare_inputs(batch)
+            labels = batch.pop("labels")
+            inputs = self._prepare_inputs(batch)
             with torch.inference_mode(), self.compute_loss_context_manager():
-                outputs = model(**batch)
-            records += clip_records(self.processing_class, outputs, batch["labels"])
-            losses |= {label["clip_id"]: outputs.loss.item() for label in batch["labels"]}
+                outputs, layers = read_outputs(model(**inputs))
+                loss, _ = action_detection_loss(layers, labels, config)
+            records += clip_records(self.processing_class, outputs, labels)
+            losses |= {label["clip_id"]: loss.item() for label in labels}
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         records = once_per_clip(gather_object(records), dataloader.dataset.clip_ids)
         losses = dict(gather_object(list(losses.items())))
