@@ -3,9 +3,10 @@
     python benchmarks/transfers.py [RECIPE ...] [--padding released masked] [--places]
 
 Counted are copies between host and device and reads of values (see tests/host_waits.py), from the second pass on clips
-of a size on: of a forward pass, of a training step and of the evaluation of a batch, each on two clips of different
-sizes, which are on the device with their labels. The networks have all layers of their recipes, but narrow ones, and
-look at small frames: the number does not depend on either.
+of a size on: of a forward pass, of a training step with its monitoring, and of the evaluation of a batch. Each is on
+two clips of different sizes, whose pixels are on the device, and whose labels are as the trainer takes them. The
+networks have all layers of their recipes, but narrow ones, and look at small frames: the number does not depend on
+either.
 """
 
 import argparse
@@ -20,8 +21,11 @@ from host_waits import count_host_waits, describe, on_device, put_on_device  # n
 
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor  # noqa: E402
 from classquery.configuration import load_recipe  # noqa: E402
-from classquery.engine.training.evaluation import clip_records  # noqa: E402
+from classquery.engine.training.collation import BatchLabels  # noqa: E402
+from classquery.engine.training.evaluation import clip_records, read_outputs  # noqa: E402
+from classquery.engine.training.monitoring import LossMonitor  # noqa: E402
 from classquery.kernels import use_implementation  # noqa: E402
+from classquery.loss_classquery import action_detection_loss  # noqa: E402
 
 
 RECIPES = ("ava22_vit_b", "ava22_csn50", "ucf101_24_vit_b")
@@ -59,24 +63,28 @@ def count(recipe: str, padding: str) -> dict[str, list]:
     model = ClassQueryForVideoActionDetection(config)
     put_on_device(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
-    batch = on_device(make_batch(config))
+    batch = make_batch(config)
+    labels, inputs = BatchLabels(batch.pop("labels")), on_device(batch)
+    monitor = LossMonitor()
     processor = ClassQueryVideoProcessor()
 
     def forward() -> None:
         with torch.no_grad():
-            model.eval()(batch["pixel_values"], batch["pixel_mask"])
+            model.eval()(**inputs)
 
     def train() -> None:
-        model.train()(**batch).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        outputs = model.train()(**inputs, labels=labels)
+        monitor.add(labels, outputs.loss, outputs.loss_dict)
+        outputs.loss.backward()
+        monitor.check_gradient(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1))
         optimizer.step()
         optimizer.zero_grad()
 
     def evaluate() -> None:
         with torch.no_grad():
-            outputs = model.eval()(**batch)
-        clip_records(processor, outputs, batch["labels"])
-        outputs.loss.item()
+            outputs, layers = read_outputs(model.eval()(**inputs))
+        action_detection_loss(layers, labels, config)
+        clip_records(processor, outputs, labels)
 
     counted = {}
     with use_implementation("torch"):

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from tiny_training import tiny_trainer
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.training_args import ParallelMode
 from utils import tiny_config
 
 from classquery import ClassQueryForVideoActionDetection
 from classquery.configuration.arguments import OptimizationArguments
+from classquery.data.clips import ClipCollator
 from classquery.engine.training.evaluation import FrameScorer
 from classquery.engine.training.monitoring import DivergenceError
 from classquery.engine.training.resume import last_complete_checkpoint
@@ -84,6 +85,24 @@ def test_batch_size_of_the_evaluation_and_dropping_of_last_batches_do_not_matter
         assert one["clip_id"] == other["clip_id"]
         for name in ("boxes", "scores", "actor_scores", "true_boxes", "true_labels"):
             np.testing.assert_allclose(one[name], other[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("concatenated", [False, True])
+def test_plain_trainer_evaluates_with_metrics_of_its_own(trainer, concatenated):
+    trainer.args.eval_do_concat_batches = concatenated
+    seen = []
+    plain = Trainer(
+        trainer.model,
+        trainer.args,
+        eval_dataset=trainer.eval_dataset,
+        data_collator=ClipCollator(trainer.processing_class),
+        compute_metrics=lambda prediction: seen.append(prediction) or {"clips": len(trainer.eval_dataset)},
+    )
+
+    assert plain.evaluate()["eval_clips"] == 4
+    first = seen[0].label_ids[0] if concatenated else seen[0].label_ids[0][0]
+    assert {"boxes", "class_labels", "valid"} <= first.keys()
+    assert all(isinstance(array, np.ndarray) for array in first.values())
 
 
 def test_only_the_given_labels_are_scored(trainer):
