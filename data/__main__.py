@@ -2,8 +2,9 @@
 
     python -m classquery.data check --dataset ava --data_dir data
     python -m classquery.data prepare --dataset ava --source_dir downloads --data_dir data
+    python -m classquery.data formats
 
-Both end with one line that says whether the data are usable, and why not; the exit code is 0 or 1.
+The first two end with one line that says whether the data are usable, and why not; the exit code is 0 or 1.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from typing import Any, get_args
 
 from datasets import Dataset
 
+from classquery.data.annotations.formats import FORMATS
 from classquery.data.annotations.parquet import save_action_dataset
 from classquery.data.annotations.registry import DatasetName, load_action_labels
 from classquery.data.annotations.schema import MAX_SHOWN
@@ -61,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         default=0.0,
         help="for AVA: what the annotations call the start of the originals (default: 0, whole movies)",
     )
+    formats = commands.add_parser("formats", help="list the formats that custom data may have")
+    formats.set_defaults(command=_print_formats)
     return parser
 
 
@@ -121,6 +125,12 @@ def _prepare(
         for split, split_rows in rows.items():
             save_action_dataset(split_rows, labels, data_dir, split)
     return _finish(report, rows, output, json)
+
+
+def _print_formats() -> int:
+    for fmt in FORMATS:
+        print(f"{fmt.name:14} {fmt.title}")
+    return 0
 
 
 def _finish(report: Report, rows: dict[str, Dataset], output: Path | None, json: Path | None) -> int:

@@ -124,7 +124,13 @@ def load_custom(
     folders = _video_folders(data_dir, split)
     problems = ProblemCollector(files[0] if len(files) == 1 else data_dir)
     find_video = partial(_locate, folders=folders)
-    context = Context(problems, _read_classes(data_dir), SPLITS[split] if hold_all_splits else None, find_video)
+    context = Context(
+        problems,
+        _read_classes(data_dir),
+        SPLITS[split] if hold_all_splits else None,
+        find_video,
+        partial(_list_videos, folders),
+    )
     fmt, content = read_annotations(_sources(files, data_dir), context)
     names = {video: _resolve(video, claim, find_video) for video, claim in content.videos.items()}
     claims = {names[video]: claim for video, claim in content.videos.items()}
@@ -181,7 +187,11 @@ def _class_names(data_dir: Path) -> list[str]:
     # What is wrong is said when the annotations themselves are loaded.
     _, content = read_annotations(
         _sources(sorted(files) or _annotation_files(data_dir, "train")[0], data_dir),
-        Context(ProblemCollector(data_dir), find_video=partial(_locate, folders=_video_folders(data_dir))),
+        Context(
+            ProblemCollector(data_dir),
+            find_video=partial(_locate, folders=_video_folders(data_dir)),
+            list_videos=partial(_list_videos, _video_folders(data_dir)),
+        ),
     )
     return sorted({label for entry in content.entries for label in entry.labels})
 
@@ -254,6 +264,10 @@ def _locate(name: str, folders: Sequence[Path]) -> Path | None:
         folder / f"{name}{suffix}" for name in names for folder in folders for suffix in ("", *VIDEO_SUFFIXES)
     )
     return next((path for path in candidates if path.is_file() or (path.is_dir() and path not in folders)), None)
+
+
+def _list_videos(folders: Sequence[Path]) -> list[Path]:
+    return [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())]
 
 
 def _look_into(

@@ -92,6 +92,8 @@ class Context(NamedTuple):
     """Names of the split that is asked for, where one file holds all of them and tells them apart; None for all."""
     find_video: Callable[[str], Path | None] = lambda name: None
     """Finds a video by its name, with or without its suffix."""
+    list_videos: Callable[[], Sequence[Path]] = lambda: ()
+    """Lists whatever lies in the folders of videos, for formats that name only a part of it."""
 
 
 class Source:

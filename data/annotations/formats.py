@@ -3,14 +3,36 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
+from classquery.data.annotations.ava_kinetics import AVA_KINETICS
+from classquery.data.annotations.coco_vid import COCO_VID
 from classquery.data.annotations.cvat import CVAT
 from classquery.data.annotations.entries import Content, Context, Format, Source
+from classquery.data.annotations.fiftyone import FIFTYONE
 from classquery.data.annotations.json_lines import JSON_LINES
+from classquery.data.annotations.kpf import KPF
+from classquery.data.annotations.label_studio import LABEL_STUDIO
+from classquery.data.annotations.mammalps import MAMMALPS
 from classquery.data.annotations.plain_csv import CSV
+from classquery.data.annotations.road import ROAD
 from classquery.data.annotations.schema import AnnotationError, ProblemCollector, parsing, shorten
+from classquery.data.annotations.vatic import VATIC
+from classquery.data.annotations.via3 import VIA3
 
 
-FORMATS: tuple[Format, ...] = (CSV, JSON_LINES, CVAT)
+FORMATS: tuple[Format, ...] = (
+    CSV,
+    JSON_LINES,
+    CVAT,
+    VIA3,
+    LABEL_STUDIO,
+    FIFTYONE,
+    COCO_VID,
+    KPF,
+    ROAD,
+    VATIC,
+    MAMMALPS,
+    AVA_KINETICS,
+)
 
 
 def read_annotations(sources: Sequence[Source], context: Context) -> tuple[Format, Content]:

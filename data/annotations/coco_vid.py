@@ -1,0 +1,192 @@
+"""Reader of COCO-VID: one JSON file of videos, their frames and boxes, with behaviours as ChimpACT has them.
+
+{"categories": [{"id": 1, "name": "chimpanzee"}],
+ "videos": [{"id": 1, "name": "clip_a.mp4", "fps": 30.0, "frames": 20, "width": 160, "height": 120}],
+ "images": [{"id": 1, "video_id": 1, "file_name": "clip_a/000000.jpg", "frame_id": 0}],
+ "annotations": [{"image_id": 1, "category_id": 1, "bbox": [10, 20, 50, 80], "behaviors": [0], "instance_id": 3}]}
+
+Boxes are x, y, width and height in pixels, and converters have written all frames between key frames. The frame is
+the number in `file_name`, since `frame_id` skips frames that nobody labelled; the numbers count from 0, or from 1
+where those of the video say so. `behaviors` are the places in `action_list.txt` (or another `.pbtxt` beside), whose
+ids are one more; without them the class is an attribute named like an action, or else the category. Source:
+create_coco_format.py and create_ava_dataset.py of ShirleyMaxx/ChimpACT@74fc50a.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from classquery.data.annotations.ava import parse_label_map
+from classquery.data.annotations.collecting import (
+    CLASS_ATTRIBUTES,
+    TubeCollector,
+    as_labels,
+    corners_of,
+    find_attributes,
+    reading,
+    video_names,
+)
+from classquery.data.annotations.entries import Content, Context, Format, Source, VideoClaim
+from classquery.data.annotations.schema import AnnotationError, quote
+from classquery.data.annotations.values import whole_number
+
+
+ACTION_LIST = "action_list.txt"
+_BEHAVIORS = ("behaviors", "behaviours")
+_TRACKS = ("instance_id", "track_id")
+_LEFT_OUT = ("keypoints", "segmentation")
+
+
+class _Frame(NamedTuple):
+    video: str
+    frame: int
+
+
+def sniff_coco_vid(source: Source) -> bool:
+    """Whether it is an object of videos, images and annotations."""
+    document = source.json
+    return isinstance(document, dict) and all(
+        isinstance(document.get(name), list) for name in ("videos", "images", "annotations")
+    )
+
+
+def read_coco_vid(sources: Sequence[Source], context: Context) -> Content:
+    """Read files of several videos each."""
+    content = Content(box_format="pixel", tracks_are_per_file=True)
+    for source in sources:
+        _read(source, context, content)
+    return content
+
+
+def _read(source: Source, context: Context, content: Content) -> None:
+    document = source.document
+    frames = _frames(source, context, content)
+    name_labels = _labels_by(source, content)
+    tubes = TubeCollector(content)
+    for position, annotation in enumerate(document["annotations"]):
+        with reading(context, source.place(f"annotation {annotation.get('id', position)}")):
+            frame = frames.get(annotation["image_id"])
+            if frame is None:
+                raise AnnotationError(f"there is no image {quote(annotation['image_id'])}")
+            track = _track(annotation)
+            place = (
+                f"annotation {annotation.get('id', position)}" if track is None else f"{frame.video}, track {track}"
+            )
+            box, labels = corners_of(annotation["bbox"]), name_labels(annotation)
+            tubes.add(source.place(place), frame.video, track, labels, frame.frame, box)
+            for name in _LEFT_OUT:
+                content.ignored[name] += bool(annotation.get(name))
+    tubes.finish()
+    content.ignored = +content.ignored
+
+
+# Videos and their frames
+
+
+def _frames(source: Source, context: Context, content: Content) -> dict[Any, _Frame]:
+    """Return the frame of each image, and take down the videos."""
+    images: dict[Any, list[Mapping[str, Any]]] = {}
+    for image in source.document["images"]:
+        images.setdefault(image.get("video_id"), []).append(image)
+    frames = {}
+    for video in source.document["videos"]:
+        of_video = images.get(video["id"], [])
+        with reading(context, source.place(f"video {video['id']}")):
+            name = video.get("name") or video["file_name"]
+            numbers = _frame_numbers(of_video, video.get("frames", video.get("length")))
+            frames |= {
+                image["id"]: _Frame(name, number) for image, number in zip(of_video, numbers.tolist(), strict=True)
+            }
+            sized = next((item for item in (*of_video, video) if item.get("width") and item.get("height")), None)
+            content.videos[name] = VideoClaim(
+                video_names(name),
+                (sized["width"], sized["height"]) if sized else None,
+                video.get("fps"),
+                video.get("frames"),
+                np.unique(numbers),
+            )
+    return frames
+
+
+def _frame_numbers(images: Sequence[Mapping[str, Any]], num_frames: Any) -> np.ndarray:
+    """Return the 0-based frame of each image of a video, (n,)."""
+    in_names = [_last_number(image.get("file_name", "")) for image in images]
+    ids = [image.get("frame_id") for image in images]
+    if not images or None in in_names:
+        return np.array([whole_number(frame, "frame_id") for frame in ids], dtype=np.int64)
+    numbers = np.array(in_names, dtype=np.int64)
+    first = int(numbers.argmin())
+    counts_from_one = numbers[first] > 0 and (
+        numbers[first] - 1 == ids[first] if ids[first] is not None else numbers.max() == num_frames
+    )
+    return numbers - int(counts_from_one)
+
+
+def _last_number(file_name: str) -> int | None:
+    digits = re.findall(r"\d+", Path(file_name).stem)
+    return int(digits[-1]) if digits else None
+
+
+# What somebody does, and who it is
+
+
+def _labels_by(source: Source, content: Content):
+    """Return the function that names the classes of an annotation, and take down which these are."""
+    annotations = source.document["annotations"]
+    behaviors = next((name for name in _BEHAVIORS if any(name in item for item in annotations)), None)
+    if behaviors:
+        content.notes.append(f"{source.place()}: classes are the {behaviors}")
+        names = _behavior_names(source, [place for item in annotations for place in item.get(behaviors) or ()])
+        return lambda item: as_labels(_name(names, place) for place in item.get(behaviors) or ())
+    attributes = find_attributes(
+        dict.fromkeys(name for item in annotations for name in _attributes(item)), CLASS_ATTRIBUTES
+    )
+    if attributes:
+        content.notes.append(f"{source.place()}: classes are the attributes {', '.join(attributes)}")
+        return lambda item: as_labels(
+            value
+            for name in attributes
+            for given in [_attributes(item).get(name)]
+            for value in (given if isinstance(given, list) else [given])
+        )
+    content.notes.append(f"{source.place()}: classes are the categories")
+    categories = {category["id"]: category["name"] for category in source.document.get("categories", ())}
+    return lambda item: as_labels([_name(categories, item["category_id"])])
+
+
+def _attributes(annotation: Mapping[str, Any]) -> dict[str, Any]:
+    nested = annotation.get("attributes")
+    return {**annotation, **(nested if isinstance(nested, Mapping) else {})}
+
+
+def _name(names: Mapping[Any, str], key: Any) -> str:
+    if key in names:
+        return names[key]
+    raise AnnotationError(f"there is no class {quote(key)}, there are {quote(list(names))}")
+
+
+def _behavior_names(source: Source, places: Sequence[Any]) -> dict[Any, str]:
+    """Return the names by what stands in the annotations: places in the list from 0, or the names themselves."""
+    if all(isinstance(place, str) for place in places):
+        return {place: place for place in places}
+    folder = source.path.parent
+    paths = (path for pattern in (ACTION_LIST, f"*/{ACTION_LIST}", "*.pbtxt") for path in sorted(folder.glob(pattern)))
+    path = next(paths, None) or next((parent for parent in [folder.parent / ACTION_LIST] if parent.is_file()), None)
+    if path is None:
+        raise AnnotationError(
+            f"{source.place()}: behaviors are numbers: put their {ACTION_LIST} beside the file, or into action/ there"
+        )
+    return {label_id - 1: name for label_id, name in parse_label_map(path).items()}
+
+
+def _track(annotation: Mapping[str, Any]) -> int | str | None:
+    given = _attributes(annotation)
+    return next((given[name] for name in _TRACKS if isinstance(given.get(name), int | str)), None)
+
+
+COCO_VID = Format(
+    "coco_vid", "COCO-VID with behaviours", sniff_coco_vid, read_coco_vid, companions=(ACTION_LIST, "*.pbtxt")
+)

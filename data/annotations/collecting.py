@@ -1,0 +1,166 @@
+"""What readers of several formats share: names of videos and attributes, and boxes collected to tubes."""
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import unquote
+
+from classquery.data.annotations.entries import Content, Context, Entry
+from classquery.data.annotations.schema import AnnotationError, parsing, quote
+from classquery.data.annotations.values import number
+from classquery.data.video.index import VideoInfo
+from classquery.data.video.reader import ClipReader, VideoReadError
+
+
+# What people call the attribute that is the class, and the one that says who it is; the first that is there counts.
+CLASS_ATTRIBUTES = ("action", "activity", "behavior", "behaviour", "label", "class")
+TRACK_ATTRIBUTES = (
+    "track",
+    "person",
+    "actor",
+    "individual",
+    "animal",
+    "instance",
+    "subject",
+    "player",
+    "identity",
+    "id",
+)
+NO_ACTION = ("", "none", "__undefined__")  # Values of it that are no class, in lower case.
+MAX_FRAME = 2_000_000  # Eighteen hours at 30 frames per second: what goes on after it is a slip.
+
+_ENDINGS = ("name", "number", "label", "tag", "id")
+_UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")
+
+
+@contextmanager
+def reading(context: Context, place: str) -> Iterator[None]:
+    """Note whatever is wrong with one item of a file as a problem of its place, and go on after it."""
+    with context.problems.at(place), parsing("cannot be understood", "export it again"):
+        yield
+
+
+def find_attributes(names: Iterable[str], meanings: Sequence[str]) -> list[str]:
+    """Return the names that mean the first of the meanings that any has: `Actions` and `action 2` mean "action"."""
+    names = list(names)
+    for meaning in meanings:
+        found = [name for name in names if meaning in _stems(name)]
+        if found:
+            return found
+    return []
+
+
+def _stems(name: str) -> set[str]:
+    plain = re.sub(r"[^a-z]", "", str(name).lower())
+    shorter = {plain.removesuffix(ending) for ending in _ENDINGS}
+    singular = {stem.removesuffix("s") for stem in shorter} | {f"{stem.removesuffix('ies')}y" for stem in shorter}
+    return {plain} | shorter | singular
+
+
+def as_track(value: Any) -> int | str | None:
+    """Return who it is: a number where the text is one, None where it is empty."""
+    text = str("" if value is None else value).strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else text or None
+
+
+def as_labels(values: Iterable[Any]) -> tuple[str, ...]:
+    """Return what of some values is a class: text that is not empty or "none", each once."""
+    texts = []
+    for value in values:
+        if not isinstance(value, str | int | float | None):
+            raise AnnotationError(f"a class must be text, got {quote(value)}")
+        texts.append("" if value is None else str(value).strip())
+    return tuple(dict.fromkeys(text for text in texts if text.lower() not in NO_ACTION))
+
+
+def video_names(reference: str) -> list[str]:
+    """Return the names that a video may have here, whose path, link or upload a tool names.
+
+    Label Studio puts eight hexadecimal digits before the names of uploads, and writes files of its server as
+    `/data/local-files/?d=folder/clip.mp4`.
+    """
+    local = reference.partition("?d=")[2] or reference.partition("?")[0]
+    names = [reference, local, unquote(local)]
+    last = [re.split(r"[\\/]", name)[-1] for name in names]
+    return list(dict.fromkeys([*names, *last, *(_UPLOAD_PREFIX.sub("", name) for name in last)]))
+
+
+def look_at_video(context: Context, names: Iterable[str]) -> VideoInfo | None:
+    """Open the video that has one of these names; None if there is none, or a folder of frames, or it is damaged."""
+    path = next((path for path in map(context.find_video, names) if path is not None), None)
+    if path is None or not path.is_file():
+        return None
+    try:
+        return ClipReader().info(path)
+    except VideoReadError:
+        return None  # Told when the annotations are compared with it.
+
+
+def four_numbers(values: Any, name: str = "a box") -> tuple[float, float, float, float]:
+    """Return four numbers of a list.
+
+    Raises:
+        AnnotationError: If there are others.
+    """
+    if not isinstance(values, list | tuple) or len(values) != 4:
+        raise AnnotationError(f"{name} has four numbers, got {quote(values)}")
+    first, second, third, fourth = (number(value, f"a number of {name}") for value in values)
+    return first, second, third, fourth
+
+
+def corners_of(values: Any) -> tuple[float, float, float, float]:
+    """Return x1, y1, x2, y2 of a box given as x, y, width and height."""
+    x, y, width, height = four_numbers(values, "a box x, y, width, height")
+    return x, y, x + width, y + height
+
+
+class TubeCollector:
+    """Collects boxes of single frames to entries: one for all frames in which somebody does the same.
+
+    Args:
+        content: Where `finish` puts them.
+    """
+
+    def __init__(self, content: Content):
+        self._content = content
+        self._tubes: dict[tuple, dict[int, Sequence[float]]] = {}
+
+    def add(
+        self,
+        place: str,
+        video: str,
+        track_id: int | str | None,
+        labels: Collection[str],
+        frame: int,
+        box: Sequence[float],
+    ) -> None:
+        """Add a box; twins that agree are one.
+
+        Args:
+            place: How messages name the track, or the box itself where it has none.
+            video: As the file names it.
+            track_id: Who it is.
+            labels: What they do there.
+            frame: 0-based.
+            box: Corners.
+
+        Raises:
+            AnnotationError: If the frame does not exist, or somebody has another box there.
+        """
+        if not 0 <= frame <= MAX_FRAME:
+            raise AnnotationError(f"the frame must be one from 0 on, got {frame} counted from 0")
+        if track_id is None:
+            self._content.entries.append(Entry(place, video, [box], tuple(labels), [frame]))
+            return
+        boxes = self._tubes.setdefault((place, video, track_id, tuple(labels)), {})
+        if boxes.setdefault(frame, box) != box:
+            raise AnnotationError(f"{track_id} has two boxes in frame {frame}, counted from 0")
+
+    def finish(self) -> None:
+        """Put all tubes into the content, in the order of their first boxes."""
+        for (place, video, track_id, labels), boxes in self._tubes.items():
+            self._content.entries.append(
+                Entry(place, video, list(boxes.values()), labels, list(boxes), track_id=track_id)
+            )
+        self._tubes.clear()

@@ -1,0 +1,170 @@
+"""Reader of a FiftyOne data set of videos, as `dataset.export(dataset_type=fiftyone.types.FiftyOneDataset)` writes it.
+
+metadata.json    the data set
+samples.json     {"samples": [{"_id": {"$oid": "..."}, "filepath": "data/clip_a.mp4", "metadata": {...}}]}
+frames.json      {"frames": [{"frame_number": 1, "_sample_id": {"$oid": "..."}, "ground_truth": {"_cls": "Detections",
+                     "detections": [{"label": "walk", "bounding_box": [0.1, 0.2, 0.2, 0.6], "index": 1}]}}]}
+data/            the videos
+
+Frames count from 1, boxes are x, y, width and height as fractions of the frame, and nothing is interpolated. `index`
+says who it is. A detection that has an attribute named like an action does that; others do what their label says.
+Source: exporters.py of voxel51/fiftyone; that frames count from 1 is from its documentation.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from classquery.data.annotations.collecting import (
+    CLASS_ATTRIBUTES,
+    TubeCollector,
+    as_labels,
+    corners_of,
+    find_attributes,
+    reading,
+    video_names,
+)
+from classquery.data.annotations.entries import Content, Context, Format, Source, VideoClaim
+from classquery.data.annotations.schema import AnnotationError, shorten
+from classquery.data.annotations.values import whole_number
+
+
+_FIELDS = ("ground_truth", "groundtruth", "gt", "annotations", "detections", "actions", "labels")
+# Of a detection itself, so that no attribute.
+_OWN_KEYS = (
+    "label",
+    "tags",
+    "index",
+    "bounding_box",
+    "mask",
+    "mask_path",
+    "confidence",
+    "attributes",
+    "instance",
+    "id",
+)
+
+
+def sniff_fiftyone(source: Source) -> bool:
+    """Whether it is one of the three files."""
+    document = source.json
+    if not isinstance(document, dict):
+        return False
+    if "sample_collection_name" in document:
+        return True
+    return any(_lists(document, name, key) for name, key in (("samples", "filepath"), ("frames", "_sample_id")))
+
+
+def _lists(document: Mapping[str, Any], name: str, key: str) -> bool:
+    items = document.get(name)
+    return set(document) == {name} and isinstance(items, list) and all(key in item for item in items[:1])
+
+
+def read_fiftyone(sources: Sequence[Source], context: Context) -> Content:
+    """Read exports, each in a folder of its own."""
+    content = Content(box_format="normalized", tracks_are_per_file=True)
+    exports: dict[Path, dict[str, Source]] = defaultdict(dict)
+    for source in sources:
+        exports[source.path.parent].update({name: source for name in ("samples", "frames") if name in source.document})
+    for folder, export in exports.items():
+        missing = [f"{name}.json" for name in ("samples", "frames") if name not in export]
+        if missing:
+            raise AnnotationError(
+                f"{folder} has no {' and no '.join(missing)} of videos: export them as FiftyOneDataset, whole"
+            )
+        _read(export["samples"], export["frames"], context, content)
+    return content
+
+
+def _read(samples: Source, frames: Source, context: Context, content: Content) -> None:
+    videos = {_id(sample["_id"]): sample for sample in samples.document["samples"]}
+    items = frames.document["frames"]
+    field = _choose_field(frames, items)
+    uses_attributes = bool(find_attributes(_attributes_of(items, field), CLASS_ATTRIBUTES))
+    content.notes.append(
+        f"{frames.place()}: boxes of the field {field!r}, classes of "
+        + ("the attributes that are named like an action" if uses_attributes else "its labels")
+    )
+    tubes = TubeCollector(content)
+    for position, frame in enumerate(items):
+        place = frames.place(f"frames[{position}]")
+        with reading(context, place):
+            sample = videos.get(_id(frame["_sample_id"]))
+            if sample is None:
+                raise AnnotationError("its _sample_id is of no sample in samples.json")
+            video = sample["filepath"]
+            content.videos.setdefault(video, _claim(sample))
+            number = whole_number(frame["frame_number"], "frame_number") - 1
+            for index, detection in enumerate((frame.get(field) or {}).get("detections") or ()):
+                track = _track(detection)
+                box_place = place + (f", detection {index}" if track is None else f", {video}, index {track}")
+                tubes.add(
+                    box_place if track is None else samples.place(f"{video}, index {track}"),
+                    video,
+                    track,
+                    _labels(detection, uses_attributes),
+                    number,
+                    corners_of(detection["bounding_box"]),
+                )
+    tubes.finish()
+    left = [sample["filepath"] for sample in videos.values() if sample["filepath"] not in content.videos]
+    if left:
+        content.ignored["videos without frames"] += len(left)
+
+
+def _id(value: Any) -> str:
+    return str(value["$oid"] if isinstance(value, Mapping) else value)
+
+
+def _choose_field(source: Source, frames: Sequence[Mapping[str, Any]]) -> str:
+    """Return the field of the frames that has the boxes."""
+    kinds = {
+        name: value["_cls"]
+        for frame in frames
+        for name, value in frame.items()
+        if isinstance(value, Mapping) and "_cls" in value
+    }
+    fields = [name for name, kind in kinds.items() if kind == "Detections"]
+    usual = next((name for name in _FIELDS if name in fields), None)
+    if not fields or (usual is None and len(fields) > 1):
+        raise AnnotationError(
+            f"{source.place()}: which field has the boxes? Export one of type Detections, or call it ground_truth; "
+            f"got {shorten([f'{name} ({kind})' for name, kind in kinds.items()]) or 'none'}"
+        )
+    return usual or fields[0]
+
+
+def _attributes_of(frames: Sequence[Mapping[str, Any]], field: str) -> Counter[str]:
+    detections = (item for frame in frames for item in (frame.get(field) or {}).get("detections") or ())
+    return Counter(name for item in detections for name in _attributes(item))
+
+
+def _attributes(detection: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a detection, which are values of its own, or of older versions in a dict."""
+    own = {name: value for name, value in detection.items() if name not in _OWN_KEYS and not name.startswith("_")}
+    return own | dict(detection.get("attributes") or {})
+
+
+def _labels(detection: Mapping[str, Any], uses_attributes: bool) -> tuple[str, ...]:
+    if not uses_attributes:
+        return as_labels([detection.get("label")])
+    attributes = _attributes(detection)
+    values = [attributes[name] for name in find_attributes(attributes, CLASS_ATTRIBUTES)]
+    values = [value.get("value") if isinstance(value, Mapping) else value for value in values]
+    return as_labels(item for value in values for item in (value if isinstance(value, list) else [value]))
+
+
+def _track(detection: Mapping[str, Any]) -> int | str | None:
+    if detection.get("index") is not None:
+        return whole_number(detection["index"], "index")
+    instance = detection.get("instance")
+    return _id(instance["_id"]) if isinstance(instance, Mapping) else None
+
+
+def _claim(sample: Mapping[str, Any]) -> VideoClaim:
+    facts = sample.get("metadata") or {}
+    return VideoClaim(video_names(sample["filepath"]), None, facts.get("frame_rate"), facts.get("total_frame_count"))
+
+
+FIFTYONE = Format("fiftyone", "FiftyOneDataset of videos", sniff_fiftyone, read_fiftyone)

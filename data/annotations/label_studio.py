@@ -1,0 +1,177 @@
+"""Reader of Label Studio: the JSON export of tasks whose videos have rectangles that move.
+
+[{"data": {"video": "/data/upload/3/0f1e2d3c-clip_a.mp4"}, "annotations": [{"result": [{"id": "k3Jx9aQw1Z",
+  "type": "videorectangle", "value": {"framesCount": 120, "duration": 4.0, "labels": ["walk"], "sequence": [
+      {"frame": 1, "enabled": true, "rotation": 0, "x": 10.0, "y": 20.0, "width": 20.0, "height": 50.0}]}}]}]}]
+
+Frames count from 1; one 0 in a file means that it was written by a tool that counts from 0. x, y, width and height
+are percent of the frame, rotation is clockwise degrees about the top left corner, and the box is what encloses it.
+Between two entries the box moves in a straight line if the first one is `enabled`; every entry has a box itself, also
+a disabled one; an enabled last one holds to the end (`framesCount`). `time` is one frame late and not read.
+`interpolate_key_frames=true` writes the same frames out, with `auto`. The class is a choice per region if there are
+any, or else the label. Source: VideoRegion.js and VideoRectangleRegion.js of the editor and extract_key_frames of
+label-studio-sdk, which agree.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from classquery.data.annotations.collecting import MAX_FRAME, as_labels, look_at_video, reading, video_names
+from classquery.data.annotations.entries import Content, Context, Entry, Format, Source, VideoClaim
+from classquery.data.annotations.schema import VIDEO_SUFFIXES, AnnotationError
+from classquery.data.annotations.values import number, whole_number
+
+
+_GEOMETRY = ("x", "y", "width", "height", "rotation")
+_CHOICES = ("choices", "taxonomy", "textarea")  # Kinds of results, and what they hold.
+
+
+def sniff_label_studio(source: Source) -> bool:
+    """Whether it is a list of tasks with `data` and annotations."""
+    document = source.json
+    tasks = document if isinstance(document, list) else [document]
+    return bool(tasks) and all(
+        isinstance(task, dict) and isinstance(task.get("data"), dict) and _annotations_key(task) for task in tasks[:1]
+    )
+
+
+def _annotations_key(task: Mapping[str, Any]) -> str | None:
+    return next((key for key in ("annotations", "completions") if isinstance(task.get(key), list)), None)
+
+
+def read_label_studio(sources: Sequence[Source], context: Context) -> Content:
+    """Read all tasks that somebody annotated."""
+    content = Content(box_format="normalized")
+    for source in sources:
+        tasks = source.document if isinstance(source.document, list) else [source.document]
+        first = 0 if _counts_from_zero(tasks) else 1
+        if not first:
+            content.notes.append(f"{source.place()}: frames count from 0, as there is a frame 0")
+        for position, task in enumerate(tasks):
+            with reading(context, source.place(f"task {task.get('id', position)}")):
+                _read_task(source, context, content, task, first)
+    return content
+
+
+def _counts_from_zero(tasks: Iterable[Mapping[str, Any]]) -> bool:
+    return any(
+        entry.get("frame") == 0
+        for task in tasks
+        for annotation in task.get(_annotations_key(task) or "") or ()
+        for result in annotation.get("result") or ()
+        if result.get("type") == "videorectangle"
+        for entry in result["value"]["sequence"]
+    )
+
+
+def _read_task(source: Source, context: Context, content: Content, task: Mapping[str, Any], first: int) -> None:
+    task_name = f"task {task.get('id')}"
+    annotation = _choose_annotation(task, content)
+    if annotation is None:
+        return
+    video = _video_of(task)
+    names = video_names(video) + video_names(task.get("file_upload") or video)
+    claim = content.videos.setdefault(video, VideoClaim(names))
+    results: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for result in annotation.get("result") or ():
+        results[result.get("type")].append(result)
+    rectangles = results.pop("videorectangle", [])
+    choices = _choices(results)
+    for kind, left in results.items():
+        if kind not in _CHOICES:
+            content.ignored[f"results of type {kind}"] += len(left)
+    content.notes.append(
+        f"{source.place(task_name)}: classes are the {'choices per region' if choices else 'labels of the rectangles'}"
+    )
+    for region in rectangles:
+        place = source.place(f"{task_name}, region {region['id']}")
+        with reading(context, place):
+            value = region["value"]
+            labels = choices.get(region["id"], ()) if choices else as_labels(value.get("labels") or ())
+            if value.get("framesCount") and value.get("duration"):
+                claim.fps = number(value["framesCount"], "framesCount") / number(value["duration"], "duration")
+            frames, boxes = _boxes(value, first, context, claim.names)
+            content.entries.append(Entry(place, video, boxes, labels, frames, track_id=str(region["id"])))
+
+
+def _choose_annotation(task: Mapping[str, Any], content: Content) -> Mapping[str, Any] | None:
+    """Return the ground truth of a task, or what was annotated last; the others are other people's of the same."""
+    given = [item for item in task[_annotations_key(task)] if not item.get("was_cancelled")]
+    content.ignored["annotations that were cancelled"] += len(task[_annotations_key(task)]) - len(given)
+    content.ignored["tasks that nobody annotated"] += not given
+    content.ignored["further annotations of the same task"] += max(len(given) - 1, 0)
+    content.ignored["predictions"] += len(task.get("predictions") or ())
+    content.ignored = +content.ignored
+    # `max` takes the first of equals.
+    return max(given, key=lambda item: (bool(item.get("ground_truth")), str(item.get("updated_at", ""))), default=None)
+
+
+def _video_of(task: Mapping[str, Any]) -> str:
+    texts = {name: value for name, value in task["data"].items() if isinstance(value, str)}
+    videos = [value for value in texts.values() if any(suffix in value.lower() for suffix in VIDEO_SUFFIXES)]
+    video = texts.get("video") or next(iter((*videos, *texts.values())), None) or task.get("file_upload")
+    if not isinstance(video, str):
+        raise AnnotationError("its data must name a video")
+    return video
+
+
+def _choices(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, tuple[str, ...]]:
+    """Return what was chosen for single regions, by region."""
+    chosen: dict[str, list[Any]] = defaultdict(list)
+    for result in results.get("choices", ()):
+        chosen[result["id"]] += result["value"]["choices"]
+    for result in results.get("taxonomy", ()):
+        chosen[result["id"]] += [path[-1] for path in result["value"]["taxonomy"] if path]
+    for result in results.get("textarea", ()):
+        chosen[result["id"]] += result["value"]["text"]
+    return {region: as_labels(values) for region, values in chosen.items()}
+
+
+# Boxes
+
+
+def _boxes(
+    value: Mapping[str, Any], first: int, context: Context, names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return 0-based frames (n,) and corners (n, 4) in fractions of the frame."""
+    entries = {whole_number(entry["frame"], "frame") - first: entry for entry in value["sequence"]}
+    if not entries or min(entries) < 0 or max(entries) > MAX_FRAME:
+        raise AnnotationError("a sequence needs at least one entry, and frames count from 1")
+    given = np.array(sorted(entries))
+    geometry = np.array(
+        [[number(entries[frame].get(name, 0), name) for name in _GEOMETRY] for frame in given.tolist()]
+    )
+    enabled = np.array([entries[frame].get("enabled", True) is not False for frame in given.tolist()])
+    video = look_at_video(context, names) if enabled[-1] or geometry[:, 4].any() else None
+    end = given[-1] + 1
+    if enabled[-1] and value.get("framesCount"):
+        num_frames = int(min(number(value["framesCount"], "framesCount"), MAX_FRAME))
+        # Players round it, and what holds on ends with the video.
+        end = max(end, min(num_frames, video.num_frames) if video else num_frames)
+    frames = np.arange(given[0], end)
+    before = np.searchsorted(given, frames, side="right") - 1
+    behind = np.minimum(before + 1, len(given) - 1)
+    share = (frames - given[before]) / np.maximum(given[behind] - given[before], 1)
+    moved = geometry[before] + share[:, None] * (geometry[behind] - geometry[before])
+    is_there = enabled[before] | (frames == given[before])
+    return frames[is_there], _corners(moved[is_there], (video.width, video.height) if video else None)
+
+
+def _corners(geometry: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """Return the corners (n, 4) that enclose rectangles (n, 5) in percent and degrees, in fractions of the frame."""
+    left, top, width, height = geometry[:, :4].T / 100
+    if not geometry[:, 4].any():
+        return np.stack([left, top, left + width, top + height], axis=1)
+    if size is None:
+        raise AnnotationError("it is rotated, which takes the shape of the frame: put its video into videos/")
+    aspect = size[0] / size[1]
+    sine, cosine = np.sin(np.radians(geometry[:, 4])), np.cos(np.radians(geometry[:, 4]))
+    across, down = np.stack([0 * width, width, 0 * width, width]), np.stack([0 * height, 0 * height, height, height])
+    x, y = left + across * cosine - down * sine / aspect, top + across * sine * aspect + down * cosine
+    return np.clip(np.stack([x.min(0), y.min(0), x.max(0), y.max(0)], axis=1), 0, 1)
+
+
+LABEL_STUDIO = Format("label_studio", "Label Studio video JSON", sniff_label_studio, read_label_studio)
