@@ -42,6 +42,7 @@ from classquery.data.annotations.registry import (
     prepare_dataset,
     scored_label_ids,
 )
+from classquery.data.annotations.schema import shorten
 from classquery.data.clips import ClipCollator, KeyframeClips, TubeClips
 from classquery.data.demo.movies import write_demo_movie
 from classquery.data.streaming import ClipStream
@@ -54,6 +55,7 @@ from classquery.engine.detection.prediction import (
     PredictionArguments,
     collect_predictions,
     find_videos,
+    not_done,
     predict_videos,
 )
 from classquery.engine.sharing import push_run, require_token, write_card_of_run
@@ -114,8 +116,8 @@ class ModelArguments:
     )
 
 
-def main() -> None:
-    """Run what the command line asks for."""
+def main() -> int:
+    """Run what the command line asks for, and return the exit code: 1 if something of it could not be done."""
     model_args, data_args, optimization, prediction, training_args, recipe = parse_arguments()
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if training_args.process_index == 0 else logging.WARNING)
@@ -139,12 +141,16 @@ def main() -> None:
         model, processor = load_model(model_args, recipe)
         check_labels(prediction, model)
         set_thresholds(processor, data_args)
+    failed = []
     if training_args.do_predict:
-        predict(model, processor, videos, data_args, prediction, training_args)
+        failed = predict(model, processor, videos, data_args, prediction, training_args)
     if to_share and training_args.process_index == 0:
         logger.info(f"shared: {push_run(training_args)}")
     # Left to the interpreter's exit, the group of a multi-process run may abort.
     PartialState().destroy_process_group()
+    if failed:
+        logger.error(f"error: not all that was asked for could be done: {shorten(failed)}")
+    return int(bool(failed))
 
 
 def parse_arguments() -> tuple[
@@ -393,8 +399,8 @@ def predict(
     data_args: DataArguments,
     prediction: PredictionArguments,
     training_args: TrainingArguments,
-) -> None:
-    """Detect actions in the videos, each in one of the processes, and say what was found."""
+) -> list[str]:
+    """Detect actions in the videos, each in one of the processes, say what was found, and name what was not done."""
     is_main = training_args.process_index == 0
     if videos and is_main and model.name_or_path == demo_checkpoint():
         logger.warning(DEMO_NOTICE)
@@ -416,10 +422,11 @@ def predict(
     PartialState().wait_for_everyone()
     if is_main:
         logger.info(f"{collect_predictions(videos, output_dir / 'predictions')}\nsee {output_dir / 'predictions'}")
+    return not_done(videos, output_dir / "predictions")
 
 
 if __name__ == "__main__":
     try:
-        main()
+        sys.exit(main())
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")

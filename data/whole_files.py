@@ -3,8 +3,9 @@
 import contextlib
 import json
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         partial_path.unlink(missing_ok=True)
 
 
+def remove_left_behind(folder: str | os.PathLike[str], names: Collection[str]) -> None:
+    """Remove what `replacing` left of files of these names in a process that was killed."""
+    for path in Path(folder).glob(".*"):
+        partial = re.fullmatch(r"\.(.+)-[0-9a-f]{8}(\.[^.]+)?", path.name)
+        if partial and f"{partial[1]}{partial[2] or ''}" in names:
+            path.unlink(missing_ok=True)
+
+
 def write_json(path: str | os.PathLike[str], content: Any, **options: Any) -> None:
-    """Write what JSON can hold; `options` are those of `json.dumps`."""
+    """Write what JSON can hold; `options` are those of `json.dumps`.
+
+    Names of files with bytes that are not UTF-8 are read back as they are.
+    """
     with replacing(path) as partial_path:
-        partial_path.write_text(json.dumps(content, **options) + "\n", encoding="utf-8")
+        # Escaped like this, a lone surrogate is valid JSON.
+        partial_path.write_text(json.dumps(content, **options) + "\n", encoding="utf-8", errors="backslashreplace")

@@ -1,7 +1,9 @@
 """Detection in many videos with everything around it: progress, files, pictures, going on where a run was stopped."""
 
+import contextlib
 import dataclasses
-import json
+import errno
+import itertools
 import logging
 import os
 import time
@@ -14,15 +16,19 @@ from typing import Any
 from PIL import Image
 from tqdm.auto import tqdm
 
+from classquery.data.annotations.schema import shorten
 from classquery.data.video.frame_folder import read_frame_folder
 from classquery.data.video.reader import ClipReader, VideoReadError
-from classquery.data.whole_files import write_json
+from classquery.data.whole_files import remove_left_behind, replacing, write_json
 from classquery.detection_classquery import ClipDetector, Sampling
 from classquery.engine.detection.detection import detect_in, with_attention
 from classquery.engine.detection.drawing import draw_attention_grid, draw_keyframe, write_annotated_video
+from classquery.engine.detection.identity import digest_detector, digest_source
+from classquery.engine.detection.naming import VideoName, name_videos
 from classquery.engine.detection.people import link_people, list_people
+from classquery.engine.detection.result_folder import SUMMARY_FILE, ResultFolder
 from classquery.engine.detection.results import FrameDetections
-from classquery.engine.detection.video_sources import Source, VideoSource, list_sources, open_source
+from classquery.engine.detection.video_sources import Source, VideoSource, list_sources, local_path, open_source
 from classquery.engine.detection.writing import (
     VideoFacts,
     write_ava,
@@ -38,8 +44,10 @@ from classquery.video_processing_classquery import ClassQueryVideoProcessor
 
 logger = logging.getLogger(__name__)
 
-SUMMARY_FILE = "summary.json"
+TABLE_FILE = "detections.csv"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _MAX_NAMED_ACTIONS = 3
+_MAX_NAMED_FAULTS = 5
 _MAX_CLASSES_IN_GRID = 8
 _BAR = "{desc}{percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f}, {rate_noinv_fmt}, {remaining} left"
 
@@ -85,25 +93,58 @@ class PredictionArguments:
 
 
 def find_videos(videos: Sequence[str]) -> list[Source]:
-    """List files, folders, patterns, cameras and streams one by one.
+    """List files, folders, patterns, cameras and streams one by one, each once.
+
+    What is missing is said at once, before any work; it does not stop the others.
 
     Raises:
-        FileNotFoundError: If a folder or pattern holds none.
+        OSError: If the only folder or pattern holds none, or cannot be listed.
         VideoReadError: If not a single file can be read.
     """
-    sources = list_sources(list(videos))
-    errors = [error for error in map(_why_unreadable, sources) if error is not None]
-    if errors and len(errors) == len(sources):
-        raise errors[0]
-    return sources
+    sources = once_each([source for video in videos for source in _list_videos(video, is_only=len(videos) == 1)])
+    missing = [str(source) for source in sources if _is_missing(source)]
+    if not sources or any(_why_unreadable(source) is None for source in sources):
+        if missing:
+            logger.warning(f"{len(missing)} of {len(sources)} videos are missing: {shorten(missing)}")
+        return sources
+    raise VideoReadError("; ".join(str(_why_unreadable(source)) for source in sources[:_MAX_NAMED_FAULTS]))
 
 
-def _why_unreadable(source: str) -> VideoReadError | None:
+def _list_videos(video: str, *, is_only: bool) -> list[Source]:
+    try:
+        return list_sources(video)
+    except OSError as error:
+        if is_only:
+            raise
+        logger.warning(str(error))
+        return [video]
+
+
+def once_each(sources: Sequence[Source]) -> list[Source]:
+    """Leave out files that are given again, under whatever path."""
+    first: dict[Any, Source] = {}
+    for source in sources:
+        path = local_path(source)
+        key = os.path.realpath(path) if path else source if isinstance(source, str | int) else id(source)
+        if key not in first:
+            first[key] = source
+        elif source != first[key]:
+            logger.warning(f"{source} is the same file as {first[key]}: taken once")
+    return list(first.values())
+
+
+def _is_missing(source: Source) -> bool:
+    path = local_path(source)
+    return path is not None and not os.path.exists(path)
+
+
+def _why_unreadable(source: Source) -> VideoReadError | None:
     """Look at a file; cameras, streams and folders are not opened before their turn."""
-    if source.isdecimal() or "://" in source or os.path.isdir(source):
+    path = local_path(source)
+    if path is None or os.path.isdir(path):
         return None
     try:
-        ClipReader().info(source)
+        ClipReader().info(path)
     except VideoReadError as error:
         return error
     return None
@@ -124,11 +165,13 @@ def predict_videos(
 ) -> None:
     """Detect actions in videos, and write for each a folder with `detections.json`, `detections.csv` and pictures.
 
-    What an earlier run finished with the same model and options is kept. A video that cannot be read does not stop the
-    others: its `summary.json` says why, and the next run tries again.
+    What an earlier run finished is kept where weights, configuration, processor, options and the content of the video
+    are the same, see `identity`; what is kept, and what is done again for which reason, is logged. Earlier results
+    stay as they are until the new ones are complete. A video that cannot be read does not stop the others: its
+    `summary.json` says why, and the next run tries again.
 
     Args:
-        sources: What `find_videos` returns; the same in all processes.
+        sources: What `find_videos` returns; the same in all processes. A file that is given twice is taken once.
         folder: Where to write; made if it is missing.
         model: The detector.
         processor: The processor that belongs to it.
@@ -138,8 +181,10 @@ def predict_videos(
         show_progress: Whether to show a bar, with the seconds of video done and to do.
 
     Raises:
+        OSError: If nothing can be written; where the disk is full, with what is needed.
         ValueError: If a class is unknown.
     """
+    sources = once_each(sources)
     detector = ClipDetector.from_options(
         model,
         processor,
@@ -148,15 +193,14 @@ def predict_videos(
         attention=[arguments.attention] if arguments.attention else [],
         batch_size=batch_size,
     )
-    names = _folder_names(sources)
-    work = _Work(detector, Sampling(keyframes_per_second), arguments, draws=arguments.save_video or len(sources) == 1)
-    mine = [
-        _Job(source, Path(folder) / name, _made_with(source, work))
-        for source, name in list(zip(sources, names, strict=True))[process_index::num_processes]
-    ]
-    to_do = [job for job in mine if not job.is_done()]
-    if len(to_do) < len(mine):
-        logger.info(f"{len(mine) - len(to_do)} of {len(mine)} videos were done before: kept")
+    work = _Work(
+        detector,
+        Sampling(keyframes_per_second),
+        arguments,
+        draws=arguments.save_video or len(sources) == 1,
+        digests=digest_detector(model, processor),
+    )
+    to_do = _not_done(_jobs(sources, folder)[process_index::num_processes], work)
     total = _total_seconds(to_do)
     with tqdm(
         total=total, disable=not show_progress, unit=" s of video", bar_format=_BAR if total else None
@@ -171,16 +215,29 @@ def collect_predictions(sources: Sequence[Source], folder: str | Path) -> str:
     Returns:
         A table for reading: what was found in each video, or why it could not be read.
     """
-    folder = Path(folder)
-    folders = [folder / name for name in _folder_names(sources)]
-    summaries = [json.loads((each / SUMMARY_FILE).read_text(encoding="utf-8")) for each in folders]
-    write_json(folder / SUMMARY_FILE, summaries, indent=2, ensure_ascii=False)
-    _join_tables([each / "detections.csv" for each in folders], folder / "detections.csv")
-    rows = [("video", "length", "time", "people", "most frequent actions (detections)"), *map(_table_row, summaries)]
+    folder, jobs = Path(folder), _jobs(once_each(sources), folder)
+    summaries = [job.summary for job in jobs]
+    remove_left_behind(folder, (SUMMARY_FILE, TABLE_FILE))
+    with _naming_what_is_needed(folder):
+        write_json(folder / SUMMARY_FILE, summaries, indent=2, ensure_ascii=False)
+        read = [
+            job.folder.path / TABLE_FILE
+            for job, summary in zip(jobs, summaries, strict=True)
+            if "error" not in summary
+        ]
+        _join_tables(read, folder / TABLE_FILE)
+    rows = [("video", "length", "time", "people", "most frequent actions (detections)")]
+    rows += [(job.name.file, *_table_cells(summary)) for job, summary in zip(jobs, summaries, strict=True)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, [*widths, 0], strict=True)) for row in rows]
     failed = sum("error" in summary for summary in summaries)
     return "\n".join([*lines, *([f"{failed} of {len(summaries)} videos could not be read"] if failed else [])])
+
+
+def not_done(sources: Sequence[Source], folder: str | Path) -> list[str]:
+    """Videos of which something that was asked for is not there after `predict_videos`."""
+    jobs = _jobs(once_each(sources), Path(folder))
+    return [job.name.file for job in jobs if job.summary.keys() & {"error", "left_out"}]
 
 
 # One video
@@ -194,70 +251,131 @@ class _Work:
     sampling: Sampling
     arguments: PredictionArguments
     draws: bool
+    digests: dict[str, str]
+
+    def made_with(self, name: VideoName) -> dict[str, Any]:
+        """Everything but the content of the video that its results depend on, as JSON holds it."""
+        options = dataclasses.asdict(self.arguments) | {
+            "videos": name.file,
+            "keyframes_per_second": self.sampling.keyframes_per_second,
+            "draws": self.draws,
+        }
+        return self.digests | {"options": options}
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A video, where its results go, and what they depend on."""
+    """A video, what it is called, and where its results go."""
 
     source: Source
-    folder: Path
-    made_with: dict[str, Any]
+    name: VideoName
+    folder: ResultFolder
 
-    def is_done(self) -> bool:
-        """Whether an earlier run has finished it in the same way."""
-        path = self.folder / SUMMARY_FILE
-        if not path.is_file():
-            return False
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        return "error" not in summary and summary.get("made_with") == self.made_with
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the last run said of it."""
+        return self.folder.summary or {"video": str(self.source), "error": "nothing was written, start again"}
 
 
-def _made_with(source: Source, work: _Work) -> dict[str, Any]:
-    """Everything that results depend on, as JSON holds it."""
-    status = os.stat(source) if os.path.isfile(str(source)) else None
-    detector, arguments = work.detector, dataclasses.asdict(work.arguments)
-    return {
-        "file": [status.st_size, status.st_mtime_ns] if status else None,
-        "model": detector.model.name_or_path,
-        "thresholds": [round(min(threshold, 2.0), 6) for threshold in detector.thresholds.tolist()],
-        "actor_threshold": detector.actor_threshold,
-        "keyframes_per_second": work.sampling.keyframes_per_second,
-        "draws": work.draws,
-        **{name: arguments[name] for name in ("tubes", "attention", "attention_person", "top_k")},
-    }
+def _jobs(sources: Sequence[Source], folder: str | Path) -> list[_Job]:
+    names = name_videos(sources, reserved=(SUMMARY_FILE, TABLE_FILE))
+    return [
+        _Job(source, name, ResultFolder(Path(folder) / name.folder))
+        for source, name in zip(sources, names, strict=True)
+    ]
+
+
+def _not_done(jobs: Sequence[_Job], work: _Work) -> list[_Job]:
+    """Leave out what an earlier run finished in the same way, and say so."""
+    changes = [_changes(job, work) for job in jobs]
+    for job in jobs:
+        job.folder.clean()
+    kept = [job.name.file for job, change in zip(jobs, changes, strict=True) if change == []]
+    again = [
+        f"{job.name.file} (other {', '.join(change)})" for job, change in zip(jobs, changes, strict=True) if change
+    ]
+    if kept:
+        logger.warning(f"{len(kept)} of {len(jobs)} videos were done before in the same way, kept: {shorten(kept)}")
+    if again:
+        logger.warning(f"{len(again)} of {len(jobs)} videos are done again: {shorten(again)}")
+    return [job for job, change in zip(jobs, changes, strict=True) if change != []]
+
+
+def _changes(job: _Job, work: _Work) -> list[str] | None:
+    """What is not as in the earlier results of a video: nothing, if they are kept; None without such results."""
+    finished = job.folder.finished
+    if finished is None:
+        return None
+    earlier = finished.get("made_with") or {}
+    made_with = work.made_with(job.name)
+    changes = [part for part, value in made_with.items() if earlier.get(part) != value]
+    if changes:
+        return changes
+    with contextlib.suppress(VideoReadError):
+        source = digest_source(job.source, earlier.get("source"))
+        if source is not None and source["content"] == (earlier.get("source") or {}).get("content"):
+            if job.folder.summary != finished or source != earlier["source"]:
+                job.folder.note(finished | {"made_with": made_with | {"source": source}})
+            return []
+    return ["source"]
 
 
 def _predict(job: _Job, work: _Work, progress: tqdm) -> None:
     """Detect in one video and write everything; its summary comes last."""
-    job.folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     try:
-        source = open_source(job.source, frames_per_second=work.detector.model.config.frames_per_second)
-        progress.set_description(f"detecting in {job.folder.name}")
-        frames = list(_with_progress(detect_in(source, work.detector, work.sampling), progress))
-        if work.arguments.tubes:
-            frames = link_people(frames)
-        num_people = _write_files(job.folder, source, frames, work)
-        if work.draws:
-            progress.set_description(f"drawing {job.folder.name}")
-            _write_pictures(job.folder, source, frames, work)
+        with job.folder.writing() as unfinished, _naming_what_is_needed(unfinished, job.source):
+            made_with = work.made_with(job.name) | {"source": digest_source(job.source)}
+            summary = _detect_and_write(job, unfinished, work, progress)
+            summary |= {"seconds": round(time.perf_counter() - started, 2), "made_with": made_with}
+            job.folder.replace(unfinished, summary)
     except VideoReadError as error:
         logger.warning(f"passed over: {error}")
-        write_json(job.folder / SUMMARY_FILE, {"video": str(job.source), "error": str(error)}, indent=2)
-        return
+        job.folder.fail({"video": str(job.source), "error": str(error)})
+
+
+def _detect_and_write(job: _Job, folder: Path, work: _Work, progress: tqdm) -> dict[str, Any]:
+    """Write all files of a video, and return what its summary says of them."""
+    source = open_source(job.source, frames_per_second=work.detector.model.config.frames_per_second)
+    progress.set_description(f"detecting in {job.name.file}")
+    frames = list(_with_progress(detect_in(source, work.detector, work.sampling), progress))
+    if work.arguments.tubes:
+        frames = link_people(frames)
+    num_people = _write_files(folder, source, job.name, frames, work)
     counts = Counter(label for frame in frames for labels in frame.labels for label in labels)
     summary = {
         "video": source.name,
         "video_seconds": source.duration_seconds or (frames[-1].seconds if frames else 0.0),
-        "seconds": round(time.perf_counter() - started, 2),
         "num_keyframes": len(frames),
         "num_dropped": sum(frame.num_dropped for frame in frames),
         "num_people": num_people,
         "actions": dict(counts.most_common()),
-        "made_with": job.made_with,
     }
-    write_json(job.folder / SUMMARY_FILE, summary, indent=2, ensure_ascii=False)
+    if work.draws and local_path(job.source) is not None:
+        progress.set_description(f"drawing {job.name.file}")
+        _write_pictures(folder, source, frames, work)
+    elif work.arguments.save_video or work.arguments.attention:
+        summary["left_out"] = (
+            "no pictures: what comes from a camera or an address is seen only once; save it as a file"
+        )
+        logger.warning(f"{job.name.file}: {summary['left_out']}")
+    return summary
+
+
+@contextlib.contextmanager
+def _naming_what_is_needed(folder: Path, source: Source | None = None) -> Iterator[None]:
+    """Say where the disk is full and what the results of a video need."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        written = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        path = None if source is None else local_path(source)
+        size = os.path.getsize(path) if path and os.path.isfile(path) else 0
+        need = f"about {max(size, 2 * written) / 1e6:,.1f} MB are needed, {written / 1e6:,.1f} MB found room"
+        remedy = "make room and give the same command again, what is finished is kept"
+        raise OSError(f"the disk of {folder} is full: {need}; {remedy}") from error
 
 
 def _with_progress(frames: Iterator[FrameDetections], progress: tqdm) -> Iterator[FrameDetections]:
@@ -268,10 +386,12 @@ def _with_progress(frames: Iterator[FrameDetections], progress: tqdm) -> Iterato
         done = frame.seconds
 
 
-def _write_files(folder: Path, source: VideoSource, frames: Sequence[FrameDetections], work: _Work) -> int | None:
+def _write_files(
+    folder: Path, source: VideoSource, name: VideoName, frames: Sequence[FrameDetections], work: _Work
+) -> int | None:
     """Write everything that can be read by programs, and return the number of people, if they are linked."""
     video = VideoFacts.of(source)
-    write_csv(folder / "detections.csv", frames)
+    write_csv(folder / TABLE_FILE, frames, name)
     if not work.arguments.tubes:
         write_detections(folder / "detections.json", video, frames)
         return None
@@ -279,8 +399,8 @@ def _write_files(folder: Path, source: VideoSource, frames: Sequence[FrameDetect
     label_ids = {name: label_id for label_id, name in work.detector.model.config.id2label.items()}
     write_detections(folder / "detections.json", video, frames, people)
     write_timeline(folder / "timeline.csv", people)
-    write_ava(folder / "ava.csv", frames, label_ids)
-    write_cvat(folder / "cvat.xml", video, people, label_ids)
+    write_ava(folder / "ava.csv", frames, label_ids, name)
+    write_cvat(folder / "cvat.xml", video, people, label_ids, name)
     if can_draw_charts():
         draw_timeline(people, folder / "timeline.png", duration_seconds=source.duration_seconds)
     return len(people)
@@ -288,7 +408,7 @@ def _write_files(folder: Path, source: VideoSource, frames: Sequence[FrameDetect
 
 def _write_pictures(folder: Path, source: VideoSource, frames: Sequence[FrameDetections], work: _Work) -> None:
     """Draw into a copy of the video, and stills from it; nothing of what can be seen only once."""
-    if not frames or not os.path.exists(source.name):
+    if not frames:
         return
     attention = {"attention_label": work.arguments.attention, "attention_person": work.arguments.attention_person}
     write_annotated_video(source.name, folder / "annotated.mp4", frames, **attention)
@@ -319,42 +439,33 @@ def _clarity(keyframe: FrameDetections) -> float:
 # Many videos
 
 
-def _folder_names(sources: Sequence[Source]) -> list[str]:
-    """Name the folder of each video: like the file, with the folders above it where two are called alike."""
-    paths = [Path(str(source).replace("://", "_")) for source in sources]
-    stems = Counter(path.stem for path in paths)
-    names = [path.stem if stems[path.stem] == 1 else "_".join((*path.parts[-3:-1], path.name)) for path in paths]
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise ValueError(f"videos of one name would overwrite each other's results: {repeated}; run them apart")
-    return [name.strip("/ ").replace("/", "_") for name in names]
-
-
 def _total_seconds(jobs: Sequence[_Job]) -> float | None:
     """Length of all videos, where that is known."""
     total = 0.0
     for job in jobs:
-        if not os.path.isfile(str(job.source)):
+        path = local_path(job.source)
+        if path is None or os.path.isdir(path):
             return None
         # One that cannot be read is listed when its turn comes.
-        if _why_unreadable(str(job.source)) is None:
-            total += ClipReader().info(str(job.source)).duration_seconds
+        if _why_unreadable(path) is None:
+            total += ClipReader().info(path).duration_seconds
     return round(total, 1)
 
 
 def _join_tables(paths: Sequence[Path], output: Path) -> None:
     """Join csv files of one header."""
-    tables = [path.read_text(encoding="utf-8").splitlines(keepends=True) for path in paths if path.is_file()]
-    header = tables[0][:1] if tables else []
-    output.write_text("".join([*header, *(line for table in tables for line in table[1:])]), encoding="utf-8")
+    with replacing(output) as partial_path, partial_path.open("w", newline="", encoding="utf-8") as joined:
+        for number, path in enumerate(paths):
+            with path.open(newline="", encoding="utf-8") as file:
+                joined.writelines(itertools.islice(file, min(number, 1), None))
 
 
-def _table_row(summary: dict[str, Any]) -> tuple[str, ...]:
-    name = Path(summary["video"]).name
+def _table_cells(summary: dict[str, Any]) -> tuple[str, ...]:
     if "error" in summary:
-        return name, "", "", "", f"not read: {summary['error']}"
+        return "", "", "", f"not read: {summary['error']}"
     actions = list(summary["actions"].items())
     named = ", ".join(f"{label} ({count})" for label, count in actions[:_MAX_NAMED_ACTIONS]) or "nothing found"
     more = f", and {len(actions) - _MAX_NAMED_ACTIONS} others" if len(actions) > _MAX_NAMED_ACTIONS else ""
     people = "" if summary["num_people"] is None else str(summary["num_people"])
-    return name, f"{summary['video_seconds']:.1f} s", f"{summary['seconds']:.1f} s", people, named + more
+    left_out = f"; {summary['left_out']}" if "left_out" in summary else ""
+    return f"{summary['video_seconds']:.1f} s", f"{summary['seconds']:.1f} s", people, named + more + left_out

@@ -106,6 +106,14 @@ def list_sources(source: Source) -> list[Source]:
     )
 
 
+def local_path(source: Source) -> str | None:
+    """The path of a file or folder; None for cameras, streams and frames in memory."""
+    if not isinstance(source, str | os.PathLike):
+        return None
+    path = os.fspath(source)
+    return None if _is_url(path) or (path.isdecimal() and not os.path.exists(path)) else path
+
+
 def open_source(
     source: Source, *, frames_per_second: float = 30.0, live: bool | None = None, timeout_seconds: float = 10.0
 ) -> VideoSource:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from classquery.data.annotations.ava import AVA_LABELS
 from classquery.data.whole_files import replacing, write_json
+from classquery.engine.detection.naming import VideoName, name_videos
 from classquery.engine.detection.people import Person
 from classquery.engine.detection.results import ActorDetection, FrameDetections
 from classquery.engine.detection.video_sources import VideoSource
@@ -104,20 +105,32 @@ def _read_actor(content: dict) -> ActorDetection:
 # Tables
 
 
-def write_csv(path: str | os.PathLike[str], frames: Iterable[FrameDetections]) -> None:
+def write_csv(path: str | os.PathLike[str], frames: Iterable[FrameDetections], name: VideoName | None = None) -> None:
     """Write a row for each action of each actor: `video,timestamp,x1,y1,x2,y2,label,track_id,score`.
 
-    `video` is the name of the file, `timestamp` in seconds after its first frame, corners are parts of width and
-    height in [0, 1], and `track_id` is the person, empty where people are not numbered: with a score besides, the rows
-    that `classquery.data.annotations.custom` reads.
+    `video` is the end of its path that no other has, mostly the name of the file, `timestamp` in seconds after its
+    first frame, corners are parts of width and height in [0, 1], and `track_id` is the person, empty where people are
+    not numbered: with a score besides, the rows that `classquery.data.annotations.custom` reads.
+
+    Args:
+        path: The csv file.
+        frames: Detections, of several videos if need be.
+        name: What to call the video among others; by default those of the detections are named by themselves.
     """
+    frames = list(frames)
+    names = _names_of(frames, name)
     with replacing(path) as partial_path, partial_path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("video", "timestamp", "x1", "y1", "x2", "y2", "label", "track_id", "score"))
         for frame in frames:
             for actor in frame.actors:
-                place = Path(frame.video).name, round(frame.seconds, 4), *_unit_box(actor, frame)
+                place = names[frame.video].file, round(frame.seconds, 4), *_unit_box(actor, frame)
                 writer.writerows((*place, label, actor.person_id, round(score, 4)) for label, score in actor.actions)
+
+
+def _names_of(frames: Sequence[FrameDetections], name: VideoName | None) -> dict[str | None, VideoName]:
+    videos = list(dict.fromkeys(frame.video for frame in frames))
+    return dict.fromkeys(videos, name) if name else dict(zip(videos, name_videos(videos), strict=True))
 
 
 def write_timeline(path: str | os.PathLike[str], people: Iterable[Person]) -> None:
@@ -141,6 +154,7 @@ def write_ava(
     path: str | os.PathLike[str],
     frames: Iterable[FrameDetections],
     label_ids: dict[str, int],
+    name: VideoName | None = None,
     *,
     movie_start_seconds: float = 900.0,
 ) -> None:
@@ -154,14 +168,17 @@ def write_ava(
         path: The csv file.
         frames: Detections with people.
         label_ids: 0-based number of each class, as in the model; `action_id` is one more.
+        name: As for `write_csv`; `video_id` is the name without the suffix, and without folders.
         movie_start_seconds: What to call the start of the video.
     """
-    path = Path(path)
+    path, frames = Path(path), list(frames)
+    names = _names_of(frames, name)
     with replacing(path) as partial_path, partial_path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        for second, frame in sorted(_at_whole_seconds(frames).items()):
+        for (video, second), frame in _at_whole_seconds(frames).items():
             for actor in frame.actors:
-                place = Path(frame.video).stem, f"{round(second + movie_start_seconds):04d}", *_unit_box(actor, frame)
+                timestamp = f"{round(second + movie_start_seconds):04d}"
+                place = names[video].video_id, timestamp, *_unit_box(actor, frame)
                 writer.writerows((*place, label_ids[label] + 1, actor.person_id) for label, _ in actor.actions)
     with replacing(path.with_name("ava_action_list.pbtxt")) as partial_path:
         # In the order of the ids, because Datumaro counts.
@@ -176,14 +193,15 @@ def _ava_label(name: str, label_id: int) -> str:
     return f"label {{\n  name: {quote}{name}{quote}\n  label_id: {label_id + 1}\n  label_type: {label_type}\n}}\n"
 
 
-def _at_whole_seconds(frames: Iterable[FrameDetections]) -> dict[int, FrameDetections]:
-    nearest: dict[int, FrameDetections] = {}
+def _at_whole_seconds(frames: Iterable[FrameDetections]) -> dict[tuple[str | None, int], FrameDetections]:
+    """By video and second, in the order of the detections."""
+    nearest: dict[tuple[str | None, int], FrameDetections] = {}
     for frame in frames:
         second = round(frame.seconds)
-        other = nearest.get(second)
+        other = nearest.get((frame.video, second))
         is_near = abs(frame.seconds - second) <= _AVA_TOLERANCE_SECONDS
         if is_near and (other is None or abs(frame.seconds - second) < abs(other.seconds - second)):
-            nearest[second] = frame
+            nearest[frame.video, second] = frame
     return nearest
 
 
@@ -191,7 +209,11 @@ def _at_whole_seconds(frames: Iterable[FrameDetections]) -> dict[int, FrameDetec
 
 
 def write_cvat(
-    path: str | os.PathLike[str], video: VideoFacts, people: Iterable[Person], label_ids: dict[str, int]
+    path: str | os.PathLike[str],
+    video: VideoFacts,
+    people: Iterable[Person],
+    label_ids: dict[str, int],
+    name: VideoName | None = None,
 ) -> None:
     """Write "CVAT for video 1.1" annotations, to be corrected in CVAT and trained on again.
 
@@ -207,13 +229,13 @@ def write_cvat(
     ET.SubElement(root, "version").text = "1.1"
     task = ET.SubElement(ET.SubElement(root, "meta"), "task")
     last_frame = "" if video.num_frames is None else str(video.num_frames - 1)
-    for name, value in (("size", video.num_frames), ("mode", "interpolation"), ("start_frame", 0)):
-        ET.SubElement(task, name).text = "" if value is None else str(value)
+    for tag, value in (("size", video.num_frames), ("mode", "interpolation"), ("start_frame", 0)):
+        ET.SubElement(task, tag).text = "" if value is None else str(value)
     ET.SubElement(task, "stop_frame").text = last_frame
     _add_labels(ET.SubElement(task, "labels"), label_ids)
     size = ET.SubElement(task, "original_size")
     ET.SubElement(size, "width").text, ET.SubElement(size, "height").text = str(video.width), str(video.height)
-    ET.SubElement(task, "source").text = Path(video.path).name
+    ET.SubElement(task, "source").text = (name or name_videos([video.path])[0]).file
     for person in people:
         _add_track(root, person, label_ids, video.num_frames)
     ET.indent(root)
