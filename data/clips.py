@@ -93,6 +93,11 @@ class _Clips(torch.utils.data.Dataset, ABC):
         """Give the transforms other draws; called by Accelerate's data loader at the start of each epoch."""
         self._epoch.fill_(epoch)
 
+    @property
+    def epoch(self) -> int:
+        """Of the draws."""
+        return int(self._epoch)
+
     @abstractmethod
     def parts_of(self, row: Mapping[str, Any]) -> list[tuple[str, int]]:
         """Return the name of each clip of a row, and its first frame where it is not around a keyframe."""
@@ -116,7 +121,7 @@ class _Clips(torch.utils.data.Dataset, ABC):
         skipped = []
         # Not its neighbours: they are likely of the same video. A batch keeps its size, and processes their number
         # of batches.
-        others = np.random.default_rng([self.seed, int(self._epoch), index]).integers(len(self), size=MAX_REPLACEMENTS)
+        others = np.random.default_rng([self.seed, self.epoch, index]).integers(len(self), size=MAX_REPLACEMENTS)
         for candidate in (index, *others.tolist()):
             row, clip_id, start = self._clip_at(candidate)
             try:
@@ -147,7 +152,7 @@ class _Clips(torch.utils.data.Dataset, ABC):
         frames = torch.from_numpy(read(row["video"], frame_indices)).permute(0, 3, 1, 2)
         orig_size = tuple(frames.shape[-2:])
         if self.transform is not None:
-            generator = torch.Generator().manual_seed(_sample_seed(self.seed, int(self._epoch), draw))
+            generator = torch.Generator().manual_seed(_sample_seed(self.seed, self.epoch, draw))
             frames, boxes, kept = self.transform(frames, boxes, generator)
             valid = valid & kept
         actors = valid.any(-1)

@@ -2,11 +2,12 @@
 
 import copy
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
@@ -15,8 +16,12 @@ from classquery.data.clips import KeyframeClips, TubeClips
 from classquery.data.video.reader import VideoReadError
 
 
-# Rows that a worker shuffles at a time, besides the shards: some hundred bytes each.
+T = TypeVar("T")
+
+# Rows that a worker shuffles at a time, besides the shards: some hundred bytes each at keyframes.
 SHUFFLE_BUFFER = 10_000
+# Clips that a worker then shuffles at a time, so that those of one video do not come one after the other.
+CLIP_BUFFER = 1_000
 
 
 class ClipStream(torch.utils.data.IterableDataset):
@@ -28,12 +33,13 @@ class ClipStream(torch.utils.data.IterableDataset):
     Args:
         rows: Annotations with `ACTION_FEATURES`, as `load_action_dataset(..., streaming=True)` returns them.
         clips: Clips without rows, which say what is made of a row.
-        shuffle: Whether to shuffle the rows, in another order in every epoch.
+        shuffle: Whether to shuffle rows, and the clips of many rows with each other, in another order in every epoch.
     """
 
     def __init__(self, rows: IterableDataset, clips: KeyframeClips | TubeClips, *, shuffle: bool = False):
         self.rows = rows
         self.clips = clips
+        self._shuffles = shuffle
         self._own_rows = rows.shuffle(seed=clips.seed, buffer_size=SHUFFLE_BUFFER) if shuffle else rows
         self._num_processes = 1
         self._batch_size = None
@@ -54,7 +60,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         return -(-len(self.clip_ids) // self._num_processes)
 
     def set_epoch(self, epoch: int) -> None:
-        """Give the rows another order, if they are shuffled, and the transforms other draws."""
+        """Give the clips another order, if they are shuffled, and the transforms other draws."""
         self._own_rows.set_epoch(epoch)
         self.clips.set_epoch(epoch)
 
@@ -111,15 +117,30 @@ class ClipStream(torch.utils.data.IterableDataset):
                 )
 
     def _read_once(self) -> Iterator[dict[str, Any]]:
+        parts = ((row, *part) for row in self._own_rows for part in self.clips.parts_of(row))
+        if self._shuffles:
+            parts = shuffled(parts, CLIP_BUFFER, np.random.default_rng((self.clips.seed, self.clips.epoch)))
         skipped = []
-        for row in self._own_rows:
-            for clip_id, start in self.clips.parts_of(row):
-                try:
-                    clip = self.clips.read(row, clip_id, start, zlib.crc32(clip_id.encode()))
-                except VideoReadError as error:
-                    if self.clips.on_error == "raise":
-                        raise
-                    skipped.append(f"{clip_id}: {error}")
-                    continue
-                yield clip | {"skipped": skipped} if skipped else clip
-                skipped = []
+        for row, clip_id, start in parts:
+            try:
+                clip = self.clips.read(row, clip_id, start, zlib.crc32(clip_id.encode()))
+            except VideoReadError as error:
+                if self.clips.on_error == "raise":
+                    raise
+                skipped.append(f"{clip_id}: {error}")
+                continue
+            yield clip | {"skipped": skipped} if skipped else clip
+            skipped = []
+
+
+def shuffled(items: Iterable[T], buffer_size: int, generator: np.random.Generator) -> Iterator[T]:
+    """Yield items in an order drawn among `buffer_size` of them at a time."""
+    buffer = []
+    for item in items:
+        if len(buffer) < buffer_size:
+            buffer.append(item)
+            continue
+        index = generator.integers(buffer_size)
+        buffer[index], item = item, buffer[index]
+        yield item
+    yield from (buffer[index] for index in generator.permutation(len(buffer)))

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_training import tiny_trainer
@@ -15,6 +16,7 @@ from classquery.data import load_action_dataset, make_clips
 from classquery.data.annotations.ava import load_ava
 from classquery.data.clips import KeyframeClips
 from classquery.data.demo.tubes import write_demo_tubes
+from classquery.data.streaming import shuffled
 from classquery.data.transforms import ClipTransform
 from classquery.data.video.reader import VideoReadError
 
@@ -76,6 +78,50 @@ def test_shuffled_order_depends_on_seed_and_epoch_alone(demo_dir):
     assert sorted(order(0, 0)) == sorted(order(0, 1)) == sorted(order(1, 0))
     assert order(0, 0) != order(0, 1)
     assert order(0, 0) != order(1, 0)
+
+
+def stream_of_tubes(data_dir: Path, **options):
+    if not data_dir.exists():
+        write_demo_tubes(data_dir, "ucf101_24", num_train_videos=6, num_validation_videos=0)
+    rows = load_action_dataset("ucf101_24", data_dir, "train", streaming=True, num_shards=4)
+    return make_clips(rows, **SAMPLING | {"frame_stride": 1}, **options)
+
+
+def test_clips_of_a_video_do_not_follow_each_other(tmp_path):
+    """Of a worker as of all: every clip once, and neighbours in the order are no neighbours in a video."""
+
+    def order(part) -> list[str]:
+        return [clip["clip_id"] for clip in part]
+
+    stream = stream_of_tubes(tmp_path / "data", shuffle=True, seed=1)
+    worker = stream.for_process(0, 2)
+    for part in (stream, worker):
+        clips = order(part)
+        videos = [name.rpartition("_")[0] for name in clips]
+        follows = sum(one == other for one, other in zip(videos[:-1], videos[1:], strict=True))
+        # By chance, as often as clips are of the same video; one after the other, nearly always.
+        expected = sum((videos.count(video) - 1) / (len(videos) - 1) for video in videos[1:])
+        assert len(set(videos)) > 1
+        assert follows < 2 * expected < len(videos) - len(set(videos))
+        part.set_epoch(1)
+        assert sorted(order(part)) == sorted(clips)
+        assert order(part) != clips
+        part.set_epoch(0)
+        assert order(part) == clips
+    assert sorted(order(stream)) == sorted(stream.clip_ids)
+
+
+def test_buffer_shuffles_far_and_loses_nothing():
+    def order(buffer_size: int, seed: int = 0) -> list[int]:
+        return list(shuffled(range(1000), buffer_size, np.random.default_rng(seed)))
+
+    assert sorted(order(100)) == sorted(order(5000)) == list(range(1000))
+    assert order(100) == order(100) != order(100, seed=1)
+    # How far on average an item moves, in a buffer of 100 and among all: 1000 / 3 for a random order.
+    moved = [np.abs(np.array(order(size)) - np.arange(1000)).mean() for size in (1, 100, 5000)]
+    assert moved[0] == 0
+    assert 50 < moved[1] < 150
+    assert 300 < moved[2] < 370
 
 
 def test_draws_depend_on_seed_epoch_and_clip_alone(demo_dir):
