@@ -319,6 +319,47 @@ def test_text_in_another_encoding_is_an_error(folder):
         load_custom(folder, "train")
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ('demo_val_000.mp4,0.5,0.1,0.2,0.3,0.4,"walk\n', "row 3: a quote is not closed, or a name has a line break"),
+        ('"demo_val_000.mp4,0.5,0.1,0.2,0.3,0.4,walk\n', "row 3: a quote is not closed: "),
+        ("demo_val_000.mp4,0.5,0.1,0.2,0.3,0.4,wa\0lk\n", "NUL byte in line 3"),
+        ("demo_val_000.mp4,0.5,1e999,0.2,0.3,0.4,walk\n", "row 3: the corners of a box must be finite"),
+        (
+            f"demo_val_000.mp4,{'9' * 400},0.1,0.2,0.3,0.4,walk\n",
+            "row 3: timestamp must be a number, got inf",
+        ),
+        (f"{'v' * 5000},soon,0.1,0.2,0.3,0.4,walk\n", "row 3: timestamp must be a number, got 'soon'"),
+    ],
+)
+def test_what_no_csv_may_hold(folder, rows, message):
+    with pytest.raises(AnnotationError, match=message) as error:
+        load_custom(write(folder, "train.csv", HEADER + GOOD + rows + GOOD.replace("0.5", "1")), "train")
+    assert len(str(error.value)) < 500
+
+
+def test_names_too_long_for_a_file_are_missing_videos(folder):
+    with pytest.raises(FileNotFoundError, match="1 of 1 videos are not in"):
+        load_custom(write(folder, "train.csv", HEADER + GOOD.replace("demo_val_000", "v" * 5000)), "train")
+
+
+def test_classes_are_numbered_with_sixteen_bits(folder):
+    rows = "".join(GOOD.replace("walk", f"frame {number}") for number in range(33_000))
+
+    with pytest.raises(AnnotationError, match="33,000 classes, and there may be 32,767.* starts with 'frame 0'"):
+        load_custom(write(folder, "train.csv", HEADER + rows), "train")
+
+
+def test_row_numbers_count_empty_lines_and_odd_rows(folder):
+    rows = f"{GOOD}\n , \ndemo_val_000.mp4,soon,0.1,0.2,0.3,0.4,walk\na,b\n{GOOD.replace('0.1', '0.7')}"
+
+    with pytest.raises(AnnotationError) as error:
+        load_custom(write(folder, "train.csv", HEADER + rows), "train")
+
+    assert [line.split(":")[0] for line in str(error.value).splitlines()[1:]] == ["  row 6", "  row 5", "  row 7"]
+
+
 def test_missing_annotations_say_what_to_give(folder):
     with pytest.raises(FileNotFoundError, match="'validation' in .*: give validation.csv, .*annotations.csv"):
         load_custom(write(folder, "train.csv", KEYFRAMES), "validation")

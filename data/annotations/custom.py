@@ -30,58 +30,40 @@ for training and validation.
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from datasets import Dataset
 
-from classquery.data.annotations.entries import Content, Context, Entry, Format, Source, VideoClaim
+from classquery.data.annotations.boxes import Check, concatenate, join, keep_right, table_of, tubes_of
+from classquery.data.annotations.entries import NOBODY, BoxTable, Content, Context, Format, Source, VideoClaim
 from classquery.data.annotations.formats import read_annotations
 from classquery.data.annotations.schema import (
+    BOX_TOLERANCE,
     VIDEO_SUFFIXES,
     AnnotationError,
     AnnotationWarning,
     ProblemCollector,
     closest,
-    parse_box,
+    columns_to_dataset,
+    explain_box,
     parsing,
     quote,
     shorten,
-    to_dataset,
+    unit_boxes,
 )
-from classquery.data.annotations.values import SPLITS, number
-from classquery.data.video.frame_folder import count_frames, read_frame_folder
-from classquery.data.video.reader import ClipReader, VideoReadError
+from classquery.data.annotations.values import SPLITS
+from classquery.data.annotations.videos import Video, VideoFinder, look_into, merge_claims, video_id
 
 
 CLASSES_FILE = "classes.txt"
 _ALL_SPLITS = ("annotations", "metadata")
 # Files that are no annotations, whatever is in them.
 _OTHER_SUFFIXES = (*VIDEO_SUFFIXES, ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".zip", ".gz", ".tar", ".part")
-
-
-class _Video(NamedTuple):
-    path: Path
-    source: Literal["video", "frames"]
-    num_frames: int
-    height: int
-    width: int
-    fps: float
-
-
-class _Actor(NamedTuple):
-    """An entry after all checks: boxes in [0, 1], labels by number."""
-
-    place: str
-    video: str
-    timestamp: float | None
-    frames: Sequence[int] | None
-    boxes: list[tuple[float, float, float, float]]
-    labels: list[int]
-    track_id: int | None
+_MAX_CLASSES = 2**15 - 1  # Rows number them with 16 bits.
 
 
 def load_custom(
@@ -121,41 +103,29 @@ def load_custom(
         )
     data_dir = Path(data_dir)
     files, hold_all_splits = _annotation_files(data_dir, split)
-    folders = _video_folders(data_dir, split)
     problems = ProblemCollector(files[0] if len(files) == 1 else data_dir)
-    find_video = partial(_locate, folders=folders)
-    context = Context(
-        problems,
-        _read_classes(data_dir),
-        SPLITS[split] if hold_all_splits else None,
-        find_video,
-        partial(_list_videos, folders),
-    )
+    find_video = VideoFinder(_video_folders(data_dir, split))
+    splits = SPLITS[split] if hold_all_splits else None
+    context = Context(problems, _read_classes(data_dir), splits, find_video, find_video.list_videos)
     fmt, content = read_annotations(_sources(files, data_dir), context)
-    names = {video: _resolve(video, claim, find_video) for video, claim in content.videos.items()}
-    claims = {names[video]: claim for video, claim in content.videos.items()}
+    table, claims = _resolve(_table(content, problems), content, find_video, problems)
     paths = {name: find_video(name) for name in claims}
-    videos = _look_into(paths, claims, frames_fps, problems)
-    labels = {name: label for label, name in enumerate(_class_names(data_dir))}
-    box_format = content.box_format or box_format
-    actors = []
-    for entry in content.entries:
-        entry = entry._replace(video=names[entry.video])
-        with problems.at(entry.place):
-            size = claims[entry.video].size
-            actors.append(_check(entry, labels, videos.get(entry.video), box_format, size, timestamp_offset))
-    # Those without boxes are meant in pixels of videos that are missing.
-    rows = _rows([actor for actor in actors if actor.boxes], videos, timestamp_offset, problems)
+    videos = look_into(paths, claims, frames_fps, problems)
+    label_ids = {name: label for label, name in enumerate(_class_names(data_dir, {*files}, table.labels))}
+    unit = _Unit(content.box_format or box_format, claims, videos, timestamp_offset)
+    table = _checked(table, label_ids, unit, problems)
+    rows, columns = _rows(table, label_ids, unit, problems)
     problems.raise_if_any()
+    _refuse_too_many(label_ids)
     missing = [name for name, path in paths.items() if path is None]
     if missing and require_videos:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(paths)} videos are not in {', '.join(map(str, folders))} "
+            f"{len(missing)} of {len(paths)} videos are not in {', '.join(map(str, find_video.folders))} "
             f"(as {', '.join(VIDEO_SUFFIXES)}, or as folders of frames): {shorten(missing)}"
         )
     for warning in content.warnings:
         warnings.warn(warning, AnnotationWarning, stacklevel=2)
-    return to_dataset(rows, _describe(files, fmt, content))
+    return columns_to_dataset(columns, rows, _describe(files, fmt, content))
 
 
 def _describe(files: Sequence[Path], fmt: Format, content: Content) -> str:
@@ -176,24 +146,40 @@ def load_custom_labels(data_dir: str | Path) -> dict[int, str]:
     if not names or len(set(names)) < len(names):
         repeated = shorten(sorted({name for name in names if names.count(name) > 1}))
         raise AnnotationError(f"{data_dir} must name every class once, got {repeated or 'none'}")
+    _refuse_too_many(names)
     return dict(enumerate(names))
 
 
-def _class_names(data_dir: Path) -> list[str]:
+def _refuse_too_many(names: Collection[str]) -> None:
+    if len(names) > _MAX_CLASSES:
+        raise AnnotationError(
+            f"there are {len(names):,} classes, and there may be {_MAX_CLASSES:,}: is it the column of labels? It "
+            f"starts with {quote(next(iter(names)))}"
+        )
+
+
+def _class_names(data_dir: Path, read: Collection[Path] = (), labels: Collection[str] = ()) -> list[str]:
+    """Return the names in `classes.txt`, or those in the annotations of all splits.
+
+    Args:
+        data_dir: The folder.
+        read: Files that have been read.
+        labels: The names in these.
+    """
     names = _read_classes(data_dir)
     if names is not None:
         return names
-    files = {path for names in SPLITS.values() for path in _find_files(data_dir, names)}
-    # What is wrong is said when the annotations themselves are loaded.
-    _, content = read_annotations(
-        _sources(sorted(files) or _annotation_files(data_dir, "train")[0], data_dir),
-        Context(
-            ProblemCollector(data_dir),
-            find_video=partial(_locate, folders=_video_folders(data_dir)),
-            list_videos=partial(_list_videos, _video_folders(data_dir)),
-        ),
-    )
-    return sorted({label for entry in content.entries for label in entry.labels})
+    by_split = [_find_files(data_dir, SPLITS[split]) for split in ("train", "validation")]
+    by_split = [files for files in by_split if files] or [_annotation_files(data_dir, "train")[0]]
+    found = set(labels)
+    for files in by_split:
+        if not set(files) <= set(read):
+            # What is wrong is said when these annotations themselves are loaded.
+            problems = ProblemCollector(data_dir)
+            find_video = VideoFinder(_video_folders(data_dir, "train"))
+            context = Context(problems, find_video=find_video, list_videos=find_video.list_videos)
+            found |= set(_table(read_annotations(_sources(files, data_dir), context)[1], problems).labels)
+    return sorted(found)
 
 
 def _read_classes(data_dir: Path) -> list[str] | None:
@@ -239,200 +225,123 @@ def _sources(files: Sequence[Path], data_dir: Path) -> list[Source]:
     return [Source(path, path.relative_to(folder).as_posix() if len(files) > 1 else "") for path in files]
 
 
-# Videos
+# Columns
 
 
-def _video_folders(data_dir: Path, split: str = "train") -> list[Path]:
-    return [data_dir / "videos", *(data_dir / name for name in SPLITS[split]), data_dir]
+def _table(content: Content, problems: ProblemCollector) -> BoxTable:
+    return concatenate([*content.tables, table_of(content.entries, problems)])
 
 
-def _resolve(video: str, claim: VideoClaim, find_video: Callable[[str], Path | None]) -> str:
-    """Return the first of the names of a video that is there; files of tools name the path on a server."""
-    names = [*claim.names, video]
-    names += [name for name in map(_last_part, names) if name not in names]
-    return next((name for name in names if name and find_video(name)), names[0])
+def _resolve(
+    table: BoxTable, content: Content, find_video: VideoFinder, problems: ProblemCollector
+) -> tuple[BoxTable, dict[str, VideoClaim]]:
+    """Name the videos as they are found; files of one video say one thing of it."""
+    names: dict[str, str] = {}
+    claims: dict[str, list[VideoClaim]] = defaultdict(list)
+    for video, claim in content.videos.items():
+        names[video] = video
+        with problems.at(video or "the annotations"):
+            names[video] = find_video.resolve(video, claim)
+        claims[names[video]].append(claim)
+    videos = list(claims)
+    number = {name: code for code, name in enumerate(videos)}
+    codes = np.array([number[names[video]] for video in table.videos], np.int32)
+    table = table._replace(videos=videos, video=codes[table.video])
+    return table, {name: merge_claims(given) for name, given in claims.items()}
 
 
-def _last_part(name: str) -> str:
-    return name.replace("\\", "/").rpartition("/")[2]
+class _Unit(NamedTuple):
+    """What numbers in the annotations mean."""
+
+    box_format: str
+    claims: Mapping[str, VideoClaim]
+    videos: Mapping[str, Video | None]
+    timestamp_offset: float
+
+    def size_of(self, name: str) -> tuple[int, int] | None:
+        """Width and height of the frame that boxes are meant in; None where nobody knows."""
+        video = self.videos.get(name)
+        return self.claims[name].size or (video and (video.width, video.height))
 
 
-def _locate(name: str, folders: Sequence[Path]) -> Path | None:
-    """Find a video, with or without its suffix or, as `prepare` leaves it, with another, or a folder of frames."""
-    names = dict.fromkeys((name, _video_id(name)))
-    candidates = (
-        folder / f"{name}{suffix}" for name in names for folder in folders for suffix in ("", *VIDEO_SUFFIXES)
-    )
-    return next((path for path in candidates if path.is_file() or (path.is_dir() and path not in folders)), None)
+def _checked(table: BoxTable, label_ids: Mapping[str, int], unit: _Unit, problems: ProblemCollector) -> BoxTable:
+    """Check everything that a row by itself can be wrong about, and turn its box into fractions of the frame."""
+    is_known = np.array([*(name in label_ids for name in table.labels), True])[table.label]
+
+    def unknown(row: int) -> str:
+        name = table.labels[table.label[row]]
+        return f"unknown class {quote(name)}{closest(name, label_ids)}"
+
+    sizes = np.array([unit.size_of(name) or (np.nan, np.nan) for name in table.videos]).reshape(-1, 2)
+    in_pixels = unit.box_format == "pixel"
+    size = sizes[table.video] if in_pixels else np.ones((1, 2))
+    boxes, are_boxes = unit_boxes(table.corners, size, 1.0 if in_pixels else BOX_TOLERANCE)
+
+    def no_box(row: int) -> str:
+        at = "" if table.is_moment[row] else f" (frame {table.time[row]:g})"
+        return f"{explain_box(table.corners[row], size[row] if in_pixels else None)}{at}"
+
+    # Without its video, nobody knows what pixels mean: there is nothing to check, and nothing to tell.
+    is_open = np.isnan(size).any(1)
+    checks = [Check(~is_known, unknown), *_time_checks(table, unit), Check(~are_boxes & ~is_open, no_box)]
+    right = keep_right(table._replace(corners=boxes), checks, problems)
+    return right.take(~np.isnan(right.corners).any(1))
 
 
-def _list_videos(folders: Sequence[Path]) -> list[Path]:
-    return [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())]
+def _time_checks(table: BoxTable, unit: _Unit) -> list[Check]:
+    """Check that moments and frames are in the video, where that can be read."""
+    videos = [unit.videos.get(name) for name in table.videos]
+    last_frame = np.array([np.inf if video is None else video.num_frames - 1 for video in videos])[table.video]
+    duration = np.array([np.inf if video is None else video.num_frames / video.fps for video in videos])[table.video]
+    seconds = table.time - unit.timestamp_offset
 
+    def no_frame(row: int) -> str:
+        return f"frame {table.time[row]:g} is not in the video, which has frames 0 to {last_frame[row]:g}"
 
-def _look_into(
-    paths: Mapping[str, Path | None],
-    claims: Mapping[str, VideoClaim],
-    frames_fps: float,
-    problems: ProblemCollector,
-) -> dict[str, _Video | None]:
-    """Describe the videos that are there and can be read, up to the last frame that anybody annotated, if known."""
-    videos, names_by_id = {}, {}
-    reader = ClipReader()
-    for name, path in paths.items():
-        with problems.at(name):
-            other = names_by_id.setdefault(_video_id(name), name)
-            if other != name:
-                raise AnnotationError(f"its name must differ from {other} in more than the suffix")
-            video = path and _look_at(path, frames_fps, reader)
-            annotated = claims[name].annotated_frames
-            if video and annotated is not None and len(annotated):
-                video = video._replace(num_frames=min(video.num_frames, int(annotated[-1]) + 1))
-            videos[name] = video
-    return videos
-
-
-def _look_at(path: Path, frames_fps: float, reader: ClipReader) -> _Video:
-    try:
-        if path.is_dir():
-            height, width = read_frame_folder(path, [0]).shape[1:3]
-            return _Video(path, "frames", count_frames(path), height, width, frames_fps)
-        info = reader.info(path)
-    except VideoReadError as error:
-        raise AnnotationError(str(error)) from error
-    return _Video(path, "video", info.num_frames, info.height, info.width, info.frames_per_second)
-
-
-def _video_id(name: str) -> str:
-    path = Path(name)
-    return path.with_suffix("").as_posix() if path.suffix.lower() in VIDEO_SUFFIXES else path.as_posix()
-
-
-# Checks
-
-
-def _check(
-    entry: Entry,
-    labels: Mapping[str, int],
-    video: _Video | None,
-    box_format: str,
-    size: tuple[int, int] | None,
-    timestamp_offset: float,
-) -> _Actor:
-    """Check everything that an entry by itself can be wrong about; what takes the video, if that can be read."""
-    unknown = next((label for label in entry.labels if label not in labels), None)
-    if unknown is not None:
-        raise AnnotationError(f"unknown class {quote(unknown)}{closest(unknown, labels)}")
-    frames = None if entry.frames is None else np.asarray(entry.frames).tolist()
-    entry = entry._replace(frames=frames, boxes=np.asarray(entry.boxes, dtype=object).tolist())
-    num_boxes = 1 if frames is None else len(frames)
-    if len(entry.boxes) != num_boxes or not num_boxes:
-        raise AnnotationError(f"needs one box for each frame, got {len(entry.boxes)} for {num_boxes}")
-    if video is not None:
-        _check_time(entry, video, timestamp_offset)
-    in_pixels = box_format == "pixel"
-    size = size or (video and (video.width, video.height))
-    # Without its video, nobody knows what pixels mean.
-    boxes = [] if in_pixels and not size else [_unit_box(box, size if in_pixels else None) for box in entry.boxes]
-    label_ids = sorted({labels[label] for label in entry.labels})
-    return _Actor(entry.place, entry.video, entry.timestamp, frames, boxes, label_ids, entry.track_id)
-
-
-def _unit_box(corners: Sequence[Any], size: tuple[int, int] | None) -> tuple[float, float, float, float]:
-    """Check a box and turn it into fractions of the frame; `size` is that of the frame if corners are pixels."""
-    if size is None:
-        return parse_box(corners, pixel_hint='say so with box_format="pixel"')
-    pixels = [number(corner, "a corner of a box") for corner in corners]
-    width, height = size
-    if len(pixels) != 4 or min(pixels) < -1 or max(pixels[::2]) > width + 1 or max(pixels[1::2]) > height + 1:
-        raise AnnotationError(
-            f"a box x1, y1, x2, y2 must lie in the {width} x {height} pixels of the frame, got {tuple(pixels)}"
-        )
-    return parse_box([min(max(pixel / side, 0.0), 1.0) for pixel, side in zip(pixels, size * 2, strict=True)])
-
-
-def _check_time(entry: Entry, video: _Video, timestamp_offset: float) -> None:
-    outside = next((frame for frame in entry.frames or () if frame >= video.num_frames), None)
-    if outside is not None:
-        raise AnnotationError(f"frame {outside} is not in the video, which has frames 0 to {video.num_frames - 1}")
-    duration = video.num_frames / video.fps
-    if entry.timestamp is not None and not 0 <= entry.timestamp - timestamp_offset <= duration:
-        raise AnnotationError(
-            f"timestamp {entry.timestamp:g} is not in the video, which lasts from {timestamp_offset:g} to "
-            f"{timestamp_offset + duration:.2f} s; timestamp_offset says what the annotations call its start"
+    def no_moment(row: int) -> str:
+        return (
+            f"timestamp {table.time[row]:g} is not in the video, which lasts from {unit.timestamp_offset:g} to "
+            f"{unit.timestamp_offset + duration[row]:.2f} s; timestamp_offset says what the annotations call its start"
         )
 
-
-# Keyframes and tubes
-
-
-class _Scene:
-    """Everybody at one keyframe, or in one video."""
-
-    def __init__(self) -> None:
-        self._boxes: dict[tuple[Any, int | None], tuple] = {}  # Of somebody in a frame, with the place that says so.
-        self._tubes: dict[tuple[Any, int], dict[int | None, str]] = {}  # Places by frame, of somebody and a label.
-
-    def add(self, actor: _Actor) -> None:
-        """Add what somebody does.
-
-        Raises:
-            AnnotationError: If a row repeats another one, or gives a track another box.
-        """
-        for frame, box in zip([None] if actor.frames is None else actor.frames, actor.boxes, strict=True):
-            # Without a track, people at a keyframe are told apart by their boxes, and tubes by their rows.
-            who = actor.track_id if actor.track_id is not None else (box if frame is None else actor.place)
-            moment = "" if frame is None else f" in frame {frame}"
-            other_box, place = self._boxes.setdefault((who, frame), (box, actor.place))
-            if other_box != box:
-                raise AnnotationError(f"track {who} has another box{moment} in {place}")
-            for label in actor.labels:
-                places = self._tubes.setdefault((who, label), {})
-                if frame in places:
-                    raise AnnotationError(f"repeats {places[frame]}{moment}")
-                places[frame] = actor.place
-
-    def tubes(self) -> list[dict[str, Any]]:
-        """Return the tubes, one for all labels of somebody over the same frames."""
-        labels: dict[tuple[Any, tuple], list[int]] = {}
-        for (who, label), places in self._tubes.items():
-            frames = tuple(places) if None in places else tuple(sorted(places))
-            labels.setdefault((who, frames), []).append(label)
-        return [
-            {
-                "track_id": who if isinstance(who, int) else None,
-                "labels": sorted(labels_of_tube),
-                "frames": None if frames == (None,) else list(frames),
-                "boxes": [self._boxes[who, frame][0] for frame in frames],
-            }
-            for (who, frames), labels_of_tube in labels.items()
-        ]
-
-
-def _rows(
-    actors: Sequence[_Actor], videos: Mapping[str, _Video | None], timestamp_offset: float, problems: ProblemCollector
-) -> list[dict[str, Any]]:
-    """Return a row per keyframe or, if tubes are annotated, per video, also of those with nobody in them."""
-    have_tubes = not actors or actors[0].frames is not None
-    scenes = {(name, None): _Scene() for name in videos} if have_tubes else {}
-    for actor in actors:
-        with problems.at(actor.place):
-            if (actor.frames is not None) != have_tubes:
-                raise AnnotationError("the rows of a split must all have a timestamp, or all frames")
-            timestamp = None if have_tubes else round(actor.timestamp, 3)
-            scenes.setdefault((actor.video, timestamp), _Scene()).add(actor)
+    is_frame, is_known = ~table.is_moment, np.isfinite(duration)
     return [
-        _row(name, videos.get(name), timestamp, timestamp_offset, scene) for (name, timestamp), scene in scenes.items()
+        Check(is_frame & ((table.time > last_frame) | (table.time < 0) | (table.time % 1 != 0)), no_frame),
+        Check(table.is_moment & is_known & ~((seconds >= 0) & (seconds <= duration)), no_moment),
     ]
 
 
-def _row(
-    name: str, video: _Video | None, timestamp: float | None, timestamp_offset: float, scene: _Scene
-) -> dict[str, Any]:
-    row = {"clip_id": _video_id(name), "tubes": scene.tubes()}
-    if video is not None:
-        row |= video._asdict() | {"video": str(video.path)}
-    if timestamp is not None:
-        row["clip_id"] += f"_{timestamp:.3f}"
-        row |= {"timestamp": timestamp, "video_seconds": timestamp - timestamp_offset}
-    return row
+def _rows(
+    table: BoxTable, label_ids: Mapping[str, int], unit: _Unit, problems: ProblemCollector
+) -> tuple[int, dict[str, Any]]:
+    """Return how many rows there are and their columns: a row per keyframe or, if tubes are annotated, per video."""
+    have_tubes = not table.num_rows or not table.is_moment[0]
+    mixed = Check(
+        table.is_moment == have_tubes, lambda row: "the rows of a split must all have a timestamp, or all frames"
+    )
+    actors = join(keep_right(table, [mixed], problems), problems)
+    ids = np.array([label_ids.get(name, NOBODY) for name in table.labels], np.int64)
+    if have_tubes:
+        # Also those with nobody in them.
+        video, seconds = np.arange(len(table.videos)), None
+        actors = actors._replace(scene=actors.table.video)
+    else:
+        first = np.unique(actors.scene, return_index=True)[1]
+        video, seconds = actors.table.video[first], np.round(actors.table.time[first], 3)
+    names = [table.videos[code] for code in video]
+    facts = [unit.videos.get(name) for name in names]
+    columns = {
+        field: [None if video is None else getattr(video, field) for video in facts]
+        for field in ("source", "num_frames", "height", "width", "fps")
+    }
+    columns["video"] = [None if video is None else str(video.path) for video in facts]
+    columns["clip_id"] = [video_id(name) for name in names]
+    columns["tubes"] = tubes_of(actors, len(names), ids)
+    if seconds is not None:
+        columns["clip_id"] = [f"{name}_{at:.3f}" for name, at in zip(columns["clip_id"], seconds, strict=True)]
+        columns |= {"timestamp": seconds, "video_seconds": seconds - unit.timestamp_offset}
+    return len(names), columns
+
+
+def _video_folders(data_dir: Path, split: str) -> list[Path]:
+    return [data_dir / "videos", *(data_dir / name for name in SPLITS[split]), data_dir]

@@ -198,7 +198,7 @@ def sniff_cvat(source: Source) -> bool:
 
 def read_cvat(sources: Sequence[Source], context: Context) -> Content:
     """Read files of one video each."""
-    content = Content(box_format="pixel", tracks_are_per_file=True)
+    content = Content(box_format="pixel")
     for source in sources:
         prefix = f"{source.name}, " if source.name else ""
         with context.problems.at(source.place()):
@@ -207,7 +207,7 @@ def read_cvat(sources: Sequence[Source], context: Context) -> Content:
             claim.annotated_frames = None if video.num_frames is None else range(video.num_frames)
             content.videos[video.source] = claim
             content.entries.extend(
-                Entry(place, video.source, boxes, [label], frames, track_id=track_id)
+                Entry(place, video.source, boxes, [label], frames, track_id=(source.name, track_id))
                 for place, track_id, label, frames, boxes in video.tubes
             )
     return content

@@ -36,8 +36,52 @@ class Entry(NamedTuple):
     """(n,), 0-based in the video, none twice."""
     timestamp: float | None = None
     """Seconds, on the clock of the annotations."""
-    track_id: int | str | None = None
-    """None where the file does not say who it is: the entry is an actor of its own."""
+    track_id: int | str | tuple[str, int | str] | None = None
+    """None where the file does not say who it is: the entry is an actor of its own. A pair of `Source.name` and a
+    number or name where the same track of the same video in another file is somebody else."""
+
+
+NOBODY = -1
+"""In place of a track, a label or the like that is not given."""
+
+
+class BoxTable(NamedTuple):
+    """One row for each box and label, of one split."""
+
+    videos: list[str]
+    labels: list[str]
+    place_of: Callable[[int], str]
+    """Names the place of a row in the files."""
+    is_moment: np.ndarray
+    """Boolean (n,): at a moment, rather than in a frame."""
+    video: np.ndarray
+    """int32 (n,), index of `videos`."""
+    time: np.ndarray
+    """float64 (n,), seconds or number of the frame."""
+    corners: np.ndarray
+    """float64 (n, 4), x1, y1, x2, y2."""
+    label: np.ndarray
+    """int32 (n,), index of `labels`, or `NOBODY`."""
+    track: np.ndarray
+    """int32 (n,), who it is within the video, or `NOBODY`."""
+    entry: np.ndarray
+    """int32 (n,), rows of one entry are one actor, where there is no track."""
+    place: np.ndarray
+    """int32 (n,), argument of `place_of`."""
+
+    @property
+    def num_rows(self) -> int:
+        """n."""
+        return len(self.video)
+
+    def take(self, rows: np.ndarray) -> "BoxTable":
+        """Return some of the rows, by a mask or by their numbers; itself, for all of them in their order."""
+        is_all = rows.all() if rows.dtype == bool else np.array_equal(rows, np.arange(self.num_rows))
+        return self if is_all else BoxTable(*self[:3], *(column[rows] for column in self[3:]))
+
+    def where(self, row: int) -> str:
+        """Name the place of a row in the files."""
+        return self.place_of(int(self.place[row]))
 
 
 @dataclass
@@ -68,9 +112,9 @@ class Content:
 
     box_format: Literal["normalized", "pixel"] | None = None
     """Unit of the boxes; pixels are those of `VideoClaim.size`, or of the video. None where the user has to say."""
-    tracks_are_per_file: bool = False
-    """Whether the same track of the same video in another file is somebody else."""
     entries: list[Entry] = field(default_factory=list)
+    tables: list[BoxTable] = field(default_factory=list)
+    """The same as entries, for formats of millions of rows."""
     videos: dict[str, VideoClaim] = field(default_factory=dict)
     """By the name that the entries use; also those in which nobody is annotated."""
     ignored: Counter[str] = field(default_factory=Counter)

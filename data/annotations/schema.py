@@ -8,9 +8,11 @@ import xml.etree.ElementTree as ET
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, List, Value
 from datasets.table import InMemoryTable
@@ -142,9 +144,13 @@ class ProblemCollector:
         try:
             yield
         except AnnotationError as problem:
-            self.num_problems += 1
-            if len(self._shown) < MAX_SHOWN:
-                self._shown.append(f"  {place}: {problem}")
+            self.note(1, [(place, str(problem))])
+
+    def note(self, num_problems: int, described: Iterable[tuple[str, str]]) -> None:
+        """Note so many problems; their places and what is wrong are asked for as far as they are shown."""
+        self.num_problems += num_problems
+        shown = islice(described, min(num_problems, MAX_SHOWN - len(self._shown)))
+        self._shown.extend(f"  {place}: {problem}" for place, problem in shown)
 
     def raise_if_any(self) -> None:
         """Raise one `AnnotationError` with the report, if there are any problems."""
@@ -204,6 +210,80 @@ def parse_box(
         if not low < high:
             raise AnnotationError(f"{axis}2 must be larger than {axis}1, got {box}")
     return x1, y1, x2, y2
+
+
+def unit_boxes(corners: np.ndarray, size: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Check boxes all at once as `parse_box` does, and turn them into fractions of the frame.
+
+    Args:
+        corners: (n, 4), x1, y1, x2, y2.
+        size: (n, 2), or (1, 2) for all, width and height of the frame in the same unit.
+        tolerance: How far outside of the frame corners are moved to its edge, in the same unit.
+
+    Returns:
+        The boxes (n, 4) in [0, 1], and which of them are boxes (n,).
+    """
+    limit = np.tile(size, 2)
+    are_boxes = ((corners >= -tolerance) & (corners <= limit + tolerance)).all(1)
+    boxes = corners / limit
+    np.clip(boxes, 0, 1, out=boxes)
+    return boxes, are_boxes & (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
+
+
+def explain_box(corners: Sequence[float], size: Sequence[float] | None) -> str:
+    """Say what is wrong with a box that `unit_boxes` refuses; `size` is that of the frame if corners are pixels."""
+    corners = tuple(float(corner) for corner in corners)
+    try:
+        if size is None:
+            parse_box(corners, pixel_hint='say so with box_format="pixel"')
+        else:
+            width, height = map(float, size)
+            parse_box([corner / side for corner, side in zip(corners, (width, height) * 2, strict=True)])
+    except AnnotationError as problem:
+        is_outside = "lie in [0, 1]" in str(problem)
+        if size is None or not is_outside:
+            return str(problem)
+    return f"a box x1, y1, x2, y2 must lie in the {width:g} x {height:g} pixels of the frame, got {corners}"
+
+
+def nest_tubes(
+    tubes_per_row: np.ndarray,
+    track_ids: pa.Array,
+    labels: tuple[np.ndarray, np.ndarray],
+    boxes: tuple[np.ndarray, np.ndarray],
+    frames: tuple[np.ndarray, np.ndarray] | None = None,
+) -> pa.Array:
+    """Return the column `tubes` of some rows.
+
+    Args:
+        tubes_per_row: How many tubes each row has, (num_rows,).
+        track_ids: (num_tubes,), may be null.
+        labels: How many labels each tube has, (num_tubes,), and all of them, ascending in each.
+        boxes: How many boxes each tube has, (num_tubes,), and all of them, float32 (num_boxes, 4).
+        frames: Which tubes have frames, boolean (num_tubes,), and these frames, one for each of their boxes. None at
+            keyframes.
+    """
+    has_frames, numbers = frames or (np.zeros(len(track_ids), bool), np.zeros(0))
+    corners = pa.FixedSizeListArray.from_arrays(pa.array(boxes[1].ravel()), 4)
+    tubes = pa.StructArray.from_arrays(
+        [
+            track_ids.cast(pa.int32()),
+            pa.ListArray.from_arrays(_offsets(labels[0]), pa.array(labels[1].astype(np.int16))),
+            pa.ListArray.from_arrays(
+                _offsets(np.where(has_frames, boxes[0], 0)),
+                pa.array(numbers.astype(np.int32)),
+                mask=pa.array(~has_frames),
+            ),
+            pa.ListArray.from_arrays(_offsets(boxes[0]), corners),
+        ],
+        ["track_id", "labels", "frames", "boxes"],
+    )
+    return pa.ListArray.from_arrays(_offsets(tubes_per_row), tubes)
+
+
+def _offsets(lengths: np.ndarray) -> pa.Array:
+    """Return where each list begins, and where the last one ends."""
+    return pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
 
 
 def to_dataset(rows: Sequence[Mapping[str, Any]], description: str = "") -> Dataset:

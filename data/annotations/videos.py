@@ -1,0 +1,149 @@
+"""The videos that annotations name: where they are, and what they are in fact."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from classquery.data.annotations.entries import VideoClaim
+from classquery.data.annotations.schema import VIDEO_SUFFIXES, AnnotationError, ProblemCollector
+from classquery.data.video.frame_folder import count_frames, read_frame_folder
+from classquery.data.video.reader import ClipReader, VideoReadError
+
+
+# A change of size, as by re-encoding, may round a side by a pixel or two.
+_ASPECT_TOLERANCE = 0.02
+_RATE_TOLERANCE = 0.01
+
+
+class Video(NamedTuple):
+    """What a video is in fact."""
+
+    path: Path
+    source: Literal["video", "frames"]
+    num_frames: int
+    """Up to the last frame that anybody annotated, if the annotations say so."""
+    height: int
+    width: int
+    fps: float
+
+
+class VideoFinder:
+    """Finds videos and folders of frames by the names that annotations give them.
+
+    Args:
+        folders: Where to look, the likeliest first.
+    """
+
+    def __init__(self, folders: Sequence[Path]):
+        self.folders = folders
+
+    def __call__(self, name: str) -> Path | None:
+        """Find a video, with or without its suffix or, as `prepare` leaves it, another, or a folder of frames."""
+        for stem in dict.fromkeys((name, video_id(name))):
+            for folder in self.folders:
+                for suffix in ("", *VIDEO_SUFFIXES):
+                    path = folder / f"{stem}{suffix}"
+                    # `os.path` says of what can be no path, such as a name of 5,000 characters, that it is not there.
+                    if os.path.isfile(path) or (os.path.isdir(path) and path not in self.folders):
+                        return path
+        return None
+
+    def list_videos(self) -> list[Path]:
+        """List whatever lies in the folders."""
+        return [path for folder in self.folders if folder.is_dir() for path in sorted(folder.iterdir())]
+
+    def resolve(self, name: str, claim: VideoClaim) -> str:
+        """Return the name of a video under which it is found, or its first one if it is not found.
+
+        Raises:
+            AnnotationError: If the annotations name no video, and which one they mean is open.
+        """
+        names = [candidate for candidate in (*claim.names, name) if candidate]
+        # Tools name the path on their server.
+        names += [candidate for candidate in map(_last_part, names) if candidate not in names]
+        found = next((candidate for candidate in names if self(candidate)), None)
+        return found or (names[0] if name else self._only_video(names))
+
+    def _only_video(self, names: Sequence[str]) -> str:
+        videos = {path.name for path in self.list_videos() if path.suffix.lower() in VIDEO_SUFFIXES}
+        if len(videos) != 1:
+            raise AnnotationError(
+                f"names no video, and there are {len(videos)} in {', '.join(map(str, self.folders))}: give the file "
+                f"the name of its video{f', not {names[0]}' if names else ''}"
+            )
+        return videos.pop()
+
+
+def _last_part(name: str) -> str:
+    return name.replace("\\", "/").rpartition("/")[2]
+
+
+def merge_claims(claims: Sequence[VideoClaim]) -> VideoClaim:
+    """Return what several files say of one video: they may each have annotated some of its frames."""
+    annotated = [claim.annotated_frames for claim in claims]
+    if len(claims) == 1 or any(frames is None for frames in annotated):
+        frames = annotated[0] if len(claims) == 1 else None
+    else:
+        frames = np.unique(np.concatenate(annotated))
+    known = [[getattr(claim, name) for claim in claims] for name in ("size", "fps", "num_frames")]
+    return VideoClaim(claims[0].names, *(next(filter(None, values), None) for values in known), frames)
+
+
+def look_into(
+    paths: Mapping[str, Path | None],
+    claims: Mapping[str, VideoClaim],
+    frames_fps: float,
+    problems: ProblemCollector,
+) -> dict[str, Video | None]:
+    """Describe the videos that are there and can be read, and compare them with what the annotations say of them."""
+    videos, names_by_id = {}, {}
+    reader = ClipReader()
+    for name, path in paths.items():
+        with problems.at(name):
+            other = names_by_id.setdefault(video_id(name), name)
+            if other != name:
+                raise AnnotationError(f"its name must differ from {other} in more than the suffix")
+            videos[name] = path and _compare(_look_at(path, frames_fps, reader), claims[name])
+    return videos
+
+
+def _look_at(path: Path, frames_fps: float, reader: ClipReader) -> Video:
+    try:
+        if path.is_dir():
+            height, width = read_frame_folder(path, [0]).shape[1:3]
+            return Video(path, "frames", count_frames(path), height, width, frames_fps)
+        info = reader.info(path)
+    except VideoReadError as error:
+        raise AnnotationError(str(error)) from error
+    return Video(path, "video", info.num_frames, info.height, info.width, info.frames_per_second)
+
+
+def _compare(video: Video, claim: VideoClaim) -> Video:
+    """Refuse a video that cannot be the one that was annotated, and cut it to what was annotated."""
+    if claim.size:
+        width, height = claim.size
+        if abs(width * video.height / (height * video.width) - 1) > _ASPECT_TOLERANCE:
+            raise AnnotationError(
+                f"was annotated in frames of {width}x{height}, and has {video.width}x{video.height}: "
+                "give the video that was annotated"
+            )
+    is_as_long = claim.num_frames is not None and abs(claim.num_frames - video.num_frames) <= 1
+    differs = claim.fps and abs(claim.fps / video.fps - 1) > _RATE_TOLERANCE
+    if video.source == "video" and differs and not is_as_long:
+        raise AnnotationError(
+            f"has {video.fps:.3f} frames per second and {video.num_frames} frames, and the annotations say "
+            f"{claim.fps:.3f}{f' and {claim.num_frames}' if claim.num_frames else ''}: give the video that was "
+            "annotated, or correct the rate in the file if the numbers of its frames are right"
+        )
+    if claim.annotated_frames is None or not len(claim.annotated_frames):
+        return video
+    return video._replace(num_frames=min(video.num_frames, int(claim.annotated_frames[-1]) + 1))
+
+
+def video_id(name: str) -> str:
+    """Return what clips of a video are called: its name without the suffix."""
+    path = Path(name)
+    return path.with_suffix("").as_posix() if path.suffix.lower() in VIDEO_SUFFIXES else path.as_posix()
