@@ -47,7 +47,9 @@ def rows(content: Content) -> dict[tuple, tuple]:
         times = [entry.timestamp] if entry.frames is None else np.asarray(entry.frames).tolist()
         scale = 1 if content.box_format == "pixel" else np.array([*SIZE, *SIZE])
         for time, box in zip(times, np.asarray(entry.boxes, dtype=float) * scale, strict=True):
-            key = (entry.video, entry.track_id if entry.track_id is not None else entry.place, time)
+            # Tracks of one file are told apart from those of another by its name.
+            who = entry.track_id[1] if isinstance(entry.track_id, tuple) else entry.track_id
+            key = (entry.video, entry.place if who is None else who, time)
             _, labels = found.get(key, (None, set()))
             found[key] = (tuple(np.round(box, 6).tolist()), labels | set(entry.labels))
     return found

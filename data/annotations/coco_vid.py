@@ -26,6 +26,7 @@ from classquery.data.annotations.collecting import (
     as_labels,
     corners_of,
     find_attributes,
+    in_file,
     reading,
     video_names,
 )
@@ -55,7 +56,7 @@ def sniff_coco_vid(source: Source) -> bool:
 
 def read_coco_vid(sources: Sequence[Source], context: Context) -> Content:
     """Read files of several videos each."""
-    content = Content(box_format="pixel", tracks_are_per_file=True)
+    content = Content(box_format="pixel")
     for source in sources:
         _read(source, context, content)
     return content
@@ -76,7 +77,7 @@ def _read(source: Source, context: Context, content: Content) -> None:
                 f"annotation {annotation.get('id', position)}" if track is None else f"{frame.video}, track {track}"
             )
             box, labels = corners_of(annotation["bbox"]), name_labels(annotation)
-            tubes.add(source.place(place), frame.video, track, labels, frame.frame, box)
+            tubes.add(source.place(place), frame.video, in_file(source, track), labels, frame.frame, box)
             for name in _LEFT_OUT:
                 content.ignored[name] += bool(annotation.get(name))
     tubes.finish()

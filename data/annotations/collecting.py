@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote
 
-from classquery.data.annotations.entries import Content, Context, Entry
+from classquery.data.annotations.entries import Content, Context, Entry, Source
 from classquery.data.annotations.schema import AnnotationError, parsing, quote
 from classquery.data.annotations.values import number
 from classquery.data.video.index import VideoInfo
@@ -62,6 +62,11 @@ def as_track(value: Any) -> int | str | None:
     """Return who it is: a number where the text is one, None where it is empty."""
     text = str("" if value is None else value).strip()
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else text or None
+
+
+def in_file(source: Source, track: int | str | None) -> tuple[str, int | str] | None:
+    """Return who it is where the same track of the same video in another file is somebody else."""
+    return None if track is None else (source.name, track)
 
 
 def as_labels(values: Iterable[Any]) -> tuple[str, ...]:
@@ -130,7 +135,7 @@ class TubeCollector:
         self,
         place: str,
         video: str,
-        track_id: int | str | None,
+        track_id: int | str | tuple[str, int | str] | None,
         labels: Collection[str],
         frame: int,
         box: Sequence[float],
@@ -155,7 +160,8 @@ class TubeCollector:
             return
         boxes = self._tubes.setdefault((place, video, track_id, tuple(labels)), {})
         if boxes.setdefault(frame, box) != box:
-            raise AnnotationError(f"{track_id} has two boxes in frame {frame}, counted from 0")
+            who = track_id[1] if isinstance(track_id, tuple) else track_id
+            raise AnnotationError(f"{who} has two boxes in frame {frame}, counted from 0")
 
     def finish(self) -> None:
         """Put all tubes into the content, in the order of their first boxes."""

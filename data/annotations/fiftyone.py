@@ -63,7 +63,7 @@ def _lists(document: Mapping[str, Any], name: str, key: str) -> bool:
 
 def read_fiftyone(sources: Sequence[Source], context: Context) -> Content:
     """Read exports, each in a folder of its own."""
-    content = Content(box_format="normalized", tracks_are_per_file=True)
+    content = Content(box_format="normalized")
     exports: dict[Path, dict[str, Source]] = defaultdict(dict)
     for source in sources:
         exports[source.path.parent].update({name: source for name in ("samples", "frames") if name in source.document})

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from classquery.data.annotations.collecting import TubeCollector, as_track, four_numbers, reading
+from classquery.data.annotations.collecting import TubeCollector, as_track, four_numbers, in_file, reading
 from classquery.data.annotations.entries import Content, Context, Format, Source, VideoClaim
 from classquery.data.annotations.schema import AnnotationError, parsing, quote
 from classquery.data.annotations.values import whole_number
@@ -46,7 +46,7 @@ def sniff_kpf(source: Source) -> bool:
 
 def read_kpf(sources: Sequence[Source], context: Context) -> Content:
     """Read the files of several videos, three of each."""
-    content = Content(box_format="pixel", tracks_are_per_file=True)
+    content = Content(box_format="pixel")
     videos: dict[str, dict[str, Source]] = defaultdict(dict)
     for source in sources:
         stem, kind = _stem_and_kind(source)
@@ -87,7 +87,8 @@ def _read(stem: str, files: Mapping[str, Source], context: Context, content: Con
             corners = packet["g0"]
             box = four_numbers(corners.split() if isinstance(corners, str) else corners, "g0")
             does = {span.activity for span in spans.get(str(track), ()) if span.first <= frame <= span.last}
-            tubes.add(source.place(f"track {track}"), stem, as_track(track), tuple(sorted(does)), frame, box)
+            who = in_file(source, as_track(track))
+            tubes.add(source.place(f"track {track}"), stem, who, tuple(sorted(does)), frame, box)
     tubes.finish()
 
 

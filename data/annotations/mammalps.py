@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from classquery.data.annotations.collecting import TubeCollector, as_labels, four_numbers, reading
+from classquery.data.annotations.collecting import TubeCollector, as_labels, four_numbers, in_file, reading
 from classquery.data.annotations.entries import Content, Context, Format, Source, VideoClaim
 from classquery.data.annotations.values import whole_number
 
@@ -34,7 +34,7 @@ def sniff_mammalps(source: Source) -> bool:
 
 def read_mammalps(sources: Sequence[Source], context: Context) -> Content:
     """Read files of one video each."""
-    content = Content(box_format="pixel", tracks_are_per_file=True)
+    content = Content(box_format="pixel")
     for source in sources:
         with reading(context, source.place()):
             _read(source, context, content)
@@ -54,7 +54,7 @@ def _read(source: Source, context: Context, content: Content) -> None:
             for detection in frame["detections"]:
                 track, labels = detection["track_id"], as_labels(map(_attributes(detection).get, _CLASSES))
                 box = four_numbers(detection["bbox"])
-                tubes.add(source.place(f"track {track}"), video, track, labels, numbers[-1], box)
+                tubes.add(source.place(f"track {track}"), video, in_file(source, track), labels, numbers[-1], box)
     tubes.finish()
     content.videos[video] = VideoClaim(
         names, _size(info.get("resolution")), info.get("fps"), info.get("num_frames"), np.unique(numbers)

@@ -12,7 +12,7 @@ no box, `occluded` that it is hidden and there. Without any action in a file, th
 import re
 from collections.abc import Sequence
 
-from classquery.data.annotations.collecting import TubeCollector, as_labels, reading
+from classquery.data.annotations.collecting import TubeCollector, as_labels, in_file, reading
 from classquery.data.annotations.entries import Content, Context, Format, Source, VideoClaim
 from classquery.data.annotations.schema import AnnotationError, quote
 from classquery.data.annotations.values import number, whole_number
@@ -31,7 +31,7 @@ def sniff_vatic(source: Source) -> bool:
 
 def read_vatic(sources: Sequence[Source], context: Context) -> Content:
     """Read files that are called like their videos."""
-    content = Content(box_format="pixel", tracks_are_per_file=True)
+    content = Content(box_format="pixel")
     for source in sources:
         _read(source, context, content)
     return content
@@ -58,7 +58,7 @@ def _read(source: Source, context: Context, content: Content) -> None:
             box = tuple(number(cell, "a corner of a box") for cell in cells[1:5])
             labels = as_labels(names[1:] if have_actions else names)
             track = whole_number(cells[0], "the track")
-            tubes.add(source.place(f"track {track}"), video, track, labels, frame, box)
+            tubes.add(source.place(f"track {track}"), video, in_file(source, track), labels, frame, box)
     tubes.finish()
 
 
