@@ -40,7 +40,6 @@ from classquery import (  # noqa: E402
 from classquery.configuration import load_recipe  # noqa: E402
 from classquery.data.demo.movies import LABELS  # noqa: E402
 from classquery.modeling_classquery import ClassQueryMemory  # noqa: E402
-from classquery.resampling_classquery import flat_indices  # noqa: E402
 
 
 RECIPES = {"AVA": "ava22_vit_b", "UCF": "ucf101_24_vit_b", "JHMDB": "jhmdb21_vit_b", "demo": "demo"}
@@ -142,17 +141,16 @@ def make_model(name: str) -> ClassQueryModel:
 def encoder_parts(name: str, model: ClassQueryModel) -> dict[str, Part]:
     """The last encoder layer of keyframe models, and resampling."""
     config, shapes, batch_size = model.config, LEVELS[name], BATCH_SIZES.get(name, 1)
-    masks = [torch.ones(batch_size, h, w, dtype=torch.bool) for _, h, w in shapes]
     states = torch.randn(batch_size, sum(math.prod(shape) for shape in shapes), config.d_model)
-    points = model.encoder.reference_points(shapes, masks)
+    maps = [torch.zeros(1, 1, *shape) for shape in shapes]
 
     def encode(states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        cells = model.cells_to_encode(shapes, masks, config.num_frames)
-        kept = None if cells is None else flat_indices(cells, shapes, states.device)
-        return (model.encoder.layers[0](states, torch.zeros_like(states), points, shapes, None, kept),)
+        plan = model.plan(maps, config.num_frames)
+        sizes = plan.reference_points, plan.shapes, plan.offset_scales
+        return (model.encoder.layers[0](states, torch.zeros_like(states), *sizes, None, plan.read_index),)
 
     def resample(states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (model.resample(states, shapes, masks, config.num_frames),)
+        return (model.resample(states, model.plan(maps, config.num_frames, every_cell=True)),)
 
     def feed_forward(states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (model.encoder.layers[0].feed_forward(states),)

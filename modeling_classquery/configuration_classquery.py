@@ -392,7 +392,12 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
 
     def output_frame_indices(self, num_frames: int) -> list[int]:
         """Frames that the model detects in, of a clip of so many frames."""
-        return [num_frames // 2] if self.output_frames == "keyframe" else list(range(num_frames))
+        return list(range(num_frames))[self.output_frame_slice(num_frames)]
+
+    def output_frame_slice(self, num_frames: int) -> slice:
+        """The same frames as a slice."""
+        keyframe = num_frames // 2
+        return slice(keyframe, keyframe + 1) if self.output_frames == "keyframe" else slice(None)
 
 
 def _require(config: PreTrainedConfig, name: str, is_met: bool, expected: str) -> None:

@@ -10,6 +10,7 @@ Tensors are batch first. Cells are ordered (t, h, w), points and boxes (x, y, ..
 clips stand side by side: `num_clip_frames = batch * num_output_frames`.
 """
 
+import itertools
 import math
 import os
 from collections import defaultdict
@@ -20,6 +21,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -34,17 +36,8 @@ from .modeling_classquery_csn import ClassQueryCSNBackbone, ClassQueryInputProje
 from .modeling_classquery_tokens import TOKEN_BACKBONES
 from .modeling_classquery_vit import ClassQueryFeaturePyramid, ClassQueryViTBackbone
 from .ops_classquery import deformable_attention_3d
-from .resampling_classquery import (
-    LevelCells,
-    Shapes,
-    axis_weights,
-    cells_read,
-    cells_read_without_padding,
-    flat_indices,
-    interpolate,
-    is_transposed,
-    restrict,
-)
+from .plan_classquery import ClipPlan, ClipPlans, Padding, interleaved_sine, join_encodings
+from .resampling_classquery import Shapes, interpolate
 
 
 @dataclass
@@ -111,46 +104,16 @@ class ClassQueryDetectionOutput(ModelOutput):
     class_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-# Position encodings
-
-
-def sine_position_embedding(mask: torch.Tensor, num_slots: int, d_model: int, frequencies: str) -> torch.Tensor:
-    """Encode the position of each cell among the real cells of its row, column and time line.
-
-    Args:
-        mask: Shape (batch, h, w), true on real cells.
-        num_slots: Size of the level in time.
-        d_model: Channels: 2/8 encode time, 3/8 the row and 3/8 the column.
-        frequencies: `ClassQueryConfig.sine_frequencies`.
-
-    Returns:
-        Shape (batch, num_slots, h, w, d_model), float32.
-    """
-    valid = mask[:, None].expand(-1, num_slots, -1, -1).float()
-    embeddings = []
-    for axis, width in ((1, d_model // 4), (2, 3 * d_model // 8), (3, 3 * d_model // 8)):
-        positions = valid.cumsum(axis)
-        last = positions.narrow(axis, positions.shape[axis] - 1, 1)
-        positions = positions / (last + 1e-6) * 2 * math.pi
-        channels = torch.arange(width, device=mask.device)
-        # The release steps the exponent at every channel; usually the sine and the cosine of a pair share it.
-        exponents = channels / width if frequencies == "released" else 2 * (channels // 2) / width
-        embeddings.append(_interleaved_sine(positions, 10000**exponents))
-    return torch.cat(embeddings, dim=-1)
+# Boxes
 
 
 def box_position_embedding(boxes: torch.Tensor, d_model: int) -> torch.Tensor:
     """Encode boxes (..., 4), (cx, cy, w, h) in [0, 1], as (..., 2 * d_model): cy, cx, w, h, each in a quarter."""
     width = d_model // 2
     exponents = 2 * (torch.arange(width, device=boxes.device) // 2) / width
-    ordered = boxes[..., [1, 0, 2, 3]].float() * 2 * math.pi
-    return _interleaved_sine(ordered, 10000**exponents).flatten(-2)
-
-
-def _interleaved_sine(positions: torch.Tensor, periods: torch.Tensor) -> torch.Tensor:
-    """Sine at even and cosine at odd channels: (...) -> (..., len(periods))."""
-    angles = positions[..., None] / periods
-    return torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1).flatten(-2)
+    cx, cy, w, h = boxes.float().unbind(-1)
+    ordered = torch.stack((cy, cx, w, h), dim=-1) * 2 * math.pi
+    return interleaved_sine(ordered, 10000**exponents).flatten(-2)
 
 
 # Building blocks
@@ -297,8 +260,8 @@ def class_group_mask(class_groups: Sequence[int] | None, class_queries: torch.Te
     """Hide later groups of classes from earlier ones: (num_labels, num_labels), added to attention logits."""
     if class_groups is None:
         return None
-    sizes = torch.tensor(class_groups, device=class_queries.device)
-    groups = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+    labels = torch.arange(sum(class_groups), device=class_queries.device)
+    groups = sum(labels >= first for first in itertools.accumulate(class_groups))
     return (groups > groups[:, None]).to(class_queries.dtype) * torch.finfo(class_queries.dtype).min
 
 
@@ -312,7 +275,6 @@ class ClassQueryDeformableAttention(nn.Module):
         super().__init__()
         self.num_heads = config.encoder_attention_heads
         self.samples = (config.num_feature_levels, config.encoder_n_points)
-        self.offset_order = config.sampling_offset_order
         num_samples = self.num_heads * math.prod(self.samples)
         self.sampling_offsets = nn.Linear(config.d_model, num_samples * 3)
         self.attention_weights = nn.Linear(config.d_model, num_samples)
@@ -346,6 +308,7 @@ class ClassQueryDeformableAttention(nn.Module):
         hidden_states: torch.Tensor,
         reference_points: torch.Tensor,
         spatio_temporal_shapes: Shapes,
+        offset_scales: torch.Tensor,
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """Attend from some cells to points around each of them.
@@ -355,6 +318,7 @@ class ClassQueryDeformableAttention(nn.Module):
             hidden_states: States of all cells, (batch, num_cells, d_model).
             reference_points: Centre of each of those cells in every level, (batch, num_queries, levels, 3).
             spatio_temporal_shapes: Size (t, h, w) of each level.
+            offset_scales: Length of an offset of one along (x, y, t) as part of each level, (levels, 3).
             mask: True on real cells, (batch, num_cells), or None if all are.
         """
         value = self.value_proj(hidden_states)
@@ -367,15 +331,9 @@ class ClassQueryDeformableAttention(nn.Module):
             reference_points,
             without_autocast(self.sampling_offsets, query).view(*samples, 3),
             self.attention_weights(query).view(samples),
-            self._offset_scale(spatio_temporal_shapes, query.device),
+            offset_scales,
         )
         return self.output_proj(attended)
-
-    def _offset_scale(self, spatio_temporal_shapes: Shapes, device: torch.device) -> torch.Tensor:
-        """Length of an offset of one along (x, y, t) as part of each level: (levels, 3)."""
-        # The release divides (x, y, t) by (t, w, h): its checkpoints have learned offsets of that scale.
-        order = (0, 2, 1) if self.offset_order == "released" else (2, 1, 0)
-        return 1 / torch.tensor(spatio_temporal_shapes, dtype=torch.float32, device=device)[:, order]
 
 
 class ClassQueryEncoderLayer(GradientCheckpointingLayer):
@@ -391,20 +349,30 @@ class ClassQueryEncoderLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: torch.Tensor,
+        encodings: torch.Tensor,
         reference_points: torch.Tensor,
         spatio_temporal_shapes: Shapes,
+        offset_scales: torch.Tensor,
         mask: torch.Tensor | None,
-        kept: torch.Tensor | None = None,
+        read_index: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Transform all cells or, given their indices `kept`, compute those only, which still attend to all."""
+        """Transform all cells or, given `read_index`, compute those of these indices, which still attend to all.
+
+        Args:
+            hidden_states: States of all cells, (batch, num_cells, d_model).
+            encodings: Of their positions, (batch or 1, num_cells, d_model).
+            reference_points, spatio_temporal_shapes, offset_scales, mask: As in `ClassQueryDeformableAttention`, of
+                all cells.
+            read_index: Shape (num_read_cells,).
+        """
         states = hidden_states
-        if kept is not None:
-            states, position_embeddings, reference_points = (
-                tensor[:, kept] for tensor in (states, position_embeddings, reference_points)
+        if read_index is not None:
+            states, encodings, reference_points = (
+                tensor[:, read_index] for tensor in (states, encodings, reference_points)
             )
-        query = states + position_embeddings
-        update = self.self_attn(query, hidden_states, reference_points, spatio_temporal_shapes, mask)
+        update = self.self_attn(
+            states + encodings, hidden_states, reference_points, spatio_temporal_shapes, offset_scales, mask
+        )
         return self.feed_forward(self.self_attn_layer_norm(states + self.dropout(update)))
 
 
@@ -425,66 +393,40 @@ class ClassQueryEncoder(nn.Module):
             layer.self_attn.reset_parameters()
 
     def forward(
-        self,
-        features: list[torch.Tensor],
-        level_masks: list[torch.Tensor],
-        cells: list[LevelCells] | None = None,
-        output_hidden_states: bool = False,
+        self, features: list[torch.Tensor], plan: ClipPlan, output_hidden_states: bool = False
     ) -> tuple[torch.Tensor, list[torch.Tensor], tuple[torch.Tensor, ...] | None]:
         """Encode.
 
         Args:
             features: One map (batch, d_model, t, h, w) per level.
-            level_masks: One mask (batch, h, w) per level, true on real cells.
-            cells: Of each level, the cells to compute; all by default. The others are needed up to the last layer,
-                where they are attended to, but no longer transformed themselves.
+            plan: For clips of that size. Cells that it does not read are needed up to the last layer, where they are
+                attended to, but no longer transformed themselves.
             output_hidden_states: Whether to return the states of all layers.
 
         Returns:
-            The states of the cells asked for, (batch, num_cells, d_model), one position encoding (batch, t, h, w,
-            d_model) per level and, if asked for, input of the first and output of every layer.
+            The states of the read cells, (batch, num_read_cells, d_model), the encodings of positions of each level,
+            (batch or 1, t, h, w, d_model), and, if asked for, input of the first and output of every layer.
         """
-        shapes = [tuple(level.shape[2:]) for level in features]
-        positions = [
-            sine_position_embedding(mask, t, self.config.d_model, self.config.sine_frequencies).to(level.dtype) + embed
-            for level, mask, (t, _, _), embed in zip(features, level_masks, shapes, self.level_embed, strict=True)
+        level_encodings = [
+            join_encodings(parts, shape).to(level.dtype) + embed
+            for level, parts, shape, embed in zip(features, plan.encodings, plan.shapes, self.level_embed, strict=True)
         ]
-        # (batch, d_model, t, h, w) -> (batch, cells, d_model)
+        # (batch, d_model, t, h, w) -> (batch, num_cells, d_model)
         hidden_states = torch.cat([level.flatten(2).transpose(1, 2) for level in features], dim=1)
-        position_embeddings = torch.cat([position.flatten(1, 3) for position in positions], dim=1)
-        reference_points = self.reference_points(shapes, level_masks)
-        mask = torch.cat(
-            [m[:, None].expand(-1, t, -1, -1).flatten(1) for m, (t, _, _) in zip(level_masks, shapes, strict=True)], 1
-        )
-        kept = None if cells is None else flat_indices(cells, shapes, hidden_states.device)
+        of_cells = {
+            "encodings": torch.cat([level.flatten(1, 3) for level in level_encodings], dim=1),
+            "reference_points": plan.reference_points.expand(len(hidden_states), -1, -1, -1),
+            "spatio_temporal_shapes": plan.shapes,
+            "offset_scales": plan.offset_scales,
+            "mask": plan.cell_mask(),
+        }
         all_hidden_states = [hidden_states] if output_hidden_states else None
         for layer in self.layers:
-            is_last = layer is self.layers[-1]
-            hidden_states = layer(
-                hidden_states, position_embeddings, reference_points, shapes, mask, kept if is_last else None
-            )
+            read_index = plan.read_index if layer is self.layers[-1] else None
+            hidden_states = layer(hidden_states, **of_cells, read_index=read_index)
             if output_hidden_states:
                 all_hidden_states.append(hidden_states)
-        return hidden_states, positions, tuple(all_hidden_states) if output_hidden_states else None
-
-    @staticmethod
-    def valid_ratios(level_masks: list[torch.Tensor]) -> torch.Tensor:
-        """Real part of each level along (x, y, t), read off its first row and column: (batch, levels, 3)."""
-        ratios = [
-            torch.stack((mask[:, 0].float().mean(-1), mask[:, :, 0].float().mean(-1)), dim=-1) for mask in level_masks
-        ]
-        # Every frame of a batch is real as far as the mask knows.
-        return F.pad(torch.stack(ratios, dim=1), (0, 1), value=1.0)
-
-    def reference_points(self, shapes: Shapes, level_masks: list[torch.Tensor]) -> torch.Tensor:
-        """Centre of each cell as (x, y, t) in [0, 1] of every level: (batch, num_cells, levels, 3)."""
-        ratios = self.valid_ratios(level_masks)
-        points = []
-        for level, (t, h, w) in enumerate(shapes):
-            axes = [(torch.arange(size, device=ratios.device) + 0.5) / size for size in (t, h, w)]
-            centers = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).flatten(0, 2)
-            points.append(centers / ratios[:, level, None])
-        return torch.cat(points, dim=1)[:, :, None] * ratios[:, None]
+        return hidden_states, level_encodings, tuple(all_hidden_states) if output_hidden_states else None
 
 
 # Decoder
@@ -1066,6 +1008,7 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
         self.decoder = ClassQueryDecoder(config)
         # Learned start of the boxes, before the sigmoid.
         self.reference_boxes = nn.Parameter(torch.empty(config.num_output_frames, config.num_queries, 4))
+        self._plans = ClipPlans()
         self.post_init()
 
     @can_return_tuple
@@ -1090,17 +1033,14 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         batch_size, num_frames = pixel_values.shape[:2]
-        features, level_masks = self.encode_frames(pixel_values, pixel_mask)
-        shapes = [tuple(level.shape[2:]) for level in features]
-        cells = None
-        if not output_hidden_states:
-            cells = self.cells_to_encode(shapes, None if pixel_mask is None else level_masks, num_frames)
-        encoded, positions, hidden_states = self.encoder(features, level_masks, cells, output_hidden_states)
+        features, padding = self.encode_frames(pixel_values, pixel_mask)
+        plan = self.plan(features, num_frames, padding, every_cell=output_hidden_states)
+        encoded, encodings, hidden_states = self.encoder(features, plan, output_hidden_states)
         memory = ClassQueryMemory.of_levels(
-            self.resample(encoded, shapes, level_masks, num_frames, cells),
-            self.resample_position(positions[-2], num_frames),
-            shapes[-2][1:],
-            None if pixel_mask is None else self.memory_mask(level_masks[-2], num_frames, encoded.dtype),
+            self.resample(encoded, plan),
+            self.encodings_of_frames(encodings[-2], plan, batch_size),
+            plan.shapes[-2][1:],
+            self.memory_mask(plan, encoded.dtype),
         )
         boxes = self._anchors(num_frames).sigmoid().repeat(batch_size, 1, 1)
         actors, classes, boxes, attentions = self.decoder(boxes, memory, output_attentions)
@@ -1111,7 +1051,9 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
             reference_boxes=torch.stack(boxes).unflatten(1, clips_and_frames),
             encoder_last_hidden_state=encoded if output_hidden_states else None,
             hidden_states=hidden_states,
-            class_attentions=self._class_attentions(attentions, batch_size, shapes[-2]) if output_attentions else None,
+            class_attentions=self._class_attentions(attentions, batch_size, plan.shapes[-2])
+            if output_attentions
+            else None,
         )
 
     def _validate(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> None:
@@ -1141,38 +1083,58 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
 
     def encode_frames(
         self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    ) -> tuple[list[torch.Tensor], Padding | None]:
         """Run the backbone and the feature pyramid.
 
         Args:
             pixel_values, pixel_mask: As in `forward`.
 
         Returns:
-            Per level, from fine to coarse, a map (batch, d_model, t, h, w) and a mask (batch, h, w) that is true on
-            real cells.
+            Per level, from fine to coarse, a map (batch, d_model, t, h, w); and where they are padded, if they may be.
         """
-        if self.config.padding == "masked" and pixel_mask is not None:
+        # A mask on the host is read without waiting.
+        is_known = pixel_mask is not None and pixel_mask.device.type == "cpu" and not torch.compiler.is_compiling()
+        if pixel_mask is None or (is_known and bool(pixel_mask.all())):
+            return self.feature_pyramid(self.backbone(pixel_values)), None
+        if self.config.padding == "masked":
             return self._encode_size_by_size(pixel_values, pixel_mask)
         features = self.feature_pyramid(self.backbone(pixel_values))
-        if pixel_mask is None:
-            pixel_mask = torch.ones_like(pixel_values[:, 0, 0])
         pixel_mask = pixel_mask[:, None].float()
-        return features, [F.interpolate(pixel_mask, size=level.shape[-2:])[:, 0] > 0.5 for level in features]
+        masks = [F.interpolate(pixel_mask, size=level.shape[-2:])[:, 0] > 0.5 for level in features]
+        return features, Padding(masks)
 
     def _encode_size_by_size(
         self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    ) -> tuple[list[torch.Tensor], Padding | None]:
         """Encode clips of each size without their padding, then pad their levels."""
         clips_of_size = defaultdict(list)
         for clip, size in enumerate(_real_sizes(pixel_mask)):
             clips_of_size[size].append(clip)
         levels_of_clip = {}
         for (height, width), clips in clips_of_size.items():
-            levels = self.feature_pyramid(self.backbone(pixel_values[clips, ..., :height, :width]))
+            of_size = torch.stack([pixel_values[clip, ..., :height, :width] for clip in clips])
+            levels = self.feature_pyramid(self.backbone(of_size))
+            if len(clips_of_size) == 1:
+                return levels, None
             levels_of_clip |= {clip: maps for clip, *maps in zip(clips, *levels, strict=True)}
-        levels = zip(*(levels_of_clip[clip] for clip in range(len(pixel_values))), strict=True)
-        features, masks = zip(*(_pad_level(maps) for maps in levels), strict=True)
-        return list(features), list(masks)
+        levels = list(zip(*(levels_of_clip[clip] for clip in range(len(pixel_values))), strict=True))
+        features, masks = zip(*map(_pad_level, levels), strict=True)
+        sizes = tuple(tuple(tuple(single.shape[-2:]) for single in maps) for maps in levels)
+        return list(features), Padding(list(masks), sizes)
+
+    def plan(
+        self, features: list[torch.Tensor], num_frames: int, padding: Padding | None = None, every_cell: bool = False
+    ) -> ClipPlan:
+        """What is known of clips from the size of their features.
+
+        Args:
+            features: One map (batch, d_model, t, h, w) per level.
+            num_frames: Frames of a clip.
+            padding: Where the maps are padded, None if they are not.
+            every_cell: Whether the last encoder layer computes all cells, not only those that are read.
+        """
+        shapes = [tuple(level.shape[2:]) for level in features]
+        return self._plans.find(self.config, shapes, num_frames, features[0], padding, every_cell)
 
     def _anchors(self, num_frames: int) -> torch.Tensor:
         """Boxes to start from in each decoded frame, before the sigmoid: (num_output_frames, num_queries, 4)."""
@@ -1180,72 +1142,38 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
             return self.reference_boxes
         return self.reference_boxes[[f * self.config.num_frames // num_frames for f in range(num_frames)]]
 
-    def cells_to_encode(
-        self, shapes: Shapes, level_masks: list[torch.Tensor] | None, num_frames: int
-    ) -> list[LevelCells] | None:
-        """Cells of each level that the decoded frames are read from, or None for all of them.
-
-        Args:
-            shapes: Size (t, h, w) of each level.
-            level_masks: One mask (batch, h, w) per level, true on real cells; None if all are.
-            num_frames: Frames of a clip.
-        """
-        # An exported program may serve other sizes as well.
-        if self.config.output_frames == "all" or torch.compiler.is_exporting():
-            return None
-        if level_masks is None or self.config.padding == "released":
-            return cells_read_without_padding(self.config, shapes, num_frames)
-        return cells_read(self.config, shapes, level_masks, num_frames)
-
-    def resample(
-        self,
-        hidden_states: torch.Tensor,
-        shapes: Shapes,
-        level_masks: list[torch.Tensor],
-        num_frames: int,
-        cells: list[LevelCells] | None = None,
-    ) -> torch.Tensor:
+    def resample(self, hidden_states: torch.Tensor, plan: ClipPlan) -> torch.Tensor:
         """Bring all levels to the size of the last but one and to the decoded frames.
 
         Args:
-            hidden_states: Encoder output of shape (batch, num_cells, d_model).
-            shapes: Size (t, h, w) of each level.
-            level_masks: One mask (batch, h, w) per level, true on real cells.
-            num_frames: Frames of a clip.
-            cells: Of each level, the cells that `hidden_states` holds; all by default.
+            hidden_states: States of the read cells, (batch, num_read_cells, d_model).
+            plan: For clips of that size.
 
         Returns:
             Shape (num_levels, num_clip_frames, h * w, d_model).
         """
-        weights = axis_weights(self.config, shapes, level_masks, num_frames)
-        if cells is not None:
-            weights = restrict(weights, cells)
-        sizes = [math.prod([axis.shape[-1] for axis in level]) for level in weights]
+        num_cells = [math.prod([axis.shape[-1] for axis in level]) for level in plan.axis_weights]
         levels = torch.stack(
             [
                 interpolate(states, level)
-                for states, level in zip(hidden_states.split(sizes, dim=1), weights, strict=True)
+                for states, level in zip(hidden_states.split(num_cells, dim=1), plan.axis_weights, strict=True)
             ]
         )
-        if is_transposed(self.config, shapes, num_frames):
+        if plan.is_transposed:
             levels = levels.transpose(3, 4)
         # (levels, batch, frames, h, w, d_model) -> (levels, batch * frames, h * w, d_model)
         return levels.flatten(1, 2).flatten(2, 3)
 
-    def resample_position(self, position: torch.Tensor, num_frames: int) -> torch.Tensor:
-        """Pick the time slot of each decoded frame: (batch, t, h, w, d_model) -> (num_clip_frames, h * w, d_model)."""
-        num_slots = position.shape[1]
-        # The release tiles the slots in time, so that frame f reads slot f modulo their number.
-        slots = [
-            f % num_slots if self.config.resampled_position == "released" else f * num_slots // num_frames
-            for f in self.config.output_frame_indices(num_frames)
-        ]
-        return position[:, slots].flatten(0, 1).flatten(1, 2)
+    def encodings_of_frames(self, encodings: torch.Tensor, plan: ClipPlan, batch_size: int) -> torch.Tensor:
+        """Pick those of each decoded frame: (batch or 1, t, h, w, d_model) -> (num_clip_frames, h * w, d_model)."""
+        of_frames = encodings[:, plan.slot_index].flatten(2, 3)
+        return of_frames.expand(batch_size, -1, -1, -1).flatten(0, 1)
 
-    def memory_mask(self, level_mask: torch.Tensor, num_frames: int, dtype: torch.dtype) -> torch.Tensor:
-        """What to add to attention logits: (batch, h, w) -> (num_clip_frames, h * w), lowest value on padding."""
-        num_output_frames = len(self.config.output_frame_indices(num_frames))
-        padding = ~level_mask.flatten(1).repeat_interleave(num_output_frames, dim=0)
+    def memory_mask(self, plan: ClipPlan, dtype: torch.dtype) -> torch.Tensor | None:
+        """What to add to attention logits, (num_clip_frames, h * w), lowest value on padding; None without any."""
+        if plan.level_masks is None:
+            return None
+        padding = ~plan.level_masks[-2].flatten(1).repeat_interleave(len(plan.slot_index), dim=0)
         return padding.to(dtype) * torch.finfo(dtype).min
 
     def _class_attentions(
@@ -1274,12 +1202,27 @@ def _make_backbone(config: ClassQueryConfig) -> tuple[nn.Module, nn.Module]:
     return backbone, ClassQueryFeaturePyramid(backbone_config.hidden_size, config.d_model, config.num_feature_levels)
 
 
+# Sizes that were read off masks, while these live.
+_SIZES = WeakIdKeyDictionary()
+
+
 def _real_sizes(pixel_mask: torch.Tensor) -> list[tuple[int, int]]:
-    """Height and width of the real part of each mask (batch, height, width)."""
-    heights, widths = pixel_mask[:, :, 0].ne(0).sum(1), pixel_mask[:, 0].ne(0).sum(1)
-    if not torch.equal(pixel_mask.ne(0).sum((1, 2)), heights * widths):
+    """Height and width of the real part of each mask (batch, height, width); a mask is read once."""
+    if pixel_mask.is_inference():
+        return _read_sizes(pixel_mask)
+    version, sizes = _SIZES.get(pixel_mask, (None, None))
+    if version != pixel_mask._version:
+        sizes = _read_sizes(pixel_mask)
+        _SIZES[pixel_mask] = pixel_mask._version, sizes
+    return sizes
+
+
+def _read_sizes(pixel_mask: torch.Tensor) -> list[tuple[int, int]]:
+    real = pixel_mask.ne(0)
+    counts = torch.stack((real[:, :, 0].sum(1), real[:, 0].sum(1), real.sum((1, 2))), dim=1).tolist()
+    if any(height * width != num_real for height, width, num_real in counts):
         raise ValueError("`pixel_mask` must be 1 on a rectangle in the upper left corner: pad below and to the right")
-    sizes = list(zip(heights.tolist(), widths.tolist(), strict=True))
+    sizes = [(height, width) for height, width, _ in counts]
     if (0, 0) in sizes:
         raise ValueError(f"`pixel_mask` of clip {sizes.index((0, 0))} is all zero: it must be 1 on the real pixels")
     return sizes

@@ -1,4 +1,4 @@
-"""Bring the levels of the encoder to one size and to the decoded frames, and tell which of their cells that reads.
+"""Bring the levels of the encoder to one size and to the decoded frames.
 
 Every level is interpolated linearly along time, rows and columns, one axis after the other:
 
@@ -8,7 +8,6 @@ This equals a trilinear `grid_sample` on the grid of all (f, y, x), which is not
 the weights of its time slot, row and column are not zero; a single frame reads few of them.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -31,14 +30,6 @@ class AxisWeights(NamedTuple):
     times: torch.Tensor
     rows: torch.Tensor
     columns: torch.Tensor
-
-
-class LevelCells(NamedTuple):
-    """Cells of a level: all those at these time slots, rows and columns, which ascend."""
-
-    slots: list[int]
-    rows: list[int]
-    columns: list[int]
 
 
 def is_transposed(config: ClassQueryConfig, shapes: Shapes, num_frames: int) -> bool:
@@ -70,7 +61,7 @@ def axis_weights(
         times = _line_weights(frames, frames.new_ones(1, num_slots), released and not transposed)
         weights.append(
             AxisWeights(
-                times[:, config.output_frame_indices(num_frames)],
+                times[:, config.output_frame_slice(num_frames)],
                 _line_weights(target_rows, rows, released),
                 _line_weights(target_columns, columns, released),
             )
@@ -106,44 +97,6 @@ def _line_weights(mask: torch.Tensor, source_mask: torch.Tensor, released: bool)
     return (1 - (positions[..., None] - sources).abs()).clamp(min=0) * source_mask[:, None]
 
 
-def cells_read(
-    config: ClassQueryConfig, shapes: Shapes, level_masks: list[torch.Tensor], num_frames: int
-) -> list[LevelCells] | None:
-    """Cells of each level with a weight for any decoded frame of any clip, or None if these are all; see above."""
-    weights = axis_weights(config, shapes, level_masks, num_frames)
-    cells = [LevelCells(*(axis.flatten(0, 1).any(0).nonzero()[:, 0].tolist() for axis in level)) for level in weights]
-    return None if num_cells(cells) == sum(map(math.prod, shapes)) else cells
-
-
-@torch.compiler.assume_constant_result
-def cells_read_without_padding(config: ClassQueryConfig, shapes: Shapes, num_frames: int) -> list[LevelCells] | None:
-    """The same where all cells are real: depends on sizes only, and needs no device."""
-    return cells_read(config, shapes, [torch.ones(1, h, w, dtype=torch.bool) for _, h, w in shapes], num_frames)
-
-
-def num_cells(cells: list[LevelCells]) -> int:
-    """How many cells these are."""
-    return sum(math.prod(map(len, level)) for level in cells)
-
-
-def flat_indices(cells: list[LevelCells], shapes: Shapes, device: torch.device) -> torch.Tensor:
-    """Indices of cells of all levels in the sequence of all their cells: (num_cells,)."""
-    indices, start = [], 0
-    for level, (t, h, w) in zip(cells, shapes, strict=True):
-        slots, rows, columns = (torch.tensor(axis, device=device) for axis in level)
-        indices.append((start + (slots[:, None, None] * h + rows[:, None]) * w + columns).flatten())
-        start += t * h * w
-    return torch.cat(indices)
-
-
-def restrict(weights: list[AxisWeights], cells: list[LevelCells]) -> list[AxisWeights]:
-    """Weights of these cells only."""
-    return [
-        AxisWeights(*(axis[..., kept] for axis, kept in zip(level, kept_of_level, strict=True)))
-        for level, kept_of_level in zip(weights, cells, strict=True)
-    ]
-
-
 def interpolate(states: torch.Tensor, weights: AxisWeights) -> torch.Tensor:
     """Interpolate one level.
 
@@ -167,15 +120,4 @@ def interpolate(states: torch.Tensor, weights: AxisWeights) -> torch.Tensor:
     return frames.unflatten(2, volume.shape[2:]).to(states.dtype)
 
 
-__all__ = [
-    "AxisWeights",
-    "LevelCells",
-    "axis_weights",
-    "cells_read",
-    "cells_read_without_padding",
-    "flat_indices",
-    "interpolate",
-    "is_transposed",
-    "num_cells",
-    "restrict",
-]
+__all__ = ["AxisWeights", "Shapes", "axis_weights", "interpolate", "is_transposed"]

@@ -10,7 +10,8 @@ made from Python numbers or on the host, and moved):
         model(**on_device(inputs))
     assert not waits, describe(waits)
 
-That a batch is moved to the device is noted, too, where it happens within. Operations on tensors of both places, which
+That a batch is moved to the device is noted, too, where it happens within. What computes with such tensors has to run
+within: elsewhere, new tensors on their device would have no values. Operations on tensors of both places, which
 a GPU refuses, are refused here as well.
 """
 
@@ -121,13 +122,16 @@ def count_host_waits() -> Iterator[list[HostWait]]:
     waits = []
     autocast = torch.autocast
 
+    # Tensors like these have no views in inference mode.
+    def without_gradients(mode: bool = True):
+        return torch.no_grad() if mode else contextlib.nullcontext()
+
     def autocast_of_the_host(device_type: str, *args, **kwargs):
         return autocast("cpu" if device_type == DEVICE.type else device_type, *args, **kwargs)
 
     with (
         mock.patch.object(torch, "autocast", autocast_of_the_host),
-        # Tensors like these have no views there.
-        mock.patch.object(torch, "inference_mode", torch.no_grad),
+        mock.patch.object(torch, "inference_mode", without_gradients),
         _Functions(waits),
         _Operators(waits),
     ):

@@ -20,26 +20,31 @@ from classquery.modeling_classquery import (
     ClassQueryMemory,
     class_group_mask,
 )
+from classquery.plan_classquery import ClipPlan
 
 
 # Resampling: every cell of every level is encoded, and each decoded cell samples them at its place in the grid.
 
 
-def encode_all_cells(model: ClassQueryModel, shapes, level_masks, num_frames) -> None:
-    """In place of `ClassQueryModel.cells_to_encode`: all of them."""
+def plan_for_every_cell(model: ClassQueryModel, features, num_frames, padding=None, every_cell=False) -> ClipPlan:
+    """In place of `ClassQueryModel.plan`."""
+    shapes = [tuple(level.shape[2:]) for level in features]
+    return ClipPlan.make(model.config, shapes, num_frames, features[0].device, padding, every_cell=True)
 
 
-def resample(model: ClassQueryModel, hidden_states, shapes, level_masks, num_frames, cells=None) -> torch.Tensor:
+def resample(model: ClassQueryModel, hidden_states, plan) -> torch.Tensor:
     """In place of `ClassQueryModel.resample`: trilinear sampling on a grid of all decoded cells."""
     padding_mode = "zeros" if model.config.resampling_grid == "released" else "border"
     levels = []
-    states_per_level = hidden_states.split([math.prod(shape) for shape in shapes], dim=1)
-    for states, shape, mask in zip(states_per_level, shapes, level_masks, strict=True):
+    level_masks = plan.level_masks or [torch.ones(1, h, w, dtype=torch.bool) for _, h, w in plan.shapes]
+    states_per_level = hidden_states.split([math.prod(shape) for shape in plan.shapes], dim=1)
+    for states, shape, mask in zip(states_per_level, plan.shapes, level_masks, strict=True):
         # (batch, t * h * w, d_model) -> (batch, d_model, t, h, w)
         volume = states.transpose(1, 2).unflatten(2, shape)
-        grid = _resampling_grid(model.config, shapes[-2], level_masks[-2], mask, num_frames)
+        grid = _resampling_grid(model.config, plan.shapes[-2], level_masks[-2], mask, plan.num_frames)
         if model.config.padding == "masked":
             volume = volume * mask[:, None, None]
+        grid = grid.expand(len(volume), -1, -1, -1, -1)
         sampled = F.grid_sample(volume, grid, padding_mode=padding_mode, align_corners=False)
         # (batch, d_model, frames, h, w) -> (batch * frames, h * w, d_model)
         levels.append(sampled.permute(0, 2, 3, 4, 1).flatten(0, 1).flatten(1, 2))
@@ -181,7 +186,7 @@ def on_all_rows(transform, *states) -> torch.Tensor:
 
 REWRITES = {
     "rows at a time": [(modeling_classquery, "in_pieces", on_all_rows)],
-    "last encoder layer": [(ClassQueryModel, "cells_to_encode", encode_all_cells)],
+    "last encoder layer": [(ClassQueryModel, "plan", plan_for_every_cell)],
     "resampling": [(ClassQueryModel, "resample", resample)],
     "localizing layers": [
         (ClassQueryMemory, "of_levels", memory_of_levels),

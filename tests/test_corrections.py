@@ -12,8 +12,8 @@ from classquery import ClassQueryConfig, ClassQueryCSNConfig, ClassQueryForVideo
 from classquery.configuration_classquery import CORRECTED
 from classquery.modeling_classquery import (
     ClassQueryDeformableAttention,
-    sine_position_embedding,
 )
+from classquery.plan_classquery import ClipPlan, encode_positions, join_encodings
 
 
 VIT = tiny_config().backbone_config.to_dict() | {"position_table": "factorized"}
@@ -136,6 +136,7 @@ def test_geometric_offset_of_one_samples_the_next_cell_on_every_axis(axis, step)
     config = tiny_config(sampling_offset_order="geometric", num_feature_levels=2, encoder_n_points=1)
     attention = ClassQueryDeformableAttention(config)
     shapes = [(3, 4, 5), (1, 1, 1)]
+    scales = ClipPlan.make(config, shapes, 4, torch.device("cpu")).offset_scales
     states = torch.randn(1, 61, 32)
     centers = [(torch.arange(size) + 0.5) / size for size in shapes[0]]
     points = torch.stack(torch.meshgrid(*centers, indexing="ij")[::-1], dim=-1).view(1, 60, 1, 3)
@@ -150,7 +151,7 @@ def test_geometric_offset_of_one_samples_the_next_cell_on_every_axis(axis, step)
         # All weight on the first level.
         attention.attention_weights.bias.view(-1, 2).copy_(torch.tensor([50.0, -50.0]))
 
-        attended = attention(states, states, points, shapes, None)
+        attended = attention(states, states, points, shapes, scales, None)
 
     level, moved = (tensor[0, :60].view(*shapes[0], 32) for tensor in (states, attended))
     t, h, w = (size - one for size, one in zip(shapes[0], step, strict=True))
@@ -164,7 +165,7 @@ def test_pixel_centers_keep_constant_maps_constant_and_maps_of_the_same_size_as_
     states = torch.randn(1, sum(num_cells), 32)
     states[:, : num_cells[0]] = 3.0
 
-    memory = model.resample(states, shapes, [torch.ones(1, h, w, dtype=torch.bool) for _, h, w in shapes], 4)
+    memory = model.resample(states, ClipPlan.make(model.config, shapes, 4, torch.device("cpu")))
 
     torch.testing.assert_close(memory[0], torch.full_like(memory[0], 3.0))
     same_size = states[:, num_cells[0] : num_cells[0] + num_cells[1]]
@@ -174,15 +175,18 @@ def test_pixel_centers_keep_constant_maps_constant_and_maps_of_the_same_size_as_
 @pytest.mark.parametrize(("value", "slots"), [("released", [0, 1, 0, 1]), ("nearest", [0, 0, 1, 1])])
 def test_each_frame_gets_the_position_of_its_time_slot(value, slots):
     model = ClassQueryModel(tiny_config(resampled_position=value, output_frames="all"))
-    position = torch.arange(2.0).view(1, 2, 1, 1, 1)
+    plan = ClipPlan.make(model.config, [(2, 1, 1)] * 4, 4, torch.device("cpu"))
+    encodings = torch.arange(2.0).view(1, 2, 1, 1, 1)
 
-    assert model.resample_position(position, 4).flatten().tolist() == slots
+    assert model.encodings_of_frames(encodings, plan, 1).flatten().tolist() == slots
 
 
 def test_paired_sines_and_cosines_share_their_frequency():
     mask = torch.ones(1, 5, 7, dtype=torch.bool)
 
-    embedding = sine_position_embedding(mask, 3, 32, "paired")
+    parts = encode_positions(mask, 3, tiny_config(sine_frequencies="paired"))
+
+    embedding = join_encodings(parts, (3, 5, 7))
 
     # Channels 8 to 19 encode the row: 12 channels, here of the third of five rows.
     angle = 3 / (5 + 1e-6) * 2 * math.pi

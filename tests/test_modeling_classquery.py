@@ -27,7 +27,7 @@ from classquery import (
 )
 from classquery.configuration_classquery import CORRECTED
 from classquery.loss_classquery import action_detection_loss
-from classquery.modeling_classquery import sine_position_embedding
+from classquery.plan_classquery import join_encodings, valid_ratios
 
 
 GOLDENS = [
@@ -102,27 +102,31 @@ def test_intermediate_states_match_the_published_network(golden_run):
 
     with torch.no_grad():
         num_frames = model.config.num_frames
-        features, masks = model.encode_frames(inputs["pixel_values"], mask)
-        encoded, positions, _ = model.encoder(features, masks)
-        shapes = [tuple(level.shape[2:]) for level in features]
+        features, padding = model.encode_frames(inputs["pixel_values"], mask)
+        plan = model.plan(features, num_frames, padding, every_cell=True)
+        masks = plan.level_masks or [torch.ones(len(features[0]), h, w, dtype=torch.bool) for _, h, w in plan.shapes]
+        encoded, encodings, _ = model.encoder(features, plan)
+        memory_mask = (~masks[-2]).flatten(1).repeat_interleave(len(plan.slot_index), dim=0)
         states = model(**inputs)
-        memory_position = model.resample_position(positions[-2], num_frames)
+        memory_position = model.encodings_of_frames(encodings[-2], plan, len(encoded))
+        if mask is not None:
+            assert torch.equal(model.memory_mask(plan, torch.float32) < 0, memory_mask)
         ours = {
             **{f"src_l{i}": level for i, level in enumerate(features)},
-            "valid_ratios": model.encoder.valid_ratios(masks),
+            "valid_ratios": valid_ratios(masks),
             "encoder_memory": outputs.encoder_last_hidden_state,
             # (levels, frames, cells, channels) -> (levels, cells, frames, channels)
-            "decoder_memory": model.resample(encoded, shapes, masks, num_frames).transpose(1, 2),
+            "decoder_memory": model.resample(encoded, plan).transpose(1, 2),
             "decoder_pos": memory_position.transpose(0, 1),
-            "decoder_key_padding_mask": (model.memory_mask(masks[-2], num_frames, torch.float32) < 0).to(torch.uint8),
+            "decoder_key_padding_mask": memory_mask.to(torch.uint8),
             "hs": states.actor_hidden_states.flatten(1, 2),
             "cls_hs": states.class_hidden_states.flatten(1, 2),
             "references": outputs.reference_boxes.flatten(1, 2),
         }
-        for i, (level_mask, (t, _, _)) in enumerate(zip(masks, shapes, strict=True)):
-            ours[f"mask_l{i}"] = (~level_mask)[:, None].expand(-1, t, -1, -1).to(torch.uint8)
-            position = sine_position_embedding(level_mask, t, model.config.d_model, "released")
-            ours[f"pos_l{i}"] = position.movedim(-1, 1)
+        for i, (level_mask, shape) in enumerate(zip(masks, plan.shapes, strict=True)):
+            ours[f"mask_l{i}"] = (~level_mask)[:, None].expand(-1, shape[0], -1, -1).to(torch.uint8)
+            encoding = join_encodings(plan.encodings[i], shape).expand(len(encoded), *shape, -1)
+            ours[f"pos_l{i}"] = encoding.movedim(-1, 1)
 
     checked = 0
     for stored, reference in expected.items():

@@ -12,7 +12,7 @@ from utils import tiny_batch, tiny_config
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryModel, modeling_classquery
 from classquery.configuration_classquery import CORRECTED
 from classquery.modeling_classquery import ClassQueryClassAttention
-from classquery.resampling_classquery import cells_read_without_padding, flat_indices, num_cells
+from classquery.plan_classquery import ClipPlan, Padding
 
 
 VIT = tiny_config().backbone_config.to_dict()
@@ -93,18 +93,19 @@ def test_resampling_equals_sampling_on_a_grid(values, padded):
     slots = 8 if values == CONFIGS["a slot per frame"] else 4
     shapes = [(slots, 9, 12), (slots, 4, 6), (slots, 2, 3)]
     masks = [torch.ones(2, h, w, dtype=torch.bool) for _, h, w in shapes]
-    if padded:
-        for mask, (height, width) in zip(masks, [(7, 9), (3, 5), (1, 2)], strict=True):
-            mask[1, height:] = mask[1, :, width:] = False
+    for mask, (height, width) in zip(masks, [(7, 9), (3, 5), (1, 2)], strict=True):
+        mask[1, height:] = mask[1, :, width:] = False
+    padding = Padding(masks) if padded else None
+    plan = ClipPlan.make(model.config, shapes, 8, torch.device("cpu"), padding, every_cell=True)
     states = torch.randn(2, slots * (108 + 24 + 6), 32)
     weights, results = None, []
     for reference in (False, True):
         leaf = states.clone().requires_grad_()
         with readable("resampling") if reference else nullcontext():
-            memory = model.resample(leaf, shapes, masks, model.config.num_frames)
+            memory = model.resample(leaf, plan)
         # Beyond the real cells of a clip, both forms extrapolate something that nobody reads.
         real = masks[-2].repeat_interleave(memory.shape[1] // 2, dim=0).flatten(1)
-        memory = memory * real[..., None] if model.config.padding == "masked" else memory
+        memory = memory * real[..., None] if padded and model.config.padding == "masked" else memory
         weights = torch.randn_like(memory) if weights is None else weights
         (memory * weights).sum().backward()
         results.append((memory, leaf.grad))
@@ -117,27 +118,27 @@ def test_cells_that_are_encoded_are_those_that_the_keyframe_is_read_from(name):
     model = ClassQueryModel(tiny_config(**{"num_frames": 8} | CONFIGS[name]))
     slots = 8 if name == "a slot per frame" else 4
     shapes = [(slots, 16, 20), (slots, 8, 10), (slots, 4, 5), (slots, 2, 2)]
-    masks = [torch.ones(1, h, w, dtype=torch.bool) for _, h, w in shapes]
+    whole, plan = (ClipPlan.make(model.config, shapes, 8, torch.device("cpu"), every_cell=e) for e in (True, False))
     states = torch.randn(1, sum(t * h * w for t, h, w in shapes), 32).requires_grad_()
     with readable("resampling"):
-        model.resample(states, shapes, masks, 8).sum().backward()
-
-    cells = model.cells_to_encode(shapes, masks, 8)
+        model.resample(states, whole).sum().backward()
 
     encoded = torch.zeros(states.shape[1], dtype=torch.bool)
-    encoded[flat_indices(cells, shapes, states.device)] = True
+    encoded[plan.read_index] = True
     # Weights of less than this are rounding of places that fall on a cell.
     read = states.grad[0].abs().amax(-1) > 1e-5
-    assert num_cells(cells) == encoded.sum() < len(encoded)
+    assert len(plan.read_index) == encoded.sum() < len(encoded)
     assert torch.equal(encoded | read, encoded)
     assert (encoded & ~read).sum() <= 0.1 * read.sum()
+    assert_close(model.resample(states[:, plan.read_index], plan), model.resample(states, whole), **TOLERANCE)
 
 
 def test_keyframe_of_the_published_model_is_read_from_a_tenth_of_the_cells():
     counts = {}
     for columns in [(84, 42, 21, 10), (85, 43, 22, 11)]:  # 84: ViT-B at 16x256x340
         shapes = [(8, 64 // 2**level, width) for level, width in enumerate(columns)]
-        counts[sum(map(math.prod, shapes))] = num_cells(cells_read_without_padding(ClassQueryConfig(), shapes, 16))
+        plan = ClipPlan.make(ClassQueryConfig(), shapes, 16, torch.device("cpu"))
+        counts[sum(map(math.prod, shapes))] = len(plan.read_index)
 
     # The second was counted by the gradient of grid_sample.
     assert counts == {57_088: 5_512, 58_048: 5_920}
