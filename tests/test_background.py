@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from classquery.engine.detection import background as background_module
 from classquery.engine.detection.background import Background
 
 
@@ -81,4 +82,43 @@ def test_thread_ends_when_nobody_takes_any_more():
         background.take(1)
 
     background._thread.join(5)
+    assert not background._thread.is_alive()
+
+
+def test_leaving_early_waits_for_the_thread_which_closes_what_it_read():
+    closed_in = []
+
+    def make() -> Iterator[int]:
+        try:
+            yield from iter(int, 1)
+        finally:
+            closed_in.append(threading.current_thread())
+
+    with Background(make(), capacity=1) as background:
+        background.take(1)
+
+    assert not background._thread.is_alive()
+    assert closed_in == [background._thread]
+
+
+def test_thread_that_hangs_is_not_waited_for_for_ever(monkeypatch):
+    monkeypatch.setattr(background_module, "_MAX_SECONDS_TO_END", 0.01)
+    go_on = threading.Event()
+
+    def make() -> Iterator[int]:
+        yield 1
+        go_on.wait(20)
+
+    with Background(make(), capacity=1) as background:
+        background.take(1)
+
+    assert background._thread.is_alive()
+    go_on.set()
+
+
+def test_what_is_half_done_at_exit_is_ended():
+    background = Background(iter(int, 1), capacity=1).__enter__()
+
+    background_module._end_all()
+
     assert not background._thread.is_alive()

@@ -1,6 +1,9 @@
 """Work ahead in a thread, a bounded number of items, in step with whoever takes them or dropping what gets too old."""
 
+import atexit
+import contextlib
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -8,6 +11,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 
 ItemT = TypeVar("ItemT")
+# How long to wait for a thread that was told to end: it may be in the middle of a frame, or waiting for a camera.
+_MAX_SECONDS_TO_END = 5.0
 
 
 class Taken(NamedTuple, Generic[ItemT]):
@@ -36,17 +41,23 @@ class Background(Generic[ItemT]):
         self._error: BaseException | None = None
         self._is_finished = self._is_abandoned = False
         self._changed = threading.Condition()
-        # A daemon: the interpreter does not wait for it when it exits, not even if a decoder hangs.
+        # A daemon: the interpreter does not wait for ever when it exits, not even if a decoder hangs.
         self._thread = threading.Thread(target=self._run, name="Background", daemon=True)
 
     def __enter__(self) -> "Background[ItemT]":
         self._thread.start()
+        _running.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Tell the thread to end, and wait for it, but not for ever."""
         with self._changed:
             self._is_abandoned = True
             self._changed.notify_all()
+        self._thread.join(_MAX_SECONDS_TO_END)
 
     def take(self, max_items: int) -> Taken[ItemT]:
         """Wait for items and take them in order: `max_items`, or fewer at the end, where there are none.
@@ -70,7 +81,9 @@ class Background(Generic[ItemT]):
             yield batch[0]
 
     def _run(self) -> None:
-        with _Ending(self):
+        with _Ending(self), contextlib.ExitStack() as on_exit:
+            # Decoders are closed in the thread that they were opened in.
+            on_exit.callback(getattr(self._items, "close", lambda: None))
             for item in self._items:
                 if not self._put(item):
                     return
@@ -92,6 +105,16 @@ class Background(Generic[ItemT]):
             self._error = error
             self._is_finished = True
             self._changed.notify_all()
+
+
+_running: "weakref.WeakSet[Background]" = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """End what is left half done: a thread in native code aborts the process when the interpreter exits."""
+    for background in list(_running):
+        background.end()
 
 
 class _Ending:
