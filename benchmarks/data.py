@@ -29,8 +29,8 @@ from tqdm import tqdm
 from classquery import ClassQueryVideoProcessor
 from classquery.data.preparation.preparing import Encoding
 from classquery.data.transforms import ClipTransform
+from classquery.data.video import index as video_index
 from classquery.data.video.frame_folder import read_frame_folder
-from classquery.data.video.index import index_video
 from classquery.data.video.reader import ClipReader
 
 
@@ -219,7 +219,7 @@ def reopened(path: str, images: str) -> Reader:
     """Open and index the file for each clip, with the same reader."""
 
     def read(frames: np.ndarray) -> np.ndarray:
-        index_video.cache_clear()
+        video_index.cache.clear()
         return ClipReader().read(path, frames)
 
     return read, ClipReader().info(path).num_frames

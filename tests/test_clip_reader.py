@@ -21,7 +21,7 @@ from painted_frames import HEIGHT, WIDTH, number_on, numbers_on, paint, resize
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from classquery.data.video import index as video_index
-from classquery.data.video import pyav_file
+from classquery.data.video import opening, pyav_file
 from classquery.data.video import reader as clip_reader
 from classquery.data.video.opening import identify
 from classquery.data.video.reader import ClipReader, VideoReadError, iterate_frames
@@ -87,6 +87,7 @@ RECIPES = [
     Recipe("mpeg4.avi", "mpeg4", "start", max_b_frames=0),
     Recipe("mpeg4_b_frames.avi", "mpeg4", "start", max_b_frames=2),
     Recipe("mpeg4_odd_size.avi", "mpeg4", "start", max_b_frames=0, size=(HEIGHT + 1, WIDTH + 1)),
+    Recipe("mpeg4.mp4", "mpeg4", "start", max_b_frames=0),
     Recipe("mpeg4_b_frames.mp4", "mpeg4", "start", max_b_frames=2),
     Recipe("wmv2.wmv", "wmv2", "start"),
 ]
@@ -291,15 +292,47 @@ def test_iterate_frames_yields_nothing_after_the_end(path_of):
 
 @pytest.mark.parametrize("file_name", ["h264_pyramid.mp4", "vp9.webm"])
 def test_frames_far_from_each_other_are_sought(file_name, path_of, monkeypatch):
-    decoded = []
-    monkeypatch.setattr(pyav_file, "_MIN_SKIPPED_FRAMES", 6)
-    count = pyav_file.PyavFile._decode_packet
-    monkeypatch.setattr(
-        pyav_file.PyavFile, "_decode_packet", lambda file, packet: decoded.append(1) or count(file, packet)
-    )
+    path = path_of(file_name)
+    ClipReader().info(path)
+    fed = []
+    monkeypatch.setattr(pyav_file, "decode", lambda packet: fed.append(1) or opening.decode(packet))
 
-    assert numbers_on(ClipReader().read(path_of(file_name), [0, 37, 59])) == [0, 37, 59]
-    assert len(decoded) < 40
+    for max_packets_passed_over in (0, 100):
+        fed.clear()
+        monkeypatch.setattr(pyav_file, "_MAX_PACKETS_PASSED_OVER", max_packets_passed_over)
+        assert numbers_on(ClipReader().read(path, [0, 37, 59])) == [0, 37, 59]
+        assert len(fed) < 30
+
+
+@pytest.fixture
+def seeks(monkeypatch):
+    """Return the list to which every seek and every start from the first frame is added."""
+    seeks = []
+    for name in ("_seek", "_reopen"):
+        go = getattr(pyav_file.PyavFile, name)
+        monkeypatch.setattr(
+            pyav_file.PyavFile, name, lambda file, *arguments, go=go: seeks.append(arguments) or go(file, *arguments)
+        )
+    return seeks
+
+
+@pytest.mark.parametrize("file_name", ["h264_one_group.mp4", "h264_pyramid.mp4", "h264_flat.mp4", "av1.mp4"])
+@pytest.mark.parametrize("stride", [1, 4])
+def test_clip_takes_one_seek_at_most(file_name, stride, path_of, seeks):
+    reader = ClipReader()
+    for start in np.random.default_rng(0).integers(0, NUM_FRAMES - 7 * stride, 20):
+        seeks.clear()
+        clip = start + stride * np.arange(8)
+        assert numbers_on(reader.read(path_of(file_name), clip)) == clip.tolist()
+        assert len(seeks) <= 1
+
+
+@pytest.mark.parametrize("file_name", [recipe.file_name for recipe in RECIPES if recipe.file_name.startswith("h264")])
+def test_clip_that_follows_another_goes_on_where_that_ended(file_name, path_of, seeks):
+    reader = ClipReader()
+    for start in range(0, NUM_FRAMES, 5):
+        assert numbers_on(reader.read(path_of(file_name), range(start, start + 5))) == [*range(start, start + 5)]
+    assert len(seeks) == 0
 
 
 def test_read_repeats_frames_and_accepts_arrays(path_of):
@@ -336,6 +369,42 @@ def test_delayed_video_starts_at_its_first_frame(file_name, path_of, tmp_path):
     assert reader.info(path).num_frames == NUM_FRAMES
     assert numbers_on(reader.read(path, [40, 0, 13])) == [40, 0, 13]
     np.testing.assert_array_equal(reader.frame_indices_at(path, [0.0, 0.4]), [0, 10])
+
+
+@pytest.mark.parametrize(("suffix", "delay"), [("mp4", 2.0), ("mkv", 2.0), ("ts", 2.0), ("mp4", 0.0), ("mkv", 0.0)])
+def test_times_are_those_of_a_clock_that_starts_with_the_sound(suffix, delay, tmp_path):
+    path = write_delayed(tmp_path / f"delayed.{suffix}", delay)
+    reader = ClipReader()
+
+    info = reader.info(path)
+    seconds = [frame.seconds for frame in iterate_frames(path)]
+
+    # A sound's encoder may start with a frame of nothing, 0.064 s, before 0, which mp4 and mkv leave out.
+    start = delay + (0.064 if suffix == "ts" else 0.0)
+    assert info.start_seconds == pytest.approx(start, abs=1e-3)
+    assert info.duration_seconds == pytest.approx(start + NUM_FRAMES / FRAMES_PER_SECOND, abs=1e-3)
+    np.testing.assert_allclose(seconds, start + np.arange(NUM_FRAMES) / FRAMES_PER_SECOND, atol=1e-3)
+    np.testing.assert_array_equal(reader.frame_indices_at(path, [0.0, start + 1.0, 100.0]), [0, 25, NUM_FRAMES - 1])
+    assert number_on(next(iterate_frames(path, start_seconds=start + 0.97)).image) == 25
+
+
+def write_delayed(path: Path, delay: float) -> str:
+    """Write sound from 0 and pictures from some seconds on."""
+    with av.open(str(path), "w") as output:
+        pictures = output.add_stream("libx264", rate=FRAMES_PER_SECOND, options={"x264-params": "bframes=2"})
+        pictures.height, pictures.width, pictures.codec_context.gop_size = HEIGHT, WIDTH, GROUP_SIZE
+        sound = output.add_stream("aac", rate=16000, layout="mono")
+        for start in range(0, 16000 * 4, 1024):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 16000, start, Fraction(1, 16000)
+            output.mux(sound.encode(frame))
+        output.mux(sound.encode())
+        for number in range(NUM_FRAMES):
+            frame = av.VideoFrame.from_ndarray(paint(number), format="rgb24")
+            frame.pts, frame.time_base = number + round(delay * FRAMES_PER_SECOND), Fraction(1, FRAMES_PER_SECOND)
+            output.mux(pictures.encode(frame))
+        output.mux(pictures.encode())
+    return str(path)
 
 
 def test_sound_does_not_matter(path_of, tmp_path):
@@ -439,11 +508,24 @@ def test_mkv_without_its_first_key_frame_starts_at_the_second(path_of, tmp_path)
 
 
 def test_seek_that_leads_too_far_does_not_lead_to_wrong_frames(path_of, monkeypatch):
-    path = path_of("hevc_open_gop.mp4")
-    last_key_frame = 48 * TICKS_PER_FRAME
-    monkeypatch.setattr(video_index.VideoIndex, "seek_point_of", lambda index, frame_index: last_key_frame)
+    class LeadsTooFar:
+        def __init__(self, container):
+            self.container = container
 
-    assert numbers_on(ClipReader().read(path, [13, 50])) == [13, 50]
+        def __getattr__(self, name):
+            return getattr(self.container, name)
+
+        def seek(self, timestamp, *, stream):
+            self.container.seek(48 * TICKS_PER_FRAME, stream=stream)
+
+    def open_far(path):
+        container, stream = opening.open_video(path)
+        return LeadsTooFar(container), stream
+
+    monkeypatch.setattr(pyav_file, "open_video", open_far)
+    monkeypatch.setattr(pyav_file, "_MAX_PACKETS_PASSED_OVER", 0)
+
+    assert numbers_on(ClipReader().read(path_of("hevc_open_gop.mp4"), [13, 50])) == [13, 50]
 
 
 def test_rotated_video_comes_out_upright(path_of, tmp_path):
@@ -614,6 +696,26 @@ def test_rewritten_file_is_read_anew(tmp_path):
     assert number_on(reader.read(path, [3])[0]) == 23
 
 
+def test_index_remembers_files_by_their_number_of_frames(tmp_path, monkeypatch):
+    scanned = []
+    scan = video_index._scan
+    monkeypatch.setattr(video_index, "_scan", lambda path: scanned.append(Path(path).name) or scan(path))
+    # Room for two files.
+    monkeypatch.setattr(video_index, "_MAX_INDEXED_FRAMES", 2 * (20 + video_index._FRAMES_PER_FILE))
+    monkeypatch.setattr(video_index, "cache", video_index._Cache())
+    paths = []
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        paths.append(write_video(RECIPE_OF["h264.mkv"], tmp_path / name, shown_numbers=range(20)))
+    a, b, c = paths
+
+    for path in (a, b, a, c, a, b):
+        assert ClipReader().info(path).num_frames == 20
+
+    # `b` was not used for longest when `c` came.
+    assert len(scanned) == 4
+
+
 @needs_decord
 def test_bridge_of_decord_to_torch_does_not_matter(path_of):
     import decord
@@ -743,23 +845,53 @@ def test_truncated_mkv_ends_early(path_of, tmp_path):
     assert numbers_and_error(path) == (list(range(24)), "")
 
 
-def test_damaged_middle_gives_the_frames_before_it_and_then_raises(path_of, tmp_path):
-    position = position_of_key_frame(path_of("h264_b_frames.mp4"), 36)
-    path = copy_bytes(
-        path_of("h264_b_frames.mp4"),
-        tmp_path / "damaged.mp4",
-        lambda data: data[:position] + b"\xff" * 8 + data[position + 8 :],
-    )
+def damage(path: str, number: int, target: Path) -> str:
+    """Copy a video with a packet, that of a key frame, full of wrong bytes."""
+    with av.open(path) as container:
+        packet = [bytes(packet) for packet in container.demux(video=0) if packet.is_keyframe][number // GROUP_SIZE]
+    return copy_bytes(path, target, lambda data: data.replace(packet, b"\xff" * len(packet)))
+
+
+@pytest.mark.parametrize("file_name", ["h264_b_frames.mp4", "h264.mkv", "vp9.webm", "av1.mp4"])
+def test_frames_behind_damage_come_as_in_a_player_and_what_is_missing_is_said(file_name, path_of, tmp_path):
+    path = damage(path_of(file_name), 36, tmp_path / file_name)
+    frames, seen = iterate_frames(path), {}
+
+    def stream() -> None:
+        seen.update((frame.index, number_on(frame.image)) for frame in frames)
+
+    with pytest.raises(VideoReadError, match=r"frames? 3[56].* cannot be decoded, the data is damaged"):
+        stream()
+
+    assert 36 not in seen
+    assert list(seen) == sorted(seen)
+    # Only of the group whose key frame is damaged some pictures are not what they were.
+    intact = [*range(33), *range(48, NUM_FRAMES)]
+    assert [seen[index] for index in intact] == intact
+
+
+@pytest.mark.parametrize("file_name", ["h264_b_frames.mp4", "vp9.webm"])
+def test_clips_without_damaged_frames_are_read_and_others_raise(file_name, path_of, tmp_path):
+    path = damage(path_of(file_name), 36, tmp_path / file_name)
+
+    assert numbers_on(ClipReader().read(path, [5, 30, 50])) == [5, 30, 50]
+    for clip in ([36], [30, 40], [41, 50]):
+        with pytest.raises(VideoReadError, match=r"^frames? .*: frames? .*cannot be decoded, the data is damaged"):
+            ClipReader().read(path, clip)
+
+
+def test_counted_frames_behind_damage_are_shown_and_not_trained_on(path_of, tmp_path):
+    path = damage(path_of("mpeg4.mp4"), 36, tmp_path / "damaged.mp4")
 
     numbers, error = numbers_and_error(path)
 
-    # The decoder holds some frames back for reordering when it meets the damage.
-    assert numbers == list(range(len(numbers)))
-    assert 24 < len(numbers) <= 36
-    assert "damaged" in error
-    assert number_on(ClipReader().read(path, [5])[0]) == 5
-    with pytest.raises(VideoReadError, match="^frame 36: .*damaged"):
-        ClipReader().read(path, [36])
+    assert numbers[:36] == list(range(36))
+    assert numbers[-12:] == list(range(48, NUM_FRAMES))
+    assert "frame 36 cannot be decoded" in error
+    assert "may be a few off" in error
+    assert numbers_on(ClipReader().read(path, [5, 30])) == [5, 30]
+    with pytest.raises(VideoReadError, match="frame 50 cannot be decoded, the data is damaged"):
+        ClipReader().read(path, [30, 50])
 
 
 @pytest.mark.parametrize("backend", ["pyav", pytest.param("decord", marks=needs_decord)])

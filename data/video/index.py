@@ -1,19 +1,23 @@
 """The frames of a video and the way to reach them, by what its header and its packets say."""
 
-import functools
-from collections.abc import Callable
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from classquery.data.video.opening import VideoFile, opened, packets_of, unreadable
+from classquery.data.video.opening import VideoFile, decode, opened, packets_of, unreadable
 
 
 if TYPE_CHECKING:
+    from av.container import InputContainer
     from av.packet import Packet
     from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
 
 # FFmpeg's first name of the containers (mp4 is "mov", webm is "matroska") whose index leads a seek to a known frame.
 _SEEKABLE_CONTAINERS = ("mov", "matroska")
@@ -25,8 +29,11 @@ _MAX_REORDERED_FRAMES = 16
 # FFmpeg's own guess for a stream that does not state its rate.
 _DEFAULT_FRAMES_PER_SECOND = Fraction(25)
 _NO_TIMESTAMP = np.iinfo(np.int64).min
-# 8 bytes per frame: 235 fifteen-minute AVA movies take 50 MB.
-_MAX_INDEXED_FILES = 512
+# Of 12 bytes each, and some 2 kB per file: 235 fifteen-minute AVA movies take 76 MB, the 3,207 files of UCF101-24 13.
+_MAX_INDEXED_FRAMES = 8_000_000
+_FRAMES_PER_FILE = 200
+# FFmpeg states the start of a file in whole microseconds.
+_CONTAINER_TIME_BASE = Fraction(1, 1_000_000)
 # Headers are off by some frames in good files too.
 _TRUNCATION_TOLERANCE_SECONDS = 1.0
 _NAL_TYPE_IDR = 5
@@ -47,8 +54,10 @@ class VideoInfo:
     """Width in pixels after the rotation that the file asks for."""
     frames_per_second: float
     """Mean frame rate; use `ClipReader.frame_indices_at` for times, the rate may vary."""
+    start_seconds: float
+    """Time of the first frame on the clock of the file, which starts with its first stream, be that sound."""
     duration_seconds: float
-    """From the first frame to the end of the last one, which is taken to last one mean frame interval."""
+    """From the start of that clock to the end of the last frame, which is taken to last one mean frame interval."""
     random_access: bool
     """Whether a clip is reached by seeking (about one group of pictures is decoded) or from the first frame on."""
 
@@ -60,6 +69,10 @@ class _Scan(NamedTuple):
     codec: str
     frame_rate: Fraction
     time_base: Fraction
+    delay_seconds: float
+    """How much later than the file its pictures start."""
+    start: int | None
+    """First presentation time of the stream."""
     first_frame: "VideoFrame"
     missing_seconds: float
     pts: np.ndarray
@@ -80,10 +93,14 @@ class VideoIndex:
     """int64 (num_frames,), increasing, in units of `time_base`."""
     time_base: Fraction
     """Seconds per unit of `timestamps`."""
+    packets: np.ndarray
+    """int32 (num_frames,): place of the packet of each frame in the file, where decoding starts."""
     has_exact_times: bool
     """Whether a decoded frame is recognised by its timestamp; otherwise frames are counted from the first one."""
     seek_points: np.ndarray
     """int64, increasing: timestamps at which decoding may start; empty if the file cannot be sought."""
+    seek_packets: np.ndarray
+    """int32: places in the file of the packets with these timestamps."""
     is_exact_with_decord: bool
     num_packets: int
     """Number of frames that decord should find."""
@@ -98,14 +115,13 @@ class VideoIndex:
 
     @property
     def frame_seconds(self) -> np.ndarray:
-        """float64 (num_frames,): seconds after the first frame."""
-        return (self.timestamps - self.timestamps[0]) * float(self.time_base)
+        """float64 (num_frames,): seconds on the clock of the file."""
+        return self.info.start_seconds + (self.timestamps - self.timestamps[0]) * float(self.time_base)
 
-    def seek_point_of(self, frame_index: int) -> int | None:
-        """Return the timestamp to seek to for a frame, or None where decoding starts with the file."""
+    def groups_of(self, frame_indices: Sequence[int]) -> np.ndarray:
+        """Return for each frame the number of the seek point from which it is decoded, or -1 for the start."""
         # Not a later one: the frames shown before an open key frame need the group before it.
-        position = np.searchsorted(self.seek_points, self.timestamps[frame_index], side="right") - 1
-        return int(self.seek_points[position]) if position >= 0 else None
+        return np.searchsorted(self.seek_points, self.timestamps[frame_indices], side="right") - 1
 
     def number_at(self, timestamp: int) -> int | None:
         """Return the number of the frame with a timestamp, or None if there is none."""
@@ -113,9 +129,61 @@ class VideoIndex:
         return number if number < len(self.timestamps) and self.timestamps[number] == timestamp else None
 
 
-@functools.lru_cache(maxsize=_MAX_INDEXED_FILES)
+class _Cache:
+    """The indices of the files read last, of so many frames that they fit in memory."""
+
+    def __init__(self) -> None:
+        self._indices: OrderedDict[VideoFile, VideoIndex] = OrderedDict()
+        self._num_frames = 0
+        self._lock = threading.Lock()
+        # A process may be forked while another thread holds the lock.
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._unlock)
+
+    def _unlock(self) -> None:
+        self._lock = threading.Lock()
+
+    def get(self, file: VideoFile) -> VideoIndex | None:
+        """Look an index up."""
+        with self._lock:
+            if file in self._indices:
+                self._indices.move_to_end(file)
+            return self._indices.get(file)
+
+    def add(self, index: VideoIndex) -> None:
+        """Keep an index, in place of those that were not used for longest."""
+        with self._lock:
+            if index.file in self._indices:
+                return
+            self._indices[index.file] = index
+            self._num_frames += _size_of(index)
+            while self._num_frames > _MAX_INDEXED_FRAMES and len(self._indices) > 1:
+                self._num_frames -= _size_of(self._indices.popitem(last=False)[1])
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._indices.clear()
+            self._num_frames = 0
+
+
+def _size_of(index: VideoIndex) -> int:
+    return index.info.num_frames + _FRAMES_PER_FILE
+
+
+cache = _Cache()
+
+
 def index_video(file: VideoFile) -> VideoIndex:
     """List the frames of a version of a file, once."""
+    index = cache.get(file)
+    if index is None:
+        index = _index(file)
+        cache.add(index)
+    return index
+
+
+def _index(file: VideoFile) -> VideoIndex:
     scan = _scan(file.path)
     clock, time_base, has_pts = _choose_clock(scan)
     has_exact_times = has_pts and scan.codec in _CODECS_WITH_EXACT_TIMES
@@ -124,17 +192,22 @@ def index_video(file: VideoFile) -> VideoIndex:
     if has_exact_times:
         # Frames shown before the first key frame need a group of pictures that was cut off.
         is_shown &= clock[order] >= clock[0]
-    timestamps = clock[order[is_shown]]
+    packets = order[is_shown]
+    timestamps = clock[packets]
     can_seek = has_exact_times and scan.container in _SEEKABLE_CONTAINERS
     random_access = can_seek and bool(scan.is_restart[scan.is_keyframe].all())
+    restarts = order[(scan.is_restart & can_seek)[order]]
+    start_seconds = _start_seconds(scan, int(timestamps[0]) if has_pts else None)
     num_turns = quarter_turns(scan.first_frame)
     return VideoIndex(
         file=file,
-        info=_describe(file.path, scan, timestamps, time_base, random_access),
+        info=_describe(file.path, scan, timestamps, time_base, start_seconds, random_access),
         timestamps=timestamps,
         time_base=time_base,
+        packets=packets.astype(np.int32),
         has_exact_times=has_exact_times,
-        seek_points=np.sort(clock[scan.is_restart & can_seek]),
+        seek_points=clock[restarts],
+        seek_packets=restarts.astype(np.int32),
         # decord numbers the frames around one that is not shown differently from one read to the next.
         is_exact_with_decord=random_access
         and scan.codec in _DECORD_CODECS
@@ -158,7 +231,7 @@ def _scan(path: str) -> _Scan:
         rows = []
         for packet in packets_of(container, stream):
             if first_frame is None and not packet.is_corrupt:
-                first_frame = next(iter(packet.decode()), None)
+                first_frame = next(iter(decode(packet) or ()), None)
             if packet.size > 0:  # the packet that ends the stream is empty
                 rows.append((*_times(packet), _is_shown(packet, codec_name), packet.is_keyframe, may_restart(packet)))
         if first_frame is None:
@@ -173,6 +246,8 @@ def _scan(path: str) -> _Scan:
             codec=codec_name,
             frame_rate=stream.average_rate or stream.guessed_rate or _DEFAULT_FRAMES_PER_SECOND,
             time_base=stream.time_base,
+            delay_seconds=_delay_seconds(container, stream),
+            start=stream.start_time,
             first_frame=first_frame,
             missing_seconds=missing_seconds if missing_seconds > _TRUNCATION_TOLERANCE_SECONDS else 0.0,
             pts=pts,
@@ -242,7 +317,29 @@ def _are_sound_times(times: np.ndarray) -> bool:
     return times[order[0]] != _NO_TIMESTAMP and is_increasing and displacement <= _MAX_REORDERED_FRAMES
 
 
-def _describe(path: str, scan: _Scan, timestamps: np.ndarray, time_base: Fraction, random_access: bool) -> VideoInfo:
+def _delay_seconds(container: "InputContainer", stream: "VideoStream") -> float:
+    """Return how much later than the file its pictures start, on the clock that players and `ffmpeg` show."""
+    if container.start_time is None or stream.start_time is None:
+        return 0.0
+    delay = stream.start_time * stream.time_base - container.start_time * _CONTAINER_TIME_BASE
+    return float(delay) if delay > _CONTAINER_TIME_BASE else 0.0
+
+
+def _start_seconds(scan: _Scan, first_timestamp: int | None) -> float:
+    """Return the time of the first frame, which is not the first of the stream where that one cannot be decoded."""
+    if first_timestamp is None or scan.start is None:
+        return scan.delay_seconds
+    return max(0.0, scan.delay_seconds + float((first_timestamp - scan.start) * scan.time_base))
+
+
+def _describe(
+    path: str,
+    scan: _Scan,
+    timestamps: np.ndarray,
+    time_base: Fraction,
+    start_seconds: float,
+    random_access: bool,
+) -> VideoInfo:
     intervals = len(timestamps) - 1
     frame_rate = intervals / (int(timestamps[-1] - timestamps[0]) * time_base) if intervals else scan.frame_rate
     height, width = turned(scan.first_frame.height, scan.first_frame.width, quarter_turns(scan.first_frame))
@@ -252,7 +349,8 @@ def _describe(path: str, scan: _Scan, timestamps: np.ndarray, time_base: Fractio
         height=height,
         width=width,
         frames_per_second=float(frame_rate),
-        duration_seconds=float(len(timestamps) / frame_rate),
+        start_seconds=start_seconds,
+        duration_seconds=start_seconds + float(len(timestamps) / frame_rate),
         random_access=random_access,
     )
 

@@ -14,6 +14,7 @@ from av.stream import Disposition
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
+    from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
 
@@ -99,6 +100,16 @@ def _why_not_opened(path: str) -> tuple[str, str]:
 def packets_of(container: "InputContainer", stream: "VideoStream") -> Iterator["Packet"]:
     """List the packets from the first key frame on: those before it cannot be decoded."""
     return itertools.dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream))
+
+
+def decode(packet: "Packet") -> list["VideoFrame"] | None:
+    """Decode a packet; None if it is damaged, which players pass over."""
+    try:
+        return packet.decode()
+    except av.error.MemoryError:
+        raise
+    except av.error.FFmpegError:
+        return None
 
 
 def unreadable(path: str, cause: str, remedy: str) -> VideoReadError:

@@ -11,8 +11,12 @@ catching an exception; the tests read painted frame numbers back through all of 
 |                                    | good times                                                                     |
 | decord, seeking, when asked for it | H.264, VP8, VP9, MJPEG of the first way, without rotation and hidden frames    |
 
-PyAV is the default because it is the faster one (`benchmarks/data.py`): files stay open, unneeded H.264 frames that no
-other refers to are passed over, and the next clip of a video goes on where the last one ended. decord returns wrong
+Times are those of the file's clock, which starts with its first stream, be that sound, as players and `ffmpeg` show
+them: pictures that come two seconds late start at second 2. They are the timestamps, also where the rate varies.
+
+PyAV is the default because it is the faster one (`benchmarks/data.py`): files stay open, groups of pictures without a
+wanted frame and unneeded H.264 frames that no other refers to are passed over, and the next clip of a video goes on
+where the last one ended. decord returns wrong
 frames without an error for open-GOP and intra-refresh H.264, HEVC, MPEG-2, MPEG-4 with B-frames, trimmed mp4 (edit
 lists), most of avi and all of MPEG-TS (on which it can also hang); here it refuses these. Where both read a file their
 pixels are identical; only the colours of interlaced video differ slightly.
@@ -51,7 +55,7 @@ class Frame:
     index: int
     """Number of the frame, the one that `ClipReader.read` takes."""
     seconds: float
-    """Presentation time in seconds after the first frame."""
+    """Presentation time in seconds on the clock of the file."""
     to_image: Callable[[], np.ndarray]
     """Makes the image: a third of the work of decoding, which frames that nobody looks at are spared."""
 
@@ -123,8 +127,8 @@ class ClipReader:
 
         Args:
             path: The video file.
-            seconds: Times after the first frame, in seconds, of any shape. Times before the first or after the last
-                frame give that frame.
+            seconds: Times on the clock of the file, in seconds, of any shape. Times before the first or after the
+                last frame give that frame.
 
         Returns:
             int64 frame indices of the shape of `seconds`; the earlier frame where two are equally near.
@@ -235,16 +239,17 @@ def iterate_frames(path: str | os.PathLike[str], *, start_seconds: float = 0.0) 
 
     Args:
         path: The video file.
-        start_seconds: Time of the first frame to yield, in seconds after the first frame of the video. Frames before
-            it are passed over by seeking where the file has random access.
+        start_seconds: Time of the first frame to yield, in seconds on the clock of the file. Frames before it are
+            passed over by seeking where the file has random access.
 
     Yields:
         Frames with the same numbers, times and pixels as those of `ClipReader`.
 
     Raises:
-        VideoReadError: At the call, if the file cannot be read at all; while iterating, after the last frame that
-            could be decoded, if the rest is damaged or missing. Matroska and MPEG-TS do not state how many frames
-            they hold: when truncated, they just end early.
+        VideoReadError: At the call, if the file cannot be read at all; while iterating, after the last frame, if some
+            cannot be decoded or are missing, saying which. Like players it goes on behind damage; pictures that are
+            predicted from what is damaged may look wrong there, and a clip of them is refused by `ClipReader.read`.
+            Matroska and MPEG-TS do not state how many frames they hold: when truncated, they just end early.
     """
     index = index_video(identify(os.fspath(path)))
     # Times are quotients: half a microsecond of tolerance lets 0.04 mean the frame at 1/25 s.
@@ -252,16 +257,24 @@ def iterate_frames(path: str | os.PathLike[str], *, start_seconds: float = 0.0) 
     return _stream_frames(index, start)
 
 
-def _stream_frames(index: "VideoIndex", start: int) -> Iterator[Frame]:
+def _stream_frames(index: VideoIndex, start: int) -> Iterator[Frame]:
     if start == index.info.num_frames:
         return
-    frame_seconds = index.frame_seconds
+    frame_seconds, lost, expected = index.frame_seconds, [], start
     with contextlib.closing(PyavFile(index)) as file:
-        for frame_index, frame in file.frames_from(start):
-            if frame_index >= start:
-                yield Frame(frame_index, float(frame_seconds[frame_index]), functools.partial(file.to_rgb, frame))
-    if index.missing_seconds:
-        raise unreadable(index.file.path, _describe_truncation(index), "fetch or export it again")
+        for frame_index, frame in file.frames_of(range(start, index.info.num_frames)):
+            if frame_index < expected:
+                continue  # Behind damage, frames may come late; players drop them, too.
+            lost.extend(range(expected, frame_index))
+            expected = frame_index + 1
+            yield Frame(frame_index, float(frame_seconds[frame_index]), functools.partial(file.to_rgb, frame))
+    lost.extend(range(expected, index.info.num_frames))
+    problems = [_describe_truncation(index)] if index.missing_seconds else []
+    if lost:
+        uncertain = "" if index.has_exact_times else ", and the frames behind them may be a few off"
+        problems.insert(0, f"{abbreviate(lost)} cannot be decoded, the data is damaged{uncertain}")
+    if problems:
+        raise unreadable(index.file.path, "; ".join(problems), "fetch or export it again")
 
 
 def _check_range(index: VideoIndex, frame_indices: np.ndarray) -> None:
