@@ -30,7 +30,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, TrainerCallback, TrainingArguments, set_seed
 from transformers.hf_argparser import string_to_bool
 
-from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor, demo_checkpoint
+from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
 from classquery.configuration import DataArguments, Recipe, RecipeError, load_recipe
 from classquery.configuration.arguments import OptimizationArguments
 from classquery.convert_classquery_checkpoint import load_backbone, load_transformer
@@ -49,8 +49,7 @@ from classquery.data.streaming import ClipStream
 from classquery.data.transforms import ClipTransform
 from classquery.data.video.reader import ClipReader, VideoReadError
 from classquery.detection_classquery import label_id_of
-from classquery.engine.checkpoint import load_detector
-from classquery.engine.detection.detection import DEMO_NOTICE
+from classquery.engine.checkpoint import demo_notice, load_detector
 from classquery.engine.detection.prediction import (
     PredictionArguments,
     collect_predictions,
@@ -402,8 +401,9 @@ def predict(
 ) -> list[str]:
     """Detect actions in the videos, each in one of the processes, say what was found, and name what was not done."""
     is_main = training_args.process_index == 0
-    if videos and is_main and model.name_or_path == demo_checkpoint():
-        logger.warning(DEMO_NOTICE)
+    notice = demo_notice(model)
+    if videos and is_main and notice:
+        logger.warning(notice)
     output_dir = Path(training_args.output_dir)
     with training_args.main_process_first(desc="writing a demo movie"):
         videos = videos or [str(write_demo_movie(output_dir, "validation", 0))]

@@ -13,7 +13,7 @@ from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcess
 from classquery.data.annotations.ava import load_ava, load_ava_labels
 from classquery.data.clips import ClipCollator, KeyframeClips
 from classquery.data.demo.movies import write_demo
-from classquery.engine.checkpoint import CheckpointError, load_detector
+from classquery.engine.checkpoint import CheckpointError, demo_notice, load_detector
 from classquery.engine.training.evaluation import FrameScorer, clip_records
 
 
@@ -157,3 +157,17 @@ def test_demo_model_finds_the_people_of_a_movie_it_has_not_seen(tmp_path):
 
 def test_demo_model_is_small():
     assert sum(path.stat().st_size for path in Path(demo_checkpoint()).glob("*.safetensors")) < 4e6
+
+
+def test_notice_is_for_the_demo_model_and_not_for_what_was_made_from_it(tmp_path):
+    model, processor = load_detector("demo")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    copy, _ = load_detector(str(tmp_path))
+
+    assert demo_notice(model) == demo_notice(copy)
+    assert "(stand, walk, jump, ball on the left, " in demo_notice(model)
+    with torch.no_grad():
+        model.actor_head.bias[0] += 1e-3
+    assert demo_notice(model) is None
+    assert demo_notice(ClassQueryForVideoActionDetection(tiny_config())) is None

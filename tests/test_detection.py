@@ -25,19 +25,21 @@ CONSTANT_RATE = np.arange(50) / 20
 VARIABLE_RATE = np.cumsum([0, *[0.04, 0.1, 0.033, 0.25] * 12])
 
 
-def write_video(path: Path, seconds: Sequence[float], size: tuple[int, int] = (64, 48)) -> str:
+def write_video(
+    path: Path, seconds: Sequence[float], size: tuple[int, int] = (64, 48), *, ticks_per_second: int = 1000
+) -> str:
     """Write frames of (width, height) at some times, each of another colour and with a gradient."""
     width, height = size
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=20, options={"preset": "ultrafast", "g": "10", "crf": "10"})
         # 4:4:4 because 4:2:0 has no odd sizes.
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
-        stream.codec_context.time_base = Fraction(1, 1000)
+        stream.codec_context.time_base = Fraction(1, ticks_per_second)
         for index, time in enumerate(seconds):
             rows, columns = np.mgrid[:height, :width]
             image = np.stack((rows + 3 * index, 2 * columns, rows + columns + 5 * index), axis=-1) % 256
             frame = av.VideoFrame.from_ndarray(image.astype(np.uint8), format="rgb24")
-            frame.pts, frame.time_base = round(1000 * time), Fraction(1, 1000)
+            frame.pts, frame.time_base = round(ticks_per_second * time), Fraction(1, ticks_per_second)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return str(path)

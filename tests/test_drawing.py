@@ -269,6 +269,16 @@ def test_annotated_video_has_the_frames_and_times_of_its_source(seconds, size, t
     assert info.width / info.height == pytest.approx(size[0] / size[1], rel=0.02)
 
 
+def test_of_more_frames_than_screens_show_some_are_left_out(tmp_path):
+    times = np.arange(2000) / 100_000
+    source = write_video(tmp_path / "source.mp4", times, (16, 16), ticks_per_second=100_000)
+
+    write_annotated_video(source, tmp_path / "drawn.mp4", [], min_short_side=16)
+
+    seconds = [frame.seconds for frame in iterate_frames(tmp_path / "drawn.mp4")]
+    np.testing.assert_allclose(seconds, np.arange(6) * 0.9 / 240, atol=2e-5)
+
+
 def test_frames_show_the_source_and_the_nearest_keyframe(tmp_path):
     source = write_video(tmp_path / "source.mp4", CONSTANT_RATE)
     # The second starts at (0 + 1.5) / 2 s; they come in any order.

@@ -3,11 +3,13 @@
 import dataclasses
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import httpx
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
@@ -69,6 +71,21 @@ def load_detector(
         found = "; ".join(f"{len(keys)} {kind}, as {keys[0]}" for kind, keys in problems.items() if keys)
         raise CheckpointError(f"the weights in {path} do not fit its config.json: {found}")
     return model, ClassQueryVideoProcessor.from_pretrained(path)
+
+
+def demo_notice(model: ClassQueryForVideoActionDetection) -> str | None:
+    """What to know before using the demo model; None for any other, also for one that was fine-tuned from it."""
+    weights = model.state_dict()
+    stored = load_file(Path(demo_checkpoint()) / "model.safetensors")
+    if not stored.keys() <= weights.keys():
+        return None
+    if not all(torch.equal(weights[name].cpu(), stored[name].to(weights[name].dtype)) for name in stored):
+        return None
+    classes = ", ".join(model.config.id2label.values())
+    return (
+        f"The demo model knows nothing but the people, balls and kites of the demo movies ({classes}): train or load "
+        "another."
+    )
 
 
 def _load_config(path: str, name: str) -> ClassQueryConfig:

@@ -27,11 +27,11 @@ from huggingface_hub import HfApi
 from packaging.requirements import Requirement
 from PIL import Image
 
-from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor, demo_checkpoint
+from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
 from classquery.data.demo.movies import write_demo_movie
 from classquery.data.video.reader import ClipReader, VideoReadError
-from classquery.engine.checkpoint import load_detector
-from classquery.engine.detection.detection import DEMO_NOTICE, with_attention
+from classquery.engine.checkpoint import demo_notice, load_detector
+from classquery.engine.detection.detection import with_attention
 from classquery.engine.detection.drawing import draw_keyframe
 from classquery.engine.detection.people import Person, list_people
 from classquery.engine.detection.prediction import SUMMARY_FILE, PredictionArguments, predict_videos
@@ -92,7 +92,7 @@ class VideoPage:
     @property
     def notice(self) -> str | None:
         """What to know before using the model."""
-        return DEMO_NOTICE if self.model.name_or_path == demo_checkpoint() else None
+        return demo_notice(self.model)
 
     def detect(self, video: str, threshold: float, keyframes_per_second: float) -> _Result:
         """Detect in a video file.
@@ -213,6 +213,8 @@ def launch(model: str = "demo", **options) -> None:
     import gradio
 
     page = VideoPage(*load_detector(model))
+    if page.notice:
+        print(page.notice)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     page.model.eval().to(device)
     build_page(page).queue(max_size=20).launch(css=_CSS, theme=gradio.themes.Soft(), **options)
@@ -297,8 +299,6 @@ def main() -> None:
             if arguments.push_to_hub:
                 push_space(folder, arguments.push_to_hub)
             return
-        if arguments.model == "demo":
-            print(DEMO_NOTICE)
         launch(arguments.model, server_name=arguments.host, server_port=arguments.port)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")

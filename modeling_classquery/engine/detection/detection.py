@@ -12,7 +12,7 @@ from transformers.utils import logging
 from classquery.configuration_classquery import ClassQueryConfig
 from classquery.data.video.reader import ClipReader, VideoReadError
 from classquery.detection_classquery import Clip, ClipDetector, Sampling, assemble_clips, clip_around, tiles
-from classquery.engine.checkpoint import load_detector
+from classquery.engine.checkpoint import demo_notice, load_detector
 from classquery.engine.detection.background import Background
 from classquery.engine.detection.results import ActorDetection, FrameDetections
 from classquery.engine.detection.video_sources import Source, VideoSource, list_sources, open_source
@@ -23,8 +23,6 @@ from classquery.video_processing_classquery import ClassQueryVideoProcessor
 
 
 logger = logging.get_logger(__name__)
-
-DEMO_NOTICE = "The demo model knows nothing but the people, balls and kites of the demo movies: train or load another."
 
 
 def detect(
@@ -118,9 +116,10 @@ def _load(
     model: ClassQueryForVideoActionDetection | str, processor: ClassQueryVideoProcessor | None
 ) -> tuple[ClassQueryForVideoActionDetection, ClassQueryVideoProcessor]:
     if isinstance(model, str):
-        if model == "demo":
-            logger.warning_once(DEMO_NOTICE)
         loaded, its_processor = load_detector(model)
+        notice = demo_notice(loaded)
+        if notice:
+            logger.warning_once(notice)
         return loaded, processor or its_processor
     if processor is None:
         raise ValueError("a model needs the processor that was saved with it: detect(source, model, processor)")

@@ -44,6 +44,8 @@ _MAX_LONG_SIDE = 1920
 # A little more size costs more time than everything else, and text of 360 rows can be read as well as that of 480.
 _MAX_ENLARGEMENT_NOT_WORTH_IT = 4 / 3
 _PICTURES_AHEAD = 4
+# More no screen shows, and a recording of 100,000 per second would be drawn for days.
+_MAX_FRAMES_PER_SECOND = 240
 _GIF_FRAMES_PER_SECOND = 10
 _GIF_LONG_SIDE = 480
 # matplotlib's "inferno" (CC0) at nine equal steps, and how opaque it is where a class looks least and most.
@@ -83,9 +85,9 @@ def write_annotated_video(
 ) -> None:
     """Write a copy of a video with its detections drawn in: H.264 in mp4, frames at the same times, without sound.
 
-    Each frame shows the detections of the keyframe nearest in time; where people are numbered, their boxes move in
-    between. A file that is there is replaced when all is written, or kept. If the end of the source is damaged, a
-    warning is logged and the copy ends there.
+    Of more than 240 frames per second, some are left out. Each frame shows the detections of the keyframe nearest in
+    time; where people are numbered, their boxes move in between. A file that is there is replaced when all is written,
+    or kept. If the end of the source is damaged, a warning is logged and the copy ends there.
 
     Args:
         source: The video that the detections belong to, a file or a folder of frames; it is decoded once more, in
@@ -105,6 +107,8 @@ def write_annotated_video(
     if is_gif:
         size = _scaled_size(size, min(1.0, _GIF_LONG_SIDE / max(size)))
         frames = _at_gif_rate(frames)
+    else:
+        frames = _at_most(_MAX_FRAMES_PER_SECOND, frames)
     drawer = _VideoDrawer(keyframes, (video.width, video.height), size, attention_label, attention_person)
     pictures = ((drawer.draw(frame), frame.seconds) for frame in frames)
     # Drawn ahead, in a thread, while the encoder works.
@@ -112,7 +116,7 @@ def write_annotated_video(
         if is_gif:
             _write_gif(partial_path, ahead)
         else:
-            _write_h264(partial_path, ahead, size, video.frames_per_second)
+            _write_h264(partial_path, ahead, size, min(video.frames_per_second, _MAX_FRAMES_PER_SECOND))
 
 
 def _readable_frames(frames: Iterator[Frame]) -> Iterator[Frame]:
@@ -263,6 +267,16 @@ def _write_gif(path: os.PathLike[str], pictures: Iterable[tuple[Image.Image, flo
     first.save(
         path, format="GIF", save_all=True, append_images=others, duration=1000 // _GIF_FRAMES_PER_SECOND, loop=0
     )
+
+
+def _at_most(frames_per_second: float, frames: Iterable[Frame]) -> Iterator[Frame]:
+    """Leave out frames that come sooner after the one before than at a rate."""
+    due = -math.inf
+    for frame in frames:
+        if frame.seconds >= due:
+            yield frame
+            # A tenth of tolerance: the times of real recordings are not quite even.
+            due = frame.seconds + 0.9 / frames_per_second
 
 
 def _at_gif_rate(frames: Iterable[Frame]) -> Iterator[Frame]:
