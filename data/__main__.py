@@ -2,6 +2,7 @@
 
     python -m classquery.data check --dataset ava --data_dir data
     python -m classquery.data prepare --dataset ava --source_dir downloads --data_dir data
+    python -m classquery.data convert --dataset ucf101_24 --data_dir data --format label_studio --output tasks.json
     python -m classquery.data formats
 
 The first two end with one line that says whether the data are usable, and why not; the exit code is 0 or 1.
@@ -16,7 +17,7 @@ from datasets import Dataset
 
 from classquery.data.annotations.formats import FORMATS
 from classquery.data.annotations.parquet import save_action_dataset
-from classquery.data.annotations.registry import DatasetName, load_action_labels
+from classquery.data.annotations.registry import DatasetName, load_action_dataset, load_action_labels
 from classquery.data.annotations.schema import MAX_SHOWN
 from classquery.data.preparation.checking import SPLITS, Finding, Report, SplitSummary, check_dataset
 from classquery.data.preparation.contact_sheet import draw_contact_sheet
@@ -63,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
         default=0.0,
         help="for AVA: what the annotations call the start of the originals (default: 0, whole movies)",
     )
+    convert = commands.add_parser("convert", help="write a split as a file of an annotation tool")
+    convert.set_defaults(command=_convert)
+    convert.add_argument("--dataset", required=True, choices=get_args(DatasetName))
+    convert.add_argument("--data_dir", required=True, type=Path)
+    convert.add_argument("--split", default="train", choices=SPLITS)
+    convert.add_argument("--format", required=True, choices=[fmt.name for fmt in FORMATS if fmt.write])
+    convert.add_argument("--output", required=True, type=Path, metavar="FILE")
     formats = commands.add_parser("formats", help="list the formats that custom data may have")
     formats.set_defaults(command=_print_formats)
     return parser
@@ -127,9 +135,21 @@ def _prepare(
     return _finish(report, rows, output, json)
 
 
+def _convert(dataset: str, data_dir: Path, split: str, format: str, output: Path) -> int:
+    (write,) = (fmt.write for fmt in FORMATS if fmt.name == format)
+    try:
+        rows = load_action_dataset(dataset, data_dir, split)
+        write(output, rows, load_action_labels(dataset, data_dir))
+    except (OSError, ValueError) as error:
+        print(f"not written: {error}")
+        return 1
+    print(f"Wrote {len(rows):,} rows: {output}")
+    return 0
+
+
 def _print_formats() -> int:
     for fmt in FORMATS:
-        print(f"{fmt.name:14} {fmt.title}")
+        print(f"{fmt.name:14} {'read, written' if fmt.write else 'read':14} {fmt.title}")
     return 0
 
 

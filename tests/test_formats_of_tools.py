@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from mutations import try_mutations
 
+from classquery.data import load_action_dataset, load_action_labels
 from classquery.data.__main__ import main
+from classquery.data.annotations.coco_vid import write_coco_vid
 from classquery.data.annotations.collecting import find_attributes, video_names
 from classquery.data.annotations.entries import Content, Context, Source
 from classquery.data.annotations.formats import read_annotations
 from classquery.data.annotations.schema import AnnotationError, ProblemCollector
+from classquery.data.annotations.writing import key_frames
 
 
 SIZE = (200, 100)  # Width and height of all videos.
@@ -509,7 +512,7 @@ def test_ava_kinetics_times_begin_where_the_clip_does(tmp_path):
 def test_formats_are_listed_by_name(capsys):
     assert main(["formats"]) == 0
 
-    assert "label_studio   Label Studio video JSON" in capsys.readouterr().out
+    assert "label_studio   read, written  Label Studio video JSON" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -567,3 +570,66 @@ def test_class_attributes_are_found_by_the_usual_names(names, found):
 )
 def test_videos_have_the_names_that_are_left_of_paths_and_links(reference, name):
     assert name in video_names(reference)
+
+
+# Writing
+
+
+ROWS = """\
+video,{time},x1,y1,x2,y2,label,track_id
+demo_val_000.mp4,{0},0.1,0.2,0.25,0.4,walk,7
+demo_val_000.mp4,{1},0.2,0.2,0.35,0.45,walk,7
+demo_val_000.mp4,{1},0.2,0.2,0.35,0.45,carry "x",7
+demo_val_000.mp4,{2},0.3,0.2,0.45,0.5,walk,7
+demo_val_000.mp4,{4},0.3,0.2,0.45,0.9,walk,7
+demo_val_000.mp4,{1},0.6,0.2,0.8,0.4,stand,0
+demo_val_001.mp4,{0},0.5,0.5,1,1,stand,0
+"""
+
+
+def annotated(data_dir: Path) -> set[tuple]:
+    """Everything that the rows of a folder say, to a pixel's thousandth."""
+    labels, said = load_action_labels("custom", data_dir), set()
+    for row in load_action_dataset("custom", data_dir, "train"):
+        for tube in row["tubes"]:
+            times = [round(row["video_seconds"], 3)] if tube["frames"] is None else tube["frames"]
+            for time, box in zip(times, np.round(tube["boxes"], 4).tolist(), strict=True):
+                video = Path(row["video"]).name
+                said |= {(video, time, tube["track_id"], *box, labels[label]) for label in tube["labels"]}
+    return said
+
+
+@pytest.mark.parametrize(("name", "time"), [("via3", "timestamp"), ("label_studio", "frame"), ("coco_vid", "frame")])
+def test_what_is_written_is_read_as_the_same(tmp_path, two_movies, name, time):
+    """Somebody with a second action for one frame, and gone for another; VIA has moments, the others frames."""
+    for folder in ("before", "after/train"):
+        (tmp_path / folder).mkdir(parents=True)
+    for folder in ("before", "after"):
+        (tmp_path / folder / "videos").symlink_to(two_movies)
+    times = [0, 0.1, 0.2, 0.3, 0.4] if time == "timestamp" else range(5)
+    text = ROWS.format(*times, time=time).replace('carry "x"', '"carry ""x"""')
+    (tmp_path / "before" / "train.csv").write_text(text)
+    output = tmp_path / "after" / "train" / "written.json"
+    arguments = ["--dataset", "custom", "--data_dir", str(tmp_path / "before"), "--output", str(output)]
+
+    assert main(["convert", "--format", name, *arguments]) == 0
+
+    expected = annotated(tmp_path / "before")
+    assert len(expected) == 7
+    # Numbers of persons from 0 are kept where the format has any.
+    assert annotated(tmp_path / "after") == expected
+    assert Source(output).json is not None
+
+
+def test_key_frames_are_the_corners_of_a_path():
+    straight = np.linspace([0, 0, 0.1, 0.1], [0.5, 0.2, 0.6, 0.3], 11)
+    bent = np.concatenate([straight, np.linspace([0.5, 0.2, 0.6, 0.3], [0, 0, 0.1, 0.1], 6)[1:]])
+
+    assert key_frames(bent, 1e-9).tolist() == [0, 10, 15]
+    assert key_frames(bent[:1], 1e-9).tolist() == [0]
+    assert key_frames(bent + np.random.default_rng(0).normal(0, 1e-4, bent.shape), 1e-3).tolist() == [0, 10, 15]
+
+
+def test_rows_without_their_video_cannot_be_written(tmp_path):
+    with pytest.raises(ValueError, match="the video of 'a' is missing"):
+        write_coco_vid(tmp_path / "a.json", [{"clip_id": "a", "video": None, "tubes": []}], {})

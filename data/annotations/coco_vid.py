@@ -13,7 +13,7 @@ create_coco_format.py and create_ava_dataset.py of ShirleyMaxx/ChimpACT@74fc50a.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,8 @@ from classquery.data.annotations.collecting import (
 from classquery.data.annotations.entries import Content, Context, Format, Source, VideoClaim
 from classquery.data.annotations.schema import AnnotationError, quote
 from classquery.data.annotations.values import whole_number
+from classquery.data.annotations.writing import WrittenVideo, videos_of
+from classquery.data.whole_files import replacing, write_json
 
 
 ACTION_LIST = "action_list.txt"
@@ -188,6 +190,75 @@ def _track(annotation: Mapping[str, Any]) -> int | str | None:
     return next((given[name] for name in _TRACKS if isinstance(given.get(name), int | str)), None)
 
 
+# Writing
+
+
+def write_coco_vid(path: str | Path, rows: Iterable[Mapping[str, Any]], names: Mapping[int, str]) -> None:
+    """Write rows as COCO-VID with behaviours, and `action_list.txt` beside; `read_coco_vid` reads them to the same.
+
+    Args:
+        path: The JSON file.
+        rows: With `ACTION_FEATURES`, of videos that are there; moments become frames.
+        names: Of the classes, by 0-based id.
+
+    Raises:
+        ValueError: If a video is missing.
+    """
+    path, videos = Path(path), videos_of(rows, names)
+    images, annotations = [], []
+    for number, video in enumerate(videos, start=1):
+        image_ids = {}
+        for frame in video.frames.tolist():
+            image_ids[frame] = len(images) + 1
+            file_name = f"{_without_suffix(video.name)}/{frame:06d}.jpg"
+            size = {"height": video.height, "width": video.width}
+            images.append(
+                {"id": image_ids[frame], "video_id": number, "file_name": file_name, "frame_id": frame} | size
+            )
+        annotations += _written_annotations(video, number, image_ids, {name: label for label, name in names.items()})
+    content = {
+        "categories": [{"id": 1, "name": "person"}],
+        "videos": [
+            {"id": number, "name": video.name, "fps": video.fps, "frames": video.num_frames}
+            | {"width": video.width, "height": video.height}
+            for number, video in enumerate(videos, start=1)
+        ],
+        "images": images,
+        "annotations": [{"id": number} | annotation for number, annotation in enumerate(annotations, start=1)],
+    }
+    write_json(path, content, ensure_ascii=False)
+    with replacing(path.with_name(ACTION_LIST)) as partial_path:
+        partial_path.write_text("".join(_item(*item) for item in sorted(names.items())), encoding="utf-8")
+
+
+def _item(label: int, name: str) -> str:
+    mark = "'" if '"' in name else '"'
+    return f"item {{\n  name: {mark}{name}{mark}\n  id: {label + 1}\n}}\n"
+
+
+def _without_suffix(name: str) -> str:
+    return name.removesuffix(Path(name).suffix)
+
+
+def _written_annotations(
+    video: WrittenVideo, number: int, image_ids: Mapping[int, int], labels: Mapping[str, int]
+) -> Iterator[dict[str, Any]]:
+    size = np.array([video.width, video.height] * 2)
+    for tube in video.tubes:
+        track = {} if tube.track_id is None else {"instance_id": tube.track_id}
+        for frame, corners in zip(tube.frames.tolist(), (tube.boxes * size).tolist(), strict=True):
+            x1, y1, x2, y2 = corners
+            box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": False}
+            behaviors = [labels[name] for name in tube.labels]
+            of_image = {"image_id": image_ids[frame], "video_id": number, "category_id": 1}
+            yield of_image | box | {"behaviors": behaviors} | track
+
+
 COCO_VID = Format(
-    "coco_vid", "COCO-VID with behaviours", sniff_coco_vid, read_coco_vid, companions=(ACTION_LIST, "*.pbtxt")
+    "coco_vid",
+    "COCO-VID with behaviours",
+    sniff_coco_vid,
+    read_coco_vid,
+    companions=(ACTION_LIST, "*.pbtxt"),
+    write=write_coco_vid,
 )

@@ -3,7 +3,7 @@
 import json
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -208,3 +208,5 @@ class Format(NamedTuple):
     """Files that are taken for this format where no content says what they are, so that its reader says why not."""
     companions: tuple[str, ...] = ()
     """Patterns of names of files that may lie beside, which `read` looks for by itself."""
+    write: Callable[[Path, Iterable[Mapping[str, Any]], Mapping[int, str]], None] | None = None
+    """Writes rows with `ACTION_FEATURES`, whose classes have these names by 0-based id; None if nothing does."""

@@ -8,24 +8,29 @@ Frames count from 1; one 0 in a file means that it was written by a tool that co
 are percent of the frame, rotation is clockwise degrees about the top left corner, and the box is what encloses it.
 Between two entries the box moves in a straight line if the first one is `enabled`; every entry has a box itself, also
 a disabled one; an enabled last one holds to the end (`framesCount`). `time` is one frame late and not read.
-`interpolate_key_frames=true` writes the same frames out, with `auto`. The class is a choice per region if there are
-any, or else the label. Source: VideoRegion.js and VideoRectangleRegion.js of the editor and extract_key_frames of
-label-studio-sdk, which agree.
+`interpolate_key_frames=true` writes the same frames out, with `auto`. A region is somebody by itself, unless its note
+says "person 3" or "track 3". The class is a choice per region if there are any, or else the label. Source:
+VideoRegion.js and VideoRectangleRegion.js of the editor and extract_key_frames of label-studio-sdk, which agree.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from classquery.data.annotations.collecting import MAX_FRAME, as_labels, look_at_video, reading, video_names
+from classquery.data.annotations.collecting import MAX_FRAME, as_labels, as_track, look_at_video, reading, video_names
 from classquery.data.annotations.entries import Content, Context, Entry, Format, Source, VideoClaim
 from classquery.data.annotations.schema import VIDEO_SUFFIXES, AnnotationError
 from classquery.data.annotations.values import number, whole_number
+from classquery.data.annotations.writing import WrittenTube, WrittenVideo, key_frames, runs_of, videos_of
+from classquery.data.whole_files import write_json
 
 
 _GEOMETRY = ("x", "y", "width", "height", "rotation")
+_NOTE = re.compile(r"(?:person|track) (\S+)")
 _CHOICES = ("choices", "taxonomy", "textarea")  # Kinds of results, and what they hold.
 
 
@@ -94,7 +99,14 @@ def _read_task(source: Source, context: Context, content: Content, task: Mapping
             if value.get("framesCount") and value.get("duration"):
                 claim.fps = number(value["framesCount"], "framesCount") / number(value["duration"], "duration")
             frames, boxes = _boxes(value, first, context, claim.names)
-            content.entries.append(Entry(place, video, boxes, labels, frames, track_id=str(region["id"])))
+            content.entries.append(Entry(place, video, boxes, labels, frames, track_id=_track(region)))
+
+
+def _track(region: Mapping[str, Any]) -> int | str:
+    """Return who it is: what the note of a region says, or else the region itself."""
+    notes = (region.get("meta") or {}).get("text") or ()
+    named = [match[1] for match in map(_NOTE.fullmatch, [notes] if isinstance(notes, str) else notes) if match]
+    return as_track(named[0]) if named else str(region["id"])
 
 
 def _choose_annotation(task: Mapping[str, Any], content: Content) -> Mapping[str, Any] | None:
@@ -174,4 +186,84 @@ def _corners(geometry: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     return np.clip(np.stack([x.min(0), y.min(0), x.max(0), y.max(0)], axis=1), 0, 1)
 
 
-LABEL_STUDIO = Format("label_studio", "Label Studio video JSON", sniff_label_studio, read_label_studio)
+# Writing
+
+
+def write_label_studio(
+    path: str | Path, rows: Iterable[Mapping[str, Any]], names: Mapping[int, str], *, tolerance: float = 1e-6
+) -> None:
+    """Write rows as tasks with annotations, which Label Studio imports and `read_label_studio` reads to the same rows.
+
+    A region has one set of labels from its beginning to its end; what else the same person does is a region with the
+    same note, "person 3". The labelling interface needs `<VideoRectangle>` and `<Labels>` with all classes.
+
+    Args:
+        path: The JSON file.
+        rows: With `ACTION_FEATURES`, of videos that are there; moments become single frames.
+        names: Of the classes, by 0-based id.
+        tolerance: How far boxes may be from their place, in parts of the frame, for fewer key frames.
+
+    Raises:
+        ValueError: If a video is missing.
+    """
+    tasks = [
+        {
+            "id": number,
+            "data": {"video": video.name},
+            "annotations": [{"id": number, "result": list(_written_regions(video, tolerance))}],
+        }
+        for number, video in enumerate(videos_of(rows, names), start=1)
+    ]
+    write_json(path, tasks, ensure_ascii=False)
+
+
+def _written_regions(video: WrittenVideo, tolerance: float) -> Iterator[dict[str, Any]]:
+    counts = Counter(tube.track_id for tube in video.tubes)
+    for place, tube in enumerate(video.tubes):
+        # Regions of one person must agree where they meet: every box is written.
+        is_alone = tube.track_id is None or counts[tube.track_id] == 1
+        yield _region(f"region{place:04d}", tube, video, tolerance if is_alone else -1.0)
+
+
+def _region(name: str, tube: WrittenTube, video: WrittenVideo, tolerance: float) -> dict[str, Any]:
+    order = np.argsort(tube.frames)
+    frames, boxes = tube.frames[order], tube.boxes[order]
+    sequence = []
+    for run in runs_of(frames):
+        keys = (run.start + key_frames(boxes[run], tolerance)).tolist()
+        # The last entry of a run shows itself and ends it.
+        sequence += [_sequence_entry(frames[key], boxes[key], video.fps, key != keys[-1]) for key in keys]
+    note = {} if tube.track_id is None else {"meta": {"text": [f"person {tube.track_id}"]}}
+    return {
+        "id": name,
+        "type": "videorectangle",
+        "from_name": "box",
+        "to_name": "video",
+        "origin": "manual",
+        "value": {
+            "framesCount": video.num_frames,
+            "duration": video.num_frames / video.fps,
+            "sequence": sequence,
+            "labels": tube.labels,
+        },
+    } | note
+
+
+def _sequence_entry(frame: int, box: np.ndarray, fps: float, enabled: bool) -> dict[str, Any]:
+    x1, y1, x2, y2 = (box * 100).tolist()
+    number_of_frame = int(frame) + 1
+    return {
+        "frame": number_of_frame,
+        "enabled": enabled,
+        "rotation": 0,
+        "x": x1,
+        "y": y1,
+        "width": x2 - x1,
+        "height": y2 - y1,
+        "time": number_of_frame / fps,  # One frame late, as the editor writes it.
+    }
+
+
+LABEL_STUDIO = Format(
+    "label_studio", "Label Studio video JSON", sniff_label_studio, read_label_studio, write=write_label_studio
+)

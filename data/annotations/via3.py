@@ -16,7 +16,8 @@ named like a person or track says who it is. Source: via-3.x.y/src/js of ox-vgg/
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from classquery.data.annotations.collecting import (
@@ -32,6 +33,8 @@ from classquery.data.annotations.collecting import (
 from classquery.data.annotations.entries import Content, Context, Entry, Format, Source, VideoClaim
 from classquery.data.annotations.schema import AnnotationError, parsing, quote, shorten
 from classquery.data.annotations.values import number
+from classquery.data.annotations.writing import WrittenVideo, videos_of
+from classquery.data.whole_files import write_json
 
 
 _HEADER, _ATTRIBUTES = "# CSV_HEADER = ", "# ATTRIBUTE = "
@@ -206,4 +209,67 @@ def _parse_project(source: Source) -> tuple[list[_Attribute], Iterator[_Region]]
     return _attributes(document["attribute"]), regions
 
 
-VIA3 = Format("via3", "VIA 3 (csv or project)", sniff_via3, read_via3)
+# Writing
+
+
+def write_via3(path: str | Path, rows: Iterable[Mapping[str, Any]], names: Mapping[int, str]) -> None:
+    """Write rows as a project, which VIA 3 opens and `read_via3` reads to the same rows.
+
+    VIA has regions at moments only: of tubes, every box becomes one, at the time of its frame.
+
+    Args:
+        path: The JSON file.
+        rows: With `ACTION_FEATURES`, of videos that are there.
+        names: Of the classes, by 0-based id.
+
+    Raises:
+        ValueError: If a video is missing.
+    """
+    videos = {str(number): video for number, video in enumerate(videos_of(rows, names), start=1)}
+    options = {str(number): name for number, name in enumerate(names.values())}
+    attribute = {"anchor_id": "FILE1_Z1_XY1", "desc": "", "default_option_id": ""}
+    project = {
+        "pid": "__VIA_PROJECT_ID__",
+        "rev": "__VIA_PROJECT_REV_ID__",
+        "rev_timestamp": "__VIA_PROJECT_REV_TIMESTAMP__",
+        "pname": Path(path).stem,
+        "data_format_version": "3.1.1",
+        "creator": "classquery",
+        "created": 0,
+        "vid_list": list(videos),
+    }
+    content = {
+        "project": project,
+        "config": {"file": {"loc_prefix": {str(number): "" for number in range(1, 5)}}, "ui": {}},
+        "attribute": {
+            "1": {"aname": "person", "type": _TEXT, "options": {}} | attribute,
+            "2": {"aname": "action", "type": _CHECKBOX, "options": options} | attribute,
+        },
+        "file": {
+            number: {"fid": number, "fname": video.name, "type": 4, "loc": 1, "src": ""}
+            for number, video in videos.items()
+        },
+        "metadata": dict(_written_regions(videos, {name: option for option, name in options.items()})),
+        "view": {number: {"fid_list": [number]} for number in videos},
+    }
+    write_json(path, content, ensure_ascii=False)
+
+
+def _written_regions(
+    videos: Mapping[str, WrittenVideo], options: Mapping[str, str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the regions: one for all that somebody does at a moment."""
+    for key, video in videos.items():
+        labels: dict[tuple, list[str]] = {}
+        for place, tube in enumerate(video.tubes):
+            who = f"nobody {place}" if tube.track_id is None else tube.track_id
+            for seconds, box in zip(tube.seconds.tolist(), tube.boxes.tolist(), strict=True):
+                labels.setdefault((who, round(seconds, 3), tuple(box)), []).extend(tube.labels)
+        for place, ((who, seconds, box), does) in enumerate(labels.items()):
+            x1, y1, x2, y2 = (value * side for value, side in zip(box, (video.width, video.height) * 2, strict=True))
+            shape = [_RECTANGLE, *(round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1))]
+            values = {"1": str(who) if isinstance(who, int) else "", "2": ",".join(options[name] for name in does)}
+            yield f"{key}_{place:08d}", {"vid": key, "flg": 0, "z": [seconds], "xy": shape, "av": values}
+
+
+VIA3 = Format("via3", "VIA 3 (csv or project)", sniff_via3, read_via3, write=write_via3)
