@@ -11,6 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AutoModel
 from utils import (
+    checkpoint_activations,
     golden_inputs,
     golden_model,
     largest_deviation,
@@ -390,7 +391,7 @@ def test_gradient_checkpointing_runs_layers_again_and_gives_the_same_gradients()
     gradients, counts = [], []
     for checkpointing in (False, True):
         if checkpointing:
-            model.activation_checkpointing_enable()
+            checkpoint_activations(model)
         model.zero_grad()
         runs.clear()
         model(**batch).loss.backward()

@@ -15,7 +15,7 @@ from transformers import (
     VJEPA2Config,
     VJEPA2Model,
 )
-from utils import TOKEN_BACKBONES, tiny_batch, tiny_config
+from utils import TOKEN_BACKBONES, checkpoint_activations, tiny_batch, tiny_config
 
 from classquery import ClassQueryForVideoActionDetection
 from classquery.configuration import RecipeError, load_recipe
@@ -136,7 +136,7 @@ def test_gradient_checkpointing_changes_no_gradient(model):
         torch.manual_seed(0)
         model.train()(**batch).loss.backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-        model.gradient_checkpointing_enable()
+        checkpoint_activations(model)
 
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=lambda m, n=name: f"{n}: {m}")

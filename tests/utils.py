@@ -179,6 +179,14 @@ TOKEN_BACKBONES = {
 }
 
 
+def checkpoint_activations(model) -> None:
+    """Compute activations again in the backward pass, under the name that the installed transformers has for it."""
+    old_name = "gradient_checkpointing_enable"
+    getattr(
+        model, "activation_checkpointing_enable" if hasattr(model, "activation_checkpointing_enable") else old_name
+    )()
+
+
 def tiny_batch(config: ClassQueryConfig) -> dict:
     """Two clips of different sizes: one with two actors, one with none."""
     generator = torch.Generator().manual_seed(0)

@@ -24,15 +24,16 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     complete = {}
     for state in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}"):
         num_updates = state.parent.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
-        if num_updates.isdigit() and _is_whole(state):
+        if num_updates.isdigit() and is_complete(state):
             complete[int(num_updates)] = str(state.parent)
     return complete[max(complete)] if complete else None
 
 
-def _is_whole(state: Path) -> bool:
+def is_complete(state: Path) -> bool:
+    """Whether the state of a run, which is written last, is there and whole."""
     try:
         json.loads(state.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
+    except (FileNotFoundError, json.JSONDecodeError):
         return False
     return True
 

@@ -10,9 +10,12 @@ from classquery.data.streaming import ClipStream
 class StreamingTrainer(Trainer):
     """Trainer that takes a `ClipStream` as well as clips that are looked up."""
 
-    def _get_dataloader(self, dataset, description, batch_size, sampler_fn=None, is_training=False, **kwargs):
+    def _get_dataloader(
+        self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
+    ):
         if not isinstance(dataset, ClipStream):
-            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, **kwargs)
+            settings = sampler_fn, is_training, dataloader_key
+            return super()._get_dataloader(dataset, description, batch_size, *settings)
         part = dataset.for_process(
             self.args.process_index, self.args.world_size, batch_size=batch_size if is_training else None
         )

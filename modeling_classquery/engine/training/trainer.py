@@ -35,11 +35,12 @@ from classquery.engine.training.optimization import (
     warmup_multistep_schedule,
 )
 from classquery.engine.training.resume import ResumableTrainer
+from classquery.engine.training.saving import SavingTrainer
 from classquery.engine.training.streaming import StreamingTrainer
 from classquery.loss_classquery import LOSS_COUNTS, action_detection_loss, loss_counts, loss_divisors
 
 
-class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTrainer):
+class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTrainer, SavingTrainer):
     """Trainer for detection labels, which are lists of dicts of different lengths.
 
     `processing_class` must be the video processor; `scorer` turns the records of an evaluation into metrics, by
@@ -167,12 +168,15 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
         self.monitor.read()
         super().log(logs, start_time)
 
-    def _get_dataloader(self, *args, is_training: bool = False, **kwargs) -> DataLoader:
+    def _get_dataloader(
+        self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
+    ) -> DataLoader:
         # `dataloader_drop_last` is meant for training; Trainer would also drop clips to be evaluated.
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last and is_training
         try:
-            dataloader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
+            settings = sampler_fn, is_training, dataloader_key
+            dataloader = super()._get_dataloader(dataset, description, batch_size, *settings)
         finally:
             self.args.dataloader_drop_last = drop_last
         shard = dataloader.batch_sampler
