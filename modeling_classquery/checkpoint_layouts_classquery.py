@@ -5,12 +5,15 @@ of VideoMAE and V-JEPA 2 as they are, and our own. For each, a function takes th
 `WeightSource`.
 """
 
+import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from .checkpoint_files_classquery import CheckpointError
 from .configuration_classquery import ClassQueryConfig
 
 
@@ -18,6 +21,7 @@ from .configuration_classquery import ClassQueryConfig
 Origin = tuple[str | None, ...]
 # Our prefix -> that of a layout, then the modules below it. "*" stands for a layer number; others keep their name.
 Scopes = Mapping[str, tuple[str, Mapping[str, str]]]
+_MAX_QUOTED = 200
 
 _PUBLISHED: Scopes = {
     "model.decoder.box_head.": ("bbox_embed.", {}),
@@ -110,7 +114,9 @@ _VIDEOMAE: Scopes = {
 }
 
 # What pre-training and classification leave in a file beside the backbone.
-_VIT_HEADS = re.compile(r"(fc_norm|head)\.(weight|bias)")
+_VIT_HEADS = re.compile(
+    r"(\w+\.)?(fc_norm|head|cls_head\.\w+)\.(weight|bias)|decoder\..+|encoder_to_decoder\.weight|mask_token"
+)
 _VIDEOMAE_HEADS = re.compile(
     r"(fc_norm|classifier|decoder\.norm|decoder\.head)\.(weight|bias)"
     r"|decoder\.decoder_layers\.\d+\..+|encoder_to_decoder\.weight|mask_token"
@@ -132,6 +138,7 @@ class WeightSource:
         origins: For each of ours, the names in the file that it is joined of, along the first axis; None is zeros.
         dropped: Names in the file that have no place in a model.
         problems: What is wrong apart from names and shapes.
+        prefix: What was taken off the names in the file.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -139,6 +146,7 @@ class WeightSource:
     origins: dict[str, Origin]
     dropped: set[str]
     problems: list[str] = field(default_factory=list)
+    prefix: str = ""
 
     def collect(self, message: str) -> dict[str, torch.Tensor]:
         """Make our tensors of those in the file.
@@ -147,11 +155,19 @@ class WeightSource:
             message: How the error starts.
 
         Raises:
-            ValueError: If tensors are missing, unexpected or of another shape, or there are other problems; lists all.
+            CheckpointError: If tensors are missing, unexpected or of another shape, or there are other problems; lists
+                all, unless the file has none of the names.
         """
+        if not self.used & self.tensors.keys():
+            example = next(iter(sorted(self.used)), "")
+            found = ", ".join(sorted(self.tensors)[:3])[:_MAX_QUOTED] or "nothing"
+            raise CheckpointError(
+                f"{message}: it has none of the {len(self.used)} names that are expected, such as {example}; it holds "
+                f"{len(self.tensors)} tensors, as {found}"
+            )
         problems = [*self._missing(), *self._unexpected(), *self._misshapen(), *self.problems]
         if problems:
-            raise ValueError(f"{message}:\n  " + "\n  ".join(problems))
+            raise CheckpointError(f"{message}:\n  " + "\n  ".join(problems))
         return {name: self._join(origin) for name, origin in self.origins.items()}
 
     @property
@@ -173,7 +189,7 @@ class WeightSource:
 
     def _unexpected(self) -> Iterator[str]:
         for name in sorted(self.tensors.keys() - self.used - self.dropped):
-            yield f"unexpected: {name} {tuple(self.tensors[name].shape)}"
+            yield f"unexpected: {name[:_MAX_QUOTED]} {tuple(self.tensors[name].shape)}"
 
     def _misshapen(self) -> Iterator[str]:
         for name, part, expected in self._parts():
@@ -205,10 +221,27 @@ def _rename(name: str, scopes: Scopes) -> str:
     return name
 
 
-def _without_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def wrapping_prefix(names: Iterable[str], expected: Collection[str]) -> str:
+    """Prefix that names carry where a model was saved as a part of another, such as `module.`; mostly none.
+
+    Args:
+        names: Names in a file.
+        expected: Names without it: the prefix is that with which most names are one of them.
+    """
+    ends = ((name, [0, *(match.end() for match in re.finditer(r"\.", name))]) for name in names)
+    prefixes = Counter(name[:end] for name, places in ends for end in places if name[end:] in expected)
+    return max(prefixes, key=lambda prefix: (prefixes[prefix], -len(prefix)), default="")
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Take a prefix off all names, except where the rest is a name, too: that one stays, to be reported."""
     shorter = {name: name.removeprefix(prefix) for name in tensors}
-    return {name if shorter[name] in tensors else shorter[name]: tensor for name, tensor in tensors.items()}
+    return {name if prefix and shorter[name] in tensors else shorter[name]: t for name, t in tensors.items()}
+
+
+def _unwrapped(tensors: Mapping[str, torch.Tensor], expected: Iterable[str]) -> tuple[dict[str, torch.Tensor], str]:
+    prefix = wrapping_prefix(tensors, set(expected))
+    return without_prefix(prefix, tensors), prefix
 
 
 # Detectors
@@ -223,17 +256,20 @@ def published_detector(
     """Read the layout of a published detector.
 
     Args:
-        original: Tensors of the file, their names with or without the prefix `module.`.
+        original: Tensors of the file, whose names may all carry one prefix.
         config: Configuration of the model that will take them.
         shapes: Shapes of our tensors that are wanted.
         tile_anchors: Whether anchors of a keyframe may serve all frames.
     """
-    tensors = {name: _reshape(name, t, config) for name, t in _without_prefix("module.", original).items()}
+    origins = {name: _published_origin(name) for name in shapes}
+    tensors, prefix = _unwrapped(original, itertools.chain.from_iterable(origins.values()))
+    tensors = {name: _reshape(name, tensor, config) for name, tensor in tensors.items()}
     tied = {name: repeated for name in tensors if (repeated := _repeated(name)) != name and repeated in tensors}
     source = WeightSource(
         tensors,
         shapes,
-        origins={name: _published_origin(name) for name in shapes},
+        origins=origins,
+        prefix=prefix,
         dropped=_unused(tensors, config) | tied.keys(),
         problems=[
             f"{name} differs from {repeated}, which it should repeat"
@@ -249,8 +285,9 @@ def own_transformer(
     tensors: Mapping[str, torch.Tensor], config: ClassQueryConfig, shapes: Mapping[str, torch.Size]
 ) -> WeightSource:
     """Read the transformer of one of our detectors; anchors of a keyframe may serve all frames."""
+    tensors, prefix = _unwrapped(tensors, shapes)
     dropped = {name for name in tensors if _OWN_REST.fullmatch(name)}
-    source = WeightSource(dict(tensors), shapes, {name: (name,) for name in shapes}, dropped)
+    source = WeightSource(tensors, shapes, {name: (name,) for name in shapes}, dropped, prefix=prefix)
     _fit_anchors(source, config, tile_anchors=True)
     return source
 
@@ -321,7 +358,9 @@ def vit_backbone(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, torch
         tensors: Tensors of the file.
         shapes: Shapes of the tensors of our backbone.
     """
-    tensors = _without_prefix("videomae.", tensors)
+    published = (part for name in shapes for part in _vit_origin(name) if part)
+    videomae = (part for name in shapes for part in _videomae_origin(name, tensors) if part)
+    tensors, prefix = _unwrapped(tensors, itertools.chain(published, videomae))
     modules = {name.rpartition(".")[0] for name in tensors}
     is_videomae = "embeddings.patch_embeddings.projection" in modules
     if is_videomae:
@@ -334,7 +373,8 @@ def vit_backbone(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, torch
                 origins[f"model.backbone.layernorm.{leaf}"] = (f"fc_norm.{leaf}",)
             elif is_videomae:
                 del origins[f"model.backbone.layernorm.{leaf}"]
-    return WeightSource(tensors, shapes, origins, dropped={name for name in tensors if heads.fullmatch(name)})
+    dropped = {name for name in tensors if heads.fullmatch(name)}
+    return WeightSource(tensors, shapes, origins, dropped, prefix=prefix)
 
 
 def _vit_origin(name: str) -> Origin:
@@ -361,7 +401,7 @@ def token_backbone(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tor
         tensors: Tensors of the file.
         shapes: Shapes of the tensors of our backbone.
     """
-    tensors = _without_prefix("vjepa2.", _without_prefix("videomae.", tensors))
+    tensors, prefix = _unwrapped(tensors, (name.removeprefix("model.backbone.") for name in shapes))
     origins = {}
     for name in shapes:
         original = name.removeprefix("model.backbone.")
@@ -369,7 +409,7 @@ def token_backbone(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tor
         earlier = re.sub(r"\b(query|value)\.bias$", lambda match: f"{match[1][0]}_bias", original)
         origins[name] = (earlier if earlier in tensors else original,)
     heads = {name for name in tensors if _VIDEOMAE_HEADS.fullmatch(name) or _VJEPA2_HEADS.fullmatch(name)}
-    return WeightSource(tensors, shapes, origins, dropped=heads)
+    return WeightSource(tensors, shapes, origins, dropped=heads, prefix=prefix)
 
 
 def csn_backbone(
@@ -422,4 +462,6 @@ __all__ = [
     "published_detector",
     "published_transformer",
     "vit_backbone",
+    "without_prefix",
+    "wrapping_prefix",
 ]

@@ -26,6 +26,9 @@ CORRECTED = {
     "box_modulation": "clamped",
 }
 
+# Far beyond any model of videos: a file that asks for more is damaged, or made to take all memory or time.
+MAX_LAYERS, MAX_SIZE, MAX_POSITION_VALUES = 256, 2**18, 2**27
+
 _AT_LEAST_ONE = (
     "num_frames",
     "frame_stride",
@@ -98,6 +101,7 @@ class ClassQueryViTConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Check the ranges of the fields and the relations between them."""
+        _check_sizes(self)
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "tubelet_size"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         _require(self, "drop_path_rate", 0 <= self.drop_path_rate <= 1, "between 0 and 1")
@@ -105,7 +109,7 @@ class ClassQueryViTConfig(PreTrainedConfig):
         _require_multiple("hidden_size", self.hidden_size, self.num_attention_heads, "it is split into heads")
         if self.position_table == "factorized":
             _require_multiple("hidden_size", self.hidden_size, 8, "the factorized table splits it 2:3:3")
-        if len(self.position_grid) != 2:
+        if len(self.position_grid) != 2 or min(self.position_grid) < 1:
             raise ValueError(f"`position_grid` is (height, width) in patches, got {self.position_grid!r}")
 
 
@@ -135,6 +139,7 @@ class ClassQueryCSNConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Check the relations between the fields."""
+        _check_sizes(self)
         if len(self.depths) != 4 or min(self.depths) < 1:
             raise ValueError(f"`depths` must hold four positive numbers of blocks, got {self.depths!r}")
         _require(self, "freeze_stages", 0 <= self.freeze_stages <= 5, "between 0 and 5")
@@ -327,8 +332,9 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
             kwargs.pop("custom_pipelines", None)
         if self.problem_type is None:
             self.problem_type = "multi_label_classification"
-        if self.id2label is None and "num_labels" not in kwargs:
-            kwargs["num_labels"] = 80
+        if self.id2label is None:
+            # Before the base class makes a name for each of them.
+            kwargs["num_labels"] = _checked_size("num_labels", kwargs.get("num_labels", 80))
         super().__post_init__(**kwargs)
         if self.label2id is None:
             self.label2id = {label: index for index, label in self.id2label.items()}
@@ -340,6 +346,8 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
 
     def validate_architecture(self):
         """Check the ranges of the fields and the relations between them."""
+        _check_sizes(self)
+        _check_sizes(self.backbone_config)
         self._check_ranges()
         _require_multiple("d_model", self.d_model, 16, "position encodings split it 2:3:3")
         for name in ("encoder_attention_heads", "decoder_attention_heads"):
@@ -366,6 +374,7 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
             _require(self, "class_groups", sum(self.class_groups) == self.num_labels, expected)
         tubelet_size = getattr(self.backbone_config, "tubelet_size", 1)
         _require_multiple("num_frames", self.num_frames, tubelet_size, "the backbone joins that many frames")
+        _check_position_table(self.backbone_config, self.num_frames)
 
     def _check_ranges(self) -> None:
         for name in _AT_LEAST_ONE:
@@ -403,6 +412,35 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
 def _require(config: PreTrainedConfig, name: str, is_met: bool, expected: str) -> None:
     if not is_met:
         raise ValueError(f"`{name}` must be {expected}, got {getattr(config, name)!r}")
+
+
+def _check_sizes(config: PreTrainedConfig) -> None:
+    """Refuse sizes and numbers of layers that no model has, before anything is made of them."""
+    for name, value in vars(config).items():
+        limit = MAX_LAYERS if "layers" in name or name == "depths" else MAX_SIZE
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(item, int) and abs(item) > limit for item in values):
+            raise ValueError(f"`{name}` must be at most {limit}, got {str(value)[:100]}")
+
+
+def _check_position_table(backbone: PreTrainedConfig, num_frames: int) -> None:
+    grid = getattr(backbone, "position_grid", None)
+    if grid is None and hasattr(backbone, "image_size"):
+        sides = (backbone.image_size, backbone.patch_size)
+        image, patch = (side if isinstance(side, (list, tuple)) else (side, side) for side in sides)
+        grid = [image_side // patch_side for image_side, patch_side in zip(image, patch, strict=True)]
+        num_frames = backbone.num_frames
+    num_values = math.prod(grid or ()) * num_frames * getattr(backbone, "hidden_size", 0)
+    if num_values > MAX_POSITION_VALUES:
+        raise ValueError(
+            f"`backbone_config` asks for positions of {num_frames} frames in a grid {tuple(grid)}, beyond any memory"
+        )
+
+
+def _checked_size(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SIZE:
+        raise ValueError(f"`{name}` must be a whole number from 0 to {MAX_SIZE}, got {str(value)[:100]}")
+    return value
 
 
 def _require_multiple(name: str, value: int, divisor: int, reason: str) -> None:

@@ -11,7 +11,7 @@ fit changes nothing.
 import argparse
 import importlib
 import json
-import pickle
+import logging
 import re
 import sys
 import tempfile
@@ -19,18 +19,11 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
-from huggingface_hub.utils import httpx
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
+from .checkpoint_files_classquery import CheckpointError, read_matlab, read_tensors, reading
 from .checkpoint_layouts_classquery import (
     WeightSource,
     csn_backbone,
@@ -49,40 +42,7 @@ from .video_processing_classquery import ClassQueryVideoProcessor
 LICENCE = "Weights converted from the published files stay under their own licence, CC BY-NC 4.0."
 _LICENCE_ID = "cc-by-nc-4.0"
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_WEIGHT_FILES = (".bin", ".pt", ".pth", ".safetensors")
-_FOLDER_CONTENTS = (
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model-*-of-*.bin",
-)
-
-
-class _NotRead:
-    """Stands in for a value beside the weights: keeps nothing and runs nothing."""
-
-    def __init__(self, *_: Any):
-        pass
-
-    def __setstate__(self, _: Any) -> None:
-        pass
-
-
-# What training scripts save beside the weights. None of it is ever built: numpy would trust the layout of a data type
-# that the file describes.
-_OFTEN_BESIDE_WEIGHTS = [
-    (_NotRead, name)
-    for name in (
-        "argparse.Namespace",
-        "numpy.core.multiarray.scalar",
-        "numpy._core.multiarray.scalar",
-        "numpy.dtype",
-        "pathlib.PosixPath",
-    )
-]
-# What torch.load raises on bytes that are no pickle, or a broken one.
-_DAMAGED = (AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,11 +53,13 @@ class LoadingReport:
         loaded: For each of our tensors that was set, the names in the file of what it was made of.
         dropped: Names in the file that have no place in the model.
         initial: Our tensors that kept the values they had.
+        prefix: What was taken off the names in the file.
     """
 
     loaded: dict[str, tuple[str, ...]]
     dropped: list[str]
     initial: list[str]
+    prefix: str = ""
 
 
 def convert_original_state_dict(
@@ -106,14 +68,14 @@ def convert_original_state_dict(
     """Rename and reshape the tensors of a published detector checkpoint.
 
     Args:
-        original: State dict of the published model, keys with or without the prefix `module.`.
+        original: State dict of the published model, whose keys may all carry one prefix, such as `module.`.
         config: Configuration of the model that will load the result.
 
     Returns:
         State dict for [`ClassQueryForVideoActionDetection`]. Tied duplicates and unused tensors are dropped.
 
     Raises:
-        ValueError: If, after renaming, tensors are missing, unexpected or of another shape, or a tied duplicate
+        CheckpointError: If, after renaming, tensors are missing, unexpected or of another shape, or a tied duplicate
             differs from what it repeats, or values are no finite floating-point numbers; lists all of it.
     """
     with torch.device("meta"):
@@ -130,14 +92,15 @@ def load_checkpoint(model: ClassQueryForVideoActionDetection, path: str | Path) 
 
     Args:
         model: Changed in place, or not at all if there is an error.
-        path: File with the state dict, or with a dict that has it under `model`.
+        path: File with the state dict, or with a dict that has it under `model` or `state_dict`; its names may all
+            carry one prefix, which is taken off with a warning, here and below.
 
     Raises:
-        ValueError: If the file cannot be read or is one of ours, or as from [`convert_original_state_dict`].
+        CheckpointError: If the file cannot be read or is one of ours, or as from [`convert_original_state_dict`].
     """
-    tensors = _read_tensors(path)
+    tensors = read_tensors(path)
     if _is_ours(tensors):
-        raise ValueError(
+        raise CheckpointError(
             f"{path} holds the weights of one of our models, so there is nothing to convert: load its folder with "
             "from_pretrained, or pass it as --transformer to start a second stage from it"
         )
@@ -158,17 +121,17 @@ def load_backbone(model: ClassQueryForVideoActionDetection, path: str | Path) ->
             transformers, a file, folder or name of one.
 
     Raises:
-        ValueError: If the file cannot be read, or tensors are missing, unexpected or of another shape; lists all of
-            them.
+        CheckpointError: If the file cannot be read, or tensors are missing, unexpected or of another shape; lists all
+            of them.
     """
     shapes = _shapes(model, "model.backbone.")
     backbone_config = model.config.backbone_config
     if backbone_config.model_type == "classquery_csn":
-        source = csn_backbone(_read_matlab(path), backbone_config.depths, shapes)
+        source = csn_backbone(read_matlab(path), backbone_config.depths, shapes)
     elif backbone_config.model_type in TOKEN_BACKBONES:
-        source = token_backbone(_read_tensors(path), shapes)
+        source = token_backbone(read_tensors(path), shapes)
     else:
-        source = vit_backbone(_read_tensors(path), shapes)
+        source = vit_backbone(read_tensors(path), shapes)
     return _load(model, source, path, _LICENCE_ID)
 
 
@@ -185,10 +148,10 @@ def load_transformer(model: ClassQueryForVideoActionDetection, path: str | Path)
         path: File of a published detector, or a folder that `save_pretrained` wrote, whose values are kept exactly.
 
     Raises:
-        ValueError: If the file cannot be read, or tensors are missing, unexpected or of another shape, as with another
-            number of layers or classes; lists all of them.
+        CheckpointError: If the file cannot be read, or tensors are missing, unexpected or of another shape, as with
+            another number of layers or classes; lists all of them.
     """
-    tensors = _read_tensors(path)
+    tensors = read_tensors(path)
     shapes = _shapes(model, "model.encoder.", "model.decoder.", "model.reference_boxes")
     if _is_ours(tensors):
         source, licence = own_transformer(tensors, model.config, shapes), _own_licence(path)
@@ -201,11 +164,14 @@ def _own_licence(path: str | Path) -> str | None:
     """What the configuration beside weights of ours says about their licence."""
     path = Path(path)
     config = (path if path.is_dir() else path.parent) / "config.json"
-    return json.loads(config.read_text(encoding="utf-8")).get("weights_license") if config.is_file() else None
+    if not config.is_file():
+        return None
+    with reading(config, "no configuration"):
+        return json.loads(config.read_text(encoding="utf-8")).get("weights_license")
 
 
 def _is_ours(tensors: Mapping[str, torch.Tensor]) -> bool:
-    return any(name.startswith("model.encoder.") for name in tensors)
+    return any(re.search(r"(^|\.)model\.encoder\.layers\.", name) for name in tensors)
 
 
 def _shapes(model: torch.nn.Module, *prefixes: str) -> dict[str, torch.Size]:
@@ -221,6 +187,8 @@ def _load(
     model: ClassQueryForVideoActionDetection, source: WeightSource, path: str | Path, licence: str | None
 ) -> LoadingReport:
     values = _collect(source, f"{path} does not fit the model")
+    if source.prefix:
+        logger.warning("%s: all names begin with %r, which was taken off", path, source.prefix)
     model.load_state_dict(values, strict=False)
     model.config.weights_license = model.config.weights_license or licence
     used = source.used
@@ -228,6 +196,7 @@ def _load(
         loaded={name: tuple(filter(None, origin)) for name, origin in source.origins.items()},
         dropped=[name for name in source.tensors if name not in used],
         initial=[name for name in _shapes(model) if name not in values],
+        prefix=source.prefix,
     )
 
 
@@ -236,98 +205,13 @@ def _collect(source: WeightSource, message: str) -> dict[str, torch.Tensor]:
     used = {name: source.tensors[name] for name in sorted(source.used)}
     broken = [f"  {name} ({tensor.dtype})" for name, tensor in used.items() if not _is_finite(tensor)]
     if broken:
-        raise ValueError("\n".join([f"{message}: no finite floating-point numbers are in", *broken]))
+        raise CheckpointError("\n".join([f"{message}: no finite floating-point numbers are in", *broken]))
     return values
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
     # The extremes are NaN if any value is.
     return tensor.is_floating_point() and all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
-
-
-# Files
-
-
-def _read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a file or folder, or of a repository on the Hub."""
-    path = Path(path)
-    if not path.exists() and _HUB_NAME.fullmatch(path.as_posix()) and path.suffix not in _WEIGHT_FILES:
-        path = _downloaded(path.as_posix())
-    if not path.exists():
-        raise ValueError(f"there is no file or folder {path}")
-    files = [path]
-    if path.is_dir():
-        files = next(filter(None, (sorted(path.glob(pattern)) for pattern in _FOLDER_CONTENTS)), [])
-        if not files:
-            raise ValueError(f"the folder {path} holds neither model.safetensors nor pytorch_model.bin")
-    return {name: tensor for file in files for name, tensor in _read_file(file).items()}
-
-
-def _downloaded(repo_id: str) -> Path:
-    """Folder with the weights of a repository on the Hub; pickles only where there is no safetensors."""
-    try:
-        safe, pickled = _FOLDER_CONTENTS[:2], _FOLDER_CONTENTS[2:]
-        folder = Path(snapshot_download(repo_id, allow_patterns=safe))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(repo_id, allow_patterns=pickled))
-    except (OSError, httpx.HTTPError) as error:
-        raise ValueError(
-            f"{repo_id} is no file or folder, and its weights could not be had from the Hub: {error}"
-        ) from error
-    return folder
-
-
-def _read_file(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
-    if path.suffix not in _WEIGHT_FILES:
-        raise ValueError(f"weights come as .pth, .pt, .bin or .safetensors (of a CSN backbone as .mat), got {path}")
-    content = _unpickle(path)
-    for key in ("model", "module"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(map(_is_named_tensor, content.items())):
-        found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path} must hold a dict of tensors, on its own or under `model` or `module`; got {found}")
-    return content
-
-
-def _is_named_tensor(item: tuple[Any, Any]) -> bool:
-    name, value = item
-    return isinstance(name, str) and isinstance(value, torch.Tensor)
-
-
-def _unpickle(path: Path) -> Any:
-    with path.open("rb") as file:
-        if not file.read(2).startswith((b"PK", b"\x80")):
-            raise ValueError(f"{path} was not written by torch.save")
-    try:
-        with torch.serialization.safe_globals(_OFTEN_BESIDE_WEIGHTS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is damaged, or holds more than tensors and plain values; reading that would run code from the "
-            "file. If you trust where it comes from, load it yourself, and torch.save only its state dict"
-        ) from error
-    except _DAMAGED as error:
-        raise ValueError(f"{path} is damaged or not complete: {error}") from error
-
-
-def _read_matlab(path: str | Path) -> dict[str, torch.Tensor]:
-    path = Path(path)
-    if path.suffix != ".mat" or not path.is_file():
-        raise ValueError(f"weights of a CSN backbone come as a MATLAB file (.mat), got {path}")
-    try:
-        arrays = {name: array for name, array in loadmat(path).items() if not name.startswith("__")}
-    except (MatReadError, NotImplementedError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or no MATLAB file of version 4 to 7.2: {error}") from error
-    not_numbers = [name for name, array in arrays.items() if array.dtype.kind not in "fiu"]
-    if not_numbers:
-        raise ValueError(f"{path} must hold arrays of numbers; these are none: {', '.join(not_numbers)}")
-    return {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
 
 
 # Command

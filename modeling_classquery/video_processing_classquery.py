@@ -1,5 +1,8 @@
 """From frames to the tensors the model takes, and from its outputs back to boxes in the original frames."""
 
+import math
+from typing import Any
+
 import torch
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import center_to_corners_format
@@ -10,6 +13,10 @@ from transformers.video_utils import VideoInput
 
 from .loss_classquery import ACTOR, action_scores
 from .saving_classquery import AUTO_MAP, SavedWithCode
+
+
+# No video has larger frames, nor would memory hold a clip of them.
+_MAX_SIDE = 16_384
 
 
 class ClassQueryVideoProcessor(SavedWithCode, BaseVideoProcessor):
@@ -53,6 +60,36 @@ class ClassQueryVideoProcessor(SavedWithCode, BaseVideoProcessor):
     class_thresholds = None
     actor_threshold = 0.5
     model_input_names = ["pixel_values", "pixel_mask"]
+
+    def __init__(self, **kwargs: Unpack[VideosKwargs]):
+        super().__init__(**kwargs)
+        self._check_values()
+
+    def _check_values(self) -> None:
+        """Refuse what no clip could be processed with, as a file may say.
+
+        Raises:
+            ValueError: Names the value, what it is and what it may be.
+        """
+        sides = {name: side for name, side in dict(self.size or {}).items() if side is not None}
+        is_good = bool(sides) and all(map(_is_side, sides.values()))
+        _require("size", sides, is_good, f"sides from 1 to {_MAX_SIDE} pixels")
+        for name in ("image_mean", "image_std"):
+            values = getattr(self, name)
+            values = values if isinstance(values, (list, tuple)) else [values]
+            is_good = len(values) in (1, 3) and all(map(_is_number, values))
+            is_good = is_good and (name == "image_mean" or min(values) > 0)
+            _require(name, values, is_good, "one number or three, for red, green and blue (of `image_std` above 0)")
+        _require("rescale_factor", self.rescale_factor, _is_number(self.rescale_factor), "a number")
+        thresholds = {"score_threshold": self.score_threshold, "actor_threshold": self.actor_threshold}
+        of_classes = self.class_thresholds if self.class_thresholds is not None else {}
+        _require("class_thresholds", of_classes, isinstance(of_classes, dict), "thresholds by the names of classes")
+        for name, value in (thresholds | of_classes).items():
+            _require(name, value, _is_number(value) and 0 <= value <= 1, "a score in [0, 1]")
+        filters = list(map(int, PILImageResampling))
+        _require("resample", self.resample, self.resample in filters, f"a filter of Pillow, one of {filters}")
+        for name in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
+            _require(name, getattr(self, name), isinstance(getattr(self, name), bool), "true or false")
 
     def preprocess(self, videos: VideoInput, **kwargs: Unpack[VideosKwargs]) -> BatchFeature:
         """Turn clips into model inputs.
@@ -150,6 +187,19 @@ class ClassQueryVideoProcessor(SavedWithCode, BaseVideoProcessor):
             ]
             for clip in zip(boxes, scores, actor_scores, strict=True)
         ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_SIDE
+
+
+def _require(name: str, value: Any, is_met: bool, expected: str) -> None:
+    if not is_met:
+        raise ValueError(f"`{name}` of the processor must be {expected}, got {str(value)[:100]}")
 
 
 __all__ = ["ClassQueryVideoProcessor"]

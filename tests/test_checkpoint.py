@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from mutations import try_mutations
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, VideoMAEConfig
 from utils import tiny_config
 
@@ -104,6 +105,108 @@ def test_configuration_of_a_newer_version_is_refused(checkpoint, values, message
 
     with pytest.raises(CheckpointError, match=message):
         load_detector(str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_frames": 10**9}, "`num_frames` must be at most"),
+        ({"encoder_layers": 10**9}, "`encoder_layers` must be at most 256"),
+        ({"decoder_layers": 10**30}, "`decoder_layers` must be at most 256"),
+        ({"num_queries": 10**9}, "`num_queries` must be at most"),
+        ({"encoder_ffn_dim": 2**18, "encoder_layers": 8}, "describes a model of .* numbers, but its weights have"),
+        ({"num_labels": 10**9, "id2label": None}, "`num_labels` must be a whole number"),
+        ({"backbone_config": {"model_type": "classquery_vit", "num_hidden_layers": 10**9}}, "at most 256"),
+        ({"backbone_config": {"model_type": "classquery_vit", "position_grid": [10**5, 10**5]}}, "beyond any memory"),
+        (
+            {"backbone_config": {"model_type": "classquery_csn", "depths": [3, 8, 10**9, 3]}},
+            "`depths` must be at most",
+        ),
+        ({"backbone_config": {"model_type": "videomae", "image_size": 2**17}}, "beyond any memory"),
+        ({"backbone_config": "text"}, "cannot be"),
+        ({"id2label": ["a", "b"]}, "cannot be"),
+        ({"dtype": "text"}, "cannot be"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused_before_any_memory_is_taken(checkpoint, values, message):
+    change_config(checkpoint, **values)
+
+    with pytest.raises(CheckpointError, match=message):
+        load_detector(str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"size": {"shortest_edge": -40}}, "`size` of the processor must be sides from 1"),
+        ({"size": {"shortest_edge": "forty"}}, "`size` of the processor must be sides from 1"),
+        ({"size": {"height": 10**9, "width": 32}}, "`size` of the processor must be sides from 1"),
+        ({"size": "text"}, "cannot be"),
+        ({"image_mean": "text"}, "`image_mean` of the processor must be"),
+        ({"image_std": [0.2, 0.0, 0.2]}, "`image_std` of the processor must be"),
+        ({"rescale_factor": None}, "`rescale_factor` of the processor must be a number"),
+        ({"score_threshold": -1}, r"`score_threshold` of the processor must be a score in \[0, 1\]"),
+        ({"class_thresholds": {"walk": "low"}}, r"`walk` of the processor must be a score in \[0, 1\]"),
+    ],
+)
+def test_processors_that_cannot_work_are_refused(checkpoint, values, message):
+    path = checkpoint / "video_preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    with pytest.raises(CheckpointError, match=message):
+        load_detector(str(checkpoint))
+
+
+def test_missing_processor_is_named(checkpoint):
+    (checkpoint / "video_preprocessor_config.json").unlink()
+
+    with pytest.raises(CheckpointError, match="video_preprocessor_config.json"):
+        load_detector(str(checkpoint))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_a_prefix_of_all_names_is_taken_off_and_named(checkpoint, tmp_path_factory, caplog, prefix):
+    weights = load_file(checkpoint / "model.safetensors")
+    wrapped = {f"{prefix}{name}": tensor for name, tensor in weights.items()}
+    save_file(wrapped, checkpoint / "model.safetensors", metadata={"format": "pt"})
+
+    model, _ = load_detector(str(checkpoint))
+
+    assert f"begin with {prefix!r}, which was taken off" in caplog.text
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, weights[name])
+    # Saved again, it is like any other.
+    again = tmp_path_factory.mktemp("again")
+    model.save_pretrained(again)
+    assert load_file(again / "model.safetensors").keys() == weights.keys()
+
+
+def test_a_missing_part_of_the_weights_is_named(checkpoint):
+    model = ClassQueryForVideoActionDetection.from_pretrained(checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+    model.save_pretrained(checkpoint, max_shard_size="100KB")
+    load_detector(str(checkpoint))
+    part = sorted(checkpoint.glob("model-*.safetensors"))[1]
+    part.unlink()
+
+    with pytest.raises(CheckpointError, match=f"lacks 1 of .* files of weights, as {part.name}"):
+        load_detector(str(checkpoint))
+
+
+@pytest.mark.parametrize("name", ["config.json", "video_preprocessor_config.json", "model.safetensors"])
+def test_damaged_files_are_refused_or_read(checkpoint, name):
+    def check(loaded):
+        model, processor = loaded
+        assert model.state_dict().keys() == names
+        assert processor.size["shortest_edge"] >= 1
+
+    names = ClassQueryForVideoActionDetection(tiny_config()).state_dict().keys()
+
+    outcomes = try_mutations(
+        lambda path: load_detector(str(path.parent)), checkpoint / name, CheckpointError, count=16, check=check
+    )
+
+    assert outcomes["refused"] > 0
 
 
 class Harm:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mutations import try_mutations
 from safetensors.torch import load_file, save_file
 from scipy.io import savemat
 from transformers import (
@@ -39,10 +40,9 @@ from utils import (
 )
 
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, convert_original_state_dict
+from classquery.checkpoint_files_classquery import CheckpointError, _NotRead, _unpickle, read_matlab, read_tensors
 from classquery.checkpoint_layouts_classquery import csn_backbone, published_detector
 from classquery.convert_classquery_checkpoint import (
-    _NotRead,
-    _unpickle,
     load_backbone,
     load_checkpoint,
     load_transformer,
@@ -522,6 +522,81 @@ def test_first_stage_with_tensors_of_unknown_use_does_not_fit(tmp_path, golden):
 # Files
 
 
+@pytest.mark.parametrize("prefix", ["encoder.", "model.", "module.", "_orig_mod.", "module.model.backbone."])
+def test_a_prefix_of_a_backbone_is_taken_off_and_named(tmp_path, caplog, prefix):
+    model = ClassQueryForVideoActionDetection(tiny_config())
+    body = published_vit(model)
+    # What pre-training leaves beside it.
+    wrapped = {f"{prefix}{name}": tensor for name, tensor in body.items()} | {"mask_token": torch.zeros(1, 1, 32)}
+    torch.save({"state_dict": wrapped, "epoch": 3}, tmp_path / "wrapped.ckpt.pth")
+    other = ClassQueryForVideoActionDetection(tiny_config())
+
+    report = load_backbone(other, tmp_path / "wrapped.ckpt.pth")
+
+    assert report.prefix == prefix
+    assert f"begin with {prefix!r}, which was taken off" in caplog.text
+    for name, tensor in other.model.backbone.state_dict().items():
+        assert torch.equal(tensor, model.model.backbone.state_dict()[name])
+
+
+def published_vit(model: ClassQueryForVideoActionDetection) -> dict[str, torch.Tensor]:
+    """The backbone of a model in the published layout."""
+    renamed = {"patch_embedding.": "patch_embed.proj.", "layers.": "blocks.", "layernorm.": "norm."}
+    tensors = {}
+    for name, tensor in model.model.backbone.state_dict().items():
+        theirs = next((new + name.removeprefix(old) for old, new in renamed.items() if name.startswith(old)), name)
+        if theirs.endswith("qkv.bias"):
+            query, key, value = tensor.chunk(3)
+            assert not key.any()
+            stem = theirs.removesuffix("qkv.bias")
+            tensors |= {f"{stem}q_bias": query.clone(), f"{stem}v_bias": value.clone()}
+        else:
+            tensors[theirs] = tensor.clone()
+    return tensors
+
+
+def test_the_transformer_of_a_wrapped_detector_of_ours_is_read(tmp_path):
+    model = ClassQueryForVideoActionDetection(tiny_config())
+    wrapped = {f"_orig_mod.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"state_dict": wrapped}, tmp_path / "ours.pth")
+
+    report = load_transformer(ClassQueryForVideoActionDetection(tiny_config()), tmp_path / "ours.pth")
+
+    assert report.prefix == "_orig_mod."
+    assert "model.reference_boxes" in report.loaded
+
+
+def check_tensors(tensors: dict[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        assert isinstance(name, str)
+        tensor.sum()  # touches all of its memory
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".old.pth", ".safetensors"])
+def test_damaged_weights_are_refused_or_read(tmp_path, suffix):
+    tensors = {f"layer.{index}.weight": torch.full((5, 7), float(index)) for index in range(4)}
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(tensors, path)
+    else:
+        content = {"state_dict": tensors, "args": argparse.Namespace(lr=0.1)}
+        torch.save(content, path, _use_new_zipfile_serialization=suffix == ".pth")
+
+    outcomes = try_mutations(read_tensors, path, CheckpointError, count=200, check=check_tensors)
+
+    assert outcomes["refused"] > 20
+
+
+def test_damaged_matlab_files_are_refused_whatever_becomes_of_the_reader(tmp_path):
+    """Each takes a process, which a damaged file may end."""
+    savemat(tmp_path / "csn.mat", {"conv1_w": np.arange(600.0).reshape(20, 30)}, do_compression=True)
+    whole = (tmp_path / "csn.mat").read_bytes()
+    (tmp_path / "csn.mat").write_bytes(whole[: len(whole) // 2])
+
+    with pytest.raises(CheckpointError, match="csn.mat is damaged or no MATLAB file .*; fetch it again"):
+        read_matlab(tmp_path / "csn.mat")
+
+
 def test_files_that_hold_no_weights_are_refused_with_the_reason(tmp_path):
     model = weightless_model(tiny_config())
     csn = weightless_model(tiny_config(backbone_config={"model_type": "classquery_csn", "depths": [1, 1, 1, 1]}))
@@ -533,6 +608,7 @@ def test_files_that_hold_no_weights_are_refused_with_the_reason(tmp_path):
     torch.save({"model": argparse.Namespace()}, tmp_path / "namespace.pth")
     (tmp_path / "garbage.pth").write_bytes(b"\x80\x02" + b"(e" * 9)
     torch.save({"epoch": 1, "state_dict": {"a": torch.zeros(2)}}, tmp_path / "nested.pth")
+    torch.save({"epoch": 1, "weights": {"a": torch.zeros(2)}}, tmp_path / "apart.pth")
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     whole = (tmp_path / "nested.pth").read_bytes()
     (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
@@ -547,7 +623,8 @@ def test_files_that_hold_no_weights_are_refused_with_the_reason(tmp_path):
             ("notes.txt", "weights come as .pth, .pt, .bin or .safetensors .* got .*notes.txt"),
             ("csn.mat", r"of a CSN backbone as \.mat"),
             ("code.pth", "would run code from the file"),
-            ("nested.pth", "on its own or under `model` or `module`; got epoch, state_dict"),
+            ("nested.pth", r"has none of the \d+ names that are expected, .* it holds 1 tensors, as a$"),
+            ("apart.pth", "on its own or under 'state_dict', .* got epoch, weights$"),
             ("list.pth", "got list"),
             ("half.pth", "damaged or not complete"),
             ("garbage.pth", "damaged or not complete"),

@@ -1,20 +1,25 @@
 """Loading a trained detector with its processor, or saying why it cannot be loaded."""
 
 import dataclasses
-import pickle
+import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import httpx
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor, demo_checkpoint
+from classquery.checkpoint_files_classquery import DAMAGED, CheckpointError, read_tensors, reading
+from classquery.checkpoint_layouts_classquery import without_prefix, wrapping_prefix
 
+
+logger = logging.getLogger(__name__)
 
 # What transformers, its Trainer and its quantizers put into a config.json beside the fields of its class.
 _BESIDE_FIELDS = {
@@ -27,11 +32,10 @@ _BESIDE_FIELDS = {
     "use_cache",
 }
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+# Of weights in four bits; and of tables that are computed, not stored.
+_VALUES_PER_BYTE, _VALUES_NOT_STORED = 2, 2**26
+_MAX_QUOTED = 200
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-
-
-class CheckpointError(ValueError):
-    """Raised when a model cannot be loaded, or not completely."""
 
 
 def load_detector(
@@ -48,29 +52,77 @@ def load_detector(
             without running code from it.
 
     Raises:
-        CheckpointError: If there is no such model, it is none of ours or of a newer version, the file is damaged or
-            weights are missing, left over or of another shape.
-        OSError: If the configuration of the processor is missing.
+        CheckpointError: If there is no such model, it is none of ours or of a newer version, a file is damaged or
+            weights are missing, left over or of another shape, or there is no processor that could work.
     """
     path = demo_checkpoint() if name_or_path == "demo" else name_or_path
     config = _load_config(path, name_or_path)
-    _check_weights(path, allow_pickle)
-    try:
-        model, report = ClassQueryForVideoActionDetection.from_pretrained(
-            path,
-            config=config,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            use_safetensors=None if allow_pickle else True,
-        )
-    except (EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"the weights in {path} are damaged or not complete: {error}") from error
+    files = _weight_files(path, allow_pickle)
+    with torch.device("meta"):
+        empty = ClassQueryForVideoActionDetection(config)
+    _check_size(path, empty, files)
+    with reading(f"the weights in {path}", "damaged or not complete"):
+        model, report = _load_weights(path, empty, files, allow_pickle)
     problems = {kind: sorted(map(str, report[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
     if any(problems.values()):
-        found = "; ".join(f"{len(keys)} {kind}, as {keys[0]}" for kind, keys in problems.items() if keys)
+        found = "; ".join(f"{len(keys)} {kind}, as {keys[0][:200]}" for kind, keys in problems.items() if keys)
         raise CheckpointError(f"the weights in {path} do not fit its config.json: {found}")
-    return model, ClassQueryVideoProcessor.from_pretrained(path)
+    return model, _load_processor(path)
+
+
+def _load_weights(
+    path: str, empty: ClassQueryForVideoActionDetection, files: list[Path], allow_pickle: bool
+) -> tuple[ClassQueryForVideoActionDetection, dict]:
+    """Load the weights, and what did not fit; a prefix that all names carry is taken off."""
+    options = {
+        "config": empty.config,
+        "dtype": torch.float32,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    }
+    prefix = wrapping_prefix(_names(files), empty.state_dict().keys())
+    if not prefix:
+        use_safetensors = None if allow_pickle else True
+        return ClassQueryForVideoActionDetection.from_pretrained(path, use_safetensors=use_safetensors, **options)
+    logger.warning("the names of the weights in %s begin with %r, which was taken off", path, prefix)
+    tensors = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
+    return ClassQueryForVideoActionDetection.from_pretrained(
+        None, state_dict=without_prefix(prefix, tensors), **options
+    )
+
+
+def _names(files: list[Path]) -> list[str]:
+    """Names of the tensors in files of weights."""
+    names = []
+    for file in files:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as content:
+                names += content.keys()
+        else:
+            names += read_tensors(file)
+    return names
+
+
+def _check_size(path: str, empty: ClassQueryForVideoActionDetection, files: list[Path]) -> None:
+    """Refuse a model that its files cannot hold, before there is memory for it."""
+    num_values = sum(tensor.numel() for tensor in (*empty.parameters(), *empty.buffers()))
+    num_bytes = sum(file.stat().st_size for file in files)
+    if num_values > _VALUES_PER_BYTE * num_bytes + _VALUES_NOT_STORED:
+        raise CheckpointError(
+            f"config.json of {path} describes a model of {num_values:,} numbers, but its weights have {num_bytes:,} "
+            "bytes: one of both is of another model, or damaged"
+        )
+
+
+def _load_processor(path: str) -> ClassQueryVideoProcessor:
+    try:
+        return ClassQueryVideoProcessor.from_pretrained(path)
+    except DAMAGED as error:
+        message = str(error)[:_MAX_QUOTED]
+        raise CheckpointError(
+            f"the processor of {path} (video_preprocessor_config.json) cannot be: {message}; copy it from where the "
+            "model comes from"
+        ) from error
 
 
 def demo_notice(model: ClassQueryForVideoActionDetection) -> str | None:
@@ -91,18 +143,19 @@ def demo_notice(model: ClassQueryForVideoActionDetection) -> str | None:
 def _load_config(path: str, name: str) -> ClassQueryConfig:
     try:
         values, _ = PreTrainedConfig.get_config_dict(path)
-    except OSError as error:
+    except DAMAGED as error:
         message = f"no model {name!r}: it is no folder with a config.json and was not found on the Hub: {error}"
         raise CheckpointError(message) from error
-    if not values:
+    if not values or not isinstance(values, dict):
         raise CheckpointError(f"no model {name!r}: there is no config.json")
     model_type = values.get("model_type")
     if model_type != ClassQueryConfig.model_type:
         raise CheckpointError(f"{path} holds a model of type {model_type!r}, not {ClassQueryConfig.model_type!r}")
     try:
         config = AutoConfig.from_pretrained(path)
-    except (StrictDataclassError, ValueError) as error:
-        raise CheckpointError(f"config.json of {path} cannot be: {error.__cause__ or error}{_age(values)}") from error
+    except (StrictDataclassError, *DAMAGED) as error:
+        reason = str(error.__cause__ or error)[:_MAX_QUOTED]
+        raise CheckpointError(f"config.json of {path} cannot be: {reason}{_age(values)}") from error
     unknown = _unknown_keys(config, values)
     if unknown:
         raise CheckpointError(f"config.json of {path} has values that are not known here: {unknown}{_age(values)}")
@@ -123,18 +176,28 @@ def _unknown_keys(config: PreTrainedConfig, values: dict) -> list[str]:
     return unknown + [f"backbone_config.{key}" for key in nested]
 
 
-def _check_weights(path: str, allow_pickle: bool) -> None:
-    """Make sure that there are weights, in a format that may be read; those on the Hub are downloaded."""
+def _weight_files(path: str, allow_pickle: bool) -> list[Path]:
+    """Files with the weights, in a format that may be read; those on the Hub are downloaded."""
     find = _finder(path)
-    if any(map(find, _WEIGHTS)):
-        return
-    if not any(map(find, _PICKLES)):
-        raise CheckpointError(f"{path} holds a configuration, but no weights: model.safetensors is missing")
-    if not allow_pickle:
-        raise CheckpointError(
-            f"the weights in {path} are a pickle, which may be made to do harm, and not safetensors; if you trust "
-            "their origin, pass allow_pickle=True (--allow_pickle): they are read without running code from them"
-        )
+    file = next(filter(None, map(find, _WEIGHTS)), None)
+    if file is None:
+        file = next(filter(None, map(find, _PICKLES)), None)
+        if file is None:
+            raise CheckpointError(f"{path} holds a configuration, but no weights: model.safetensors is missing")
+        if not allow_pickle:
+            raise CheckpointError(
+                f"the weights in {path} are a pickle, which may be made to do harm, and not safetensors; if you trust "
+                "their origin, pass allow_pickle=True (--allow_pickle): they are read without running code from them"
+            )
+    if not file.endswith(".json"):
+        return [Path(file)]
+    with reading(file, "no index of files of weights"):
+        names = sorted(set(json.loads(Path(file).read_text(encoding="utf-8"))["weight_map"].values()))
+    files = [find(name) for name in names]
+    missing = [name for name, found in zip(names, files, strict=True) if found is None]
+    if missing:
+        raise CheckpointError(f"{path} lacks {len(missing)} of {len(names)} files of weights, as {missing[0][:200]}")
+    return [Path(found) for found in files]
 
 
 def _finder(path: str) -> Callable[[str], str | None]:
