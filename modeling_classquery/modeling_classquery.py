@@ -41,6 +41,29 @@ from .resampling_classquery import Shapes, interpolate
 
 
 @dataclass
+class ClassQueryDecoderOutput(ModelOutput):
+    r"""
+    actor_hidden_states (`torch.FloatTensor` of shape `(decoder_layers, num_clip_frames, num_queries, d_model)`):
+        Normalised features of the actor candidates after each layer.
+    class_hidden_states (`torch.FloatTensor` of shape
+        `(decoder_layers, num_clip_frames * num_queries, num_labels, d_model)`):
+        Normalised features of each class for each actor candidate.
+    reference_boxes (`torch.FloatTensor` of shape `(decoder_layers, num_clip_frames, num_queries, 4)`):
+        Boxes that each layer starts from: (cx, cy, w, h) in [0, 1].
+    pred_boxes (`torch.FloatTensor` of shape `(decoder_layers, num_clip_frames, num_queries, 4)`):
+        Boxes that are read from the features of each layer.
+    class_attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True`):
+        Attention of the class queries of each layer, `(num_clip_frames * num_queries, heads, num_labels, num_cells)`.
+    """
+
+    actor_hidden_states: torch.FloatTensor | None = None
+    class_hidden_states: torch.FloatTensor | None = None
+    reference_boxes: torch.FloatTensor | None = None
+    pred_boxes: torch.FloatTensor | None = None
+    class_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
 class ClassQueryModelOutput(ModelOutput):
     r"""
     actor_hidden_states (`torch.FloatTensor` of shape
@@ -51,6 +74,8 @@ class ClassQueryModelOutput(ModelOutput):
         Normalised features of each class for each actor candidate.
     reference_boxes (`torch.FloatTensor` of shape `(decoder_layers, batch, num_output_frames, num_queries, 4)`):
         Boxes that each decoder layer starts from: (cx, cy, w, h) in [0, 1].
+    pred_boxes (`torch.FloatTensor` of shape `(decoder_layers, batch, num_output_frames, num_queries, 4)`):
+        Boxes that are read from the features of each decoder layer.
     encoder_last_hidden_state (`torch.FloatTensor` of shape `(batch, num_cells, d_model)`, *optional*, with
         `output_hidden_states=True`):
         Output of the encoder, all levels one after the other. A detector of keyframes computes its last layer only
@@ -65,6 +90,7 @@ class ClassQueryModelOutput(ModelOutput):
     actor_hidden_states: torch.FloatTensor | None = None
     class_hidden_states: torch.FloatTensor | None = None
     reference_boxes: torch.FloatTensor | None = None
+    pred_boxes: torch.FloatTensor | None = None
     encoder_last_hidden_state: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     class_attentions: tuple[torch.FloatTensor, ...] | None = None
@@ -459,6 +485,51 @@ class ClassQueryMemory(NamedTuple):
         return cls(levels, covariances, *others)
 
 
+class ClassQueryMixtures(NamedTuple):
+    """For each actor, the layer norm of its own mixture of the levels, as it is and as a mixture again.
+
+        memory[n, s] = scales[n, s] * sum_l weight[n, l] * (levels[l, s] - offset) + offset
+
+    Args:
+        memory: Shape (num_clip_frames, num_queries, num_cells, d_model).
+        levels: Shape (num_levels, num_clip_frames, num_cells, d_model).
+        offset: Shape (d_model,).
+        scales: Shape (num_clip_frames, num_queries, num_cells).
+    """
+
+    memory: torch.Tensor
+    levels: torch.Tensor
+    offset: torch.Tensor
+    scales: torch.Tensor
+
+
+class ClassQueryMixtureNorm(nn.LayerNorm):
+    """Layer norm of mixtures of levels `sum_l weight[n, l] * level[l]`, one for each actor n.
+
+    As the levels are centred, a mixture has mean 0 and the variance `weight[n] . covariance . weight[n]` at each cell,
+    so that up to one number per cell, the inverse of its deviation, its norm is a mixture again.
+    """
+
+    def forward(self, levels: torch.Tensor, covariances: torch.Tensor, weights: torch.Tensor) -> ClassQueryMixtures:
+        """Mix and normalise.
+
+        Args:
+            levels, covariances: As in `ClassQueryMemory`.
+            weights: Shape (num_clip_frames, num_queries, num_levels).
+        """
+        mixtures = torch.einsum("fnl,lfsc->fnsc", weights.to(levels.dtype), levels)
+        # A copy: parameters may be divided among processes or elsewhere as soon as this is over.
+        offset = self.bias.clone()
+        scales = self._inverse_deviations(weights, covariances)
+        return ClassQueryMixtures(super().forward(mixtures), levels * self.weight + offset, offset, scales)
+
+    def _inverse_deviations(self, weights: torch.Tensor, covariances: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(weights.device.type, enabled=False):
+            weights = weights.to(covariances.dtype)
+            variances = torch.einsum("fnl,fslm,fnm->fns", weights, covariances, weights)
+            return (variances + self.eps).rsqrt()
+
+
 class ClassQueryMixtureAttention(ClassQueryAttention):
     """Attention of each actor to its own mixture of the levels, without keys and values of its own.
 
@@ -523,13 +594,7 @@ class ClassQueryMixtureAttention(ClassQueryAttention):
 class ClassQueryLocalizingLayer(nn.Module):
     """Update the actor features: attention among actors, then to an actor's own mixture of the levels.
 
-    The memory of actor n is the layer norm of its mixture `sum_l weight[n, l] * level[l]`. As the levels are centred,
-    a mixture has mean 0 and the variance `weight[n] . covariance . weight[n]` at each cell, so that up to one number
-    per cell, the inverse of its deviation, the norm is a mixture again:
-
-        memory[n, s] = scale[n, s] * sum_l weight[n, l] * (gain * level[l, s]) + bias
-
-    Its keys and values are mixtures of those of the levels, of which there are fewer than actors.
+    The keys and values of a mixture are mixtures of those of the levels, of which there are fewer than actors.
     """
 
     def __init__(self, config: ClassQueryConfig, is_first: bool):
@@ -545,7 +610,7 @@ class ClassQueryLocalizingLayer(nn.Module):
         self.self_attn_layer_norm = nn.LayerNorm(d_model)
 
         self.level_weights = nn.Linear(d_model, config.num_feature_levels)
-        self.memory_layer_norm = nn.LayerNorm(d_model)
+        self.memory_layer_norm = ClassQueryMixtureNorm(d_model)
 
         self.cross_attn_q_content = nn.Linear(d_model, d_model)
         # Only the first layer adds positions to the content, as in Conditional DETR.
@@ -581,9 +646,9 @@ class ClassQueryLocalizingLayer(nn.Module):
         """
         actors = self._attend_to_actors(actors, query_position)
         weights = self.level_weights(actors).softmax(-1)
-        actor_memory = self.memory_layer_norm(torch.einsum("fnl,lfsc->fnsc", weights.to(actors.dtype), memory.levels))
-        actors = self._attend_to_memory(actors, query_position, query_sine, memory, weights)
-        return self.feed_forward(actors), actors, actor_memory
+        mixtures = self.memory_layer_norm(memory.levels, memory.covariances, weights)
+        actors = self._attend_to_memory(actors, query_position, query_sine, memory, weights, mixtures)
+        return self.feed_forward(actors), actors, mixtures.memory
 
     def _attend_to_actors(self, actors: torch.Tensor, query_position: torch.Tensor) -> torch.Tensor:
         query = self.self_attn_q_content(actors) + self.self_attn_q_position(query_position)
@@ -598,35 +663,27 @@ class ClassQueryLocalizingLayer(nn.Module):
         query_sine: torch.Tensor,
         memory: ClassQueryMemory,
         weights: torch.Tensor,
+        mixtures: ClassQueryMixtures,
     ) -> torch.Tensor:
         content, position = self.cross_attn_q_content(actors), self.cross_attn_q_sine(query_sine)
         if self.cross_attn_q_position is not None:
             # Queries and keys are content + position here: content . content + content . position.
             content = content + self.cross_attn_q_position(query_position)
             position = position + content
-        gain, bias = self.memory_layer_norm.weight, self.memory_layer_norm.bias
-        levels = memory.levels * gain + bias
-        # What the bias of a key adds to the logits is the same for all cells.
-        key_offset, value_offset = self.cross_attn_k_content(bias), self.cross_attn_v(bias)
+        # What the offset of a key adds to the logits is the same for all cells.
+        key_offset, value_offset = self.cross_attn_k_content(mixtures.offset), self.cross_attn_v(mixtures.offset)
         update = self.cross_attn(
             content,
             position,
-            self.cross_attn_k_content(levels) - key_offset,
+            self.cross_attn_k_content(mixtures.levels) - key_offset,
             self.cross_attn_k_position(memory.position),
-            self.cross_attn_v(levels) - value_offset,
+            self.cross_attn_v(mixtures.levels) - value_offset,
             value_offset,
             weights.to(content.dtype),
-            self._inverse_deviations(weights, memory.covariances).to(content.dtype),
+            mixtures.scales.to(content.dtype),
             memory.attention_mask,
         )
         return self.cross_attn_layer_norm(actors + self.dropout(update))
-
-    def _inverse_deviations(self, weights: torch.Tensor, covariances: torch.Tensor) -> torch.Tensor:
-        """Inverse deviation of each mixture at each cell: (num_clip_frames, num_queries, num_cells)."""
-        with torch.autocast(weights.device.type, enabled=False):
-            weights = weights.to(covariances.dtype)
-            variances = torch.einsum("fnl,fslm,fnm->fns", weights, covariances, weights)
-            return (variances + self.memory_layer_norm.eps).rsqrt()
 
 
 class ClassQueryConvBlock(GradientCheckpointingLayer):
@@ -844,18 +901,13 @@ class ClassQueryDecoder(nn.Module):
 
     def forward(
         self, reference_boxes: torch.Tensor, memory: ClassQueryMemory, output_attentions: bool = False
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+    ) -> ClassQueryDecoderOutput:
         """Decode.
 
         Args:
             reference_boxes: Shape (num_clip_frames, num_queries, 4), (cx, cy, w, h) in [0, 1].
             memory: What to attend to.
             output_attentions: Whether to return the class attentions.
-
-        Returns:
-            Four lists with one entry per layer: normalised actor features (num_clip_frames, num_queries, d_model) and
-            class features (num_clip_frames * num_queries, num_labels, d_model), the boxes that the layer starts from,
-            and the class attentions.
         """
         actors = torch.zeros_like(memory.levels[0, :, :1]).expand(-1, reference_boxes.shape[1], -1)
         classes = self.class_queries[None]
@@ -870,14 +922,21 @@ class ClassQueryDecoder(nn.Module):
             classes, attention = classify(
                 classes, classified_actors, query_sine, actor_memory, memory, output_attentions
             )
-            # Refined on the raw features; the detection head reads the normalised ones, as in DAB-DETR.
-            reference_boxes = self.refine_boxes(actors, anchors)
+            # Refined on the raw features; what is predicted is read from the normalised ones, as in DAB-DETR.
+            reference_boxes = self._refine_boxes(actors, anchors)
             all_actors.append(self.actor_layer_norm(actors))
             all_classes.append(self.class_layer_norm(classes))
             all_attentions.append(attention)
-        return all_actors, all_classes, all_boxes, all_attentions
+        all_actors, all_boxes = torch.stack(all_actors), torch.stack(all_boxes)
+        return ClassQueryDecoderOutput(
+            actor_hidden_states=all_actors,
+            class_hidden_states=torch.stack(all_classes),
+            reference_boxes=all_boxes,
+            pred_boxes=self._refine_boxes(all_actors, all_boxes),
+            class_attentions=tuple(all_attentions) if output_attentions else None,
+        )
 
-    def refine_boxes(self, features: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    def _refine_boxes(self, features: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
         """Move boxes (..., 4) by what the box head reads from features (..., d_model)."""
         return (without_autocast(self.box_head, features).to(boxes.dtype) + inverse_sigmoid(boxes)).sigmoid()
 
@@ -922,7 +981,8 @@ class ClassQueryPreTrainedModel(PreTrainedModel):
         "VideoMAELayer",
         "VJEPA2Layer",
         "ClassQueryEncoderLayer",
-        "ClassQueryConvBlock",
+        "ClassQueryLocalizingLayer",
+        "ClassQueryClassifyingLayer",
     ]
 
     @classmethod
@@ -1043,17 +1103,17 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
             self.memory_mask(plan, encoded.dtype),
         )
         boxes = self._anchors(num_frames).sigmoid().repeat(batch_size, 1, 1)
-        actors, classes, boxes, attentions = self.decoder(boxes, memory, output_attentions)
+        decoded = self.decoder(boxes, memory, output_attentions)
         clips_and_frames = (batch_size, -1)
+        attentions = decoded.class_attentions
         return ClassQueryModelOutput(
-            actor_hidden_states=torch.stack(actors).unflatten(1, clips_and_frames),
-            class_hidden_states=torch.stack(classes).unflatten(1, (*clips_and_frames, self.config.num_queries)),
-            reference_boxes=torch.stack(boxes).unflatten(1, clips_and_frames),
+            actor_hidden_states=decoded.actor_hidden_states.unflatten(1, clips_and_frames),
+            class_hidden_states=decoded.class_hidden_states.unflatten(1, (*clips_and_frames, self.config.num_queries)),
+            reference_boxes=decoded.reference_boxes.unflatten(1, clips_and_frames),
+            pred_boxes=decoded.pred_boxes.unflatten(1, clips_and_frames),
             encoder_last_hidden_state=encoded if output_hidden_states else None,
             hidden_states=hidden_states,
-            class_attentions=self._class_attentions(attentions, batch_size, plan.shapes[-2])
-            if output_attentions
-            else None,
+            class_attentions=self._class_attentions(attentions, batch_size, plan.shapes[-2]) if attentions else None,
         )
 
     def _validate(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> None:
@@ -1177,7 +1237,7 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
         return padding.to(dtype) * torch.finfo(dtype).min
 
     def _class_attentions(
-        self, attentions: list[torch.Tensor], batch_size: int, shape: tuple[int, int, int]
+        self, attentions: Sequence[torch.Tensor], batch_size: int, shape: tuple[int, int, int]
     ) -> tuple[torch.Tensor, ...]:
         """(num_clip_frames * queries, heads, labels, cells) -> (batch, frames, queries, labels, heads, h, w)."""
         clips_frames_queries = (batch_size, -1, self.config.num_queries)
@@ -1295,9 +1355,8 @@ class ClassQueryForVideoActionDetection(ClassQueryPreTrainedModel):
         outputs = self.model(pixel_values, pixel_mask, output_attentions, output_hidden_states, return_dict=True)
         logits = self.classify(outputs.class_hidden_states)
         actor_logits = self.actor_head(outputs.actor_hidden_states)
-        pred_boxes = self.model.decoder.refine_boxes(outputs.actor_hidden_states, outputs.reference_boxes)
         predictions = [
-            {"logits": logits[i], "pred_boxes": pred_boxes[i], "actor_logits": actor_logits[i]}
+            {"logits": logits[i], "pred_boxes": outputs.pred_boxes[i], "actor_logits": actor_logits[i]}
             for i in range(self.config.decoder_layers)
         ]
         loss, loss_dict = None, None
@@ -1324,6 +1383,7 @@ class ClassQueryForVideoActionDetection(ClassQueryPreTrainedModel):
 
 
 __all__ = [
+    "ClassQueryDecoderOutput",
     "ClassQueryDetectionOutput",
     "ClassQueryForVideoActionDetection",
     "ClassQueryModel",

@@ -18,6 +18,8 @@ from classquery.modeling_classquery import (
     ClassQueryClassifyingLayer,
     ClassQueryLocalizingLayer,
     ClassQueryMemory,
+    ClassQueryMixtureNorm,
+    ClassQueryMixtures,
     class_group_mask,
 )
 from classquery.plan_classquery import ClipPlan
@@ -92,12 +94,19 @@ def memory_of_levels(levels, *others) -> ClassQueryMemory:
     return ClassQueryMemory(levels, None, *others)
 
 
+def norm_of_mixtures(norm: ClassQueryMixtureNorm, levels, covariances, weights) -> ClassQueryMixtures:
+    """In place of `ClassQueryMixtureNorm.forward`: each actor's mixture only."""
+    mixtures = torch.einsum("fnl,lfsc->fnsc", weights, levels)
+    memory = F.layer_norm(mixtures, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return ClassQueryMixtures(memory, None, None, None)
+
+
 def attend_to_memory(
-    layer: ClassQueryLocalizingLayer, actors, query_position, query_sine, memory, weights
+    layer: ClassQueryLocalizingLayer, actors, query_position, query_sine, memory, weights, mixtures
 ) -> torch.Tensor:
-    """In place of `ClassQueryLocalizingLayer._attend_to_memory`: norm, keys and values of each actor's mixture."""
+    """In place of `ClassQueryLocalizingLayer._attend_to_memory`: keys and values of each actor's mixture."""
     num_queries, num_heads = actors.shape[1], layer.num_heads
-    actor_memory = layer.memory_layer_norm(torch.einsum("fnl,lfsc->fnsc", weights, memory.levels))
+    actor_memory = mixtures.memory
     query_content = layer.cross_attn_q_content(actors)
     key_content = layer.cross_attn_k_content(actor_memory)
     key_position = layer.cross_attn_k_position(memory.position)[:, None].expand_as(key_content)
@@ -190,6 +199,7 @@ REWRITES = {
     "resampling": [(ClassQueryModel, "resample", resample)],
     "localizing layers": [
         (ClassQueryMemory, "of_levels", memory_of_levels),
+        (ClassQueryMixtureNorm, "forward", norm_of_mixtures),
         (ClassQueryLocalizingLayer, "_attend_to_memory", attend_to_memory),
     ],
     "class attention": [
