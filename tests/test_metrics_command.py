@@ -11,10 +11,11 @@ import pytest
 from test_metrics_frame import brute_force_frame_map, golden_case
 
 from classquery.data.annotations.registry import load_action_dataset
+from classquery.data.annotations.schema import AnnotationError
 from classquery.data.annotations.tubes import load_jhmdb_21
-from classquery.data.metrics import ava_label_ids
+from classquery.data.metrics import ava_label_ids, video_map
 from classquery.data.metrics.__main__ import main
-from classquery.data.metrics.records import Record
+from classquery.data.metrics.records import Record, true_tubes, video_table
 from classquery.engine.training.evaluation import FrameScorer, TubeScorer, save_records
 
 
@@ -276,6 +277,81 @@ def test_labels_that_multisports_leaves_out_are_not_scored(tubes):
         ap = result[f"{kind}_ap_50"]
         assert ap == {"sit": pytest.approx(of_all[f"{kind}_ap_50"]["sit"]), "basketball save": None}
         assert result[f"{kind}_map_50"] == ap["sit"]
+
+
+def multisports_pickles(folder, rows, records):
+    """The detections of the csv and their linked tubes, as the script of MultiSports wants them."""
+    size = np.array([320, 240] * 2)
+    places = {name: place for place, name in enumerate(rows["clip_id"])}
+    frame_rows = [
+        (places[record["video"]], record["frame_numbers"][at] + 1, label, record["scores"][at, query, label])
+        + tuple(record["boxes"][at, query] * size)
+        for record in records
+        for at, query, label in np.ndindex(record["scores"].shape)
+    ]
+    sizes = dict.fromkeys(places, size)
+    linked = video_map(video_table(records, sizes), true_tubes(rows, sizes), protocol="standard")["tubes"]
+    tubes = {label: [] for label in range(2)}
+    for tube in linked:
+        array = np.column_stack([tube["frames"], tube["boxes"]])
+        tubes[tube["label"]].append((tube["video"], np.float32(tube["score"]), array))
+    (folder / "frame_detections.pkl").write_bytes(pickle.dumps(np.array(frame_rows)))
+    (folder / "video_detections.pkl").write_bytes(pickle.dumps(tubes))
+
+
+def test_predictions_for_the_script_of_multisports_score_as_the_csv(tubes):
+    folder, rows, records = tubes
+    content = pickle.loads((folder / "JHMDB-GT.pkl").read_bytes())
+    (folder / "GT.pkl").write_bytes(pickle.dumps(content))
+    (folder / "res").mkdir()
+    multisports_pickles(folder / "res", rows, records)
+    options = {"dataset": "multisports", "ground_truth": "GT.pkl"}
+    expected = score(folder, **options)
+
+    assert expected["video_map_50"] > 0
+    # Alone, its boxes are linked as those of the csv; the folder has tubes that are linked already.
+    for detections in ("res/frame_detections.pkl", "res"):
+        result = score(folder, **options, detections=detections)
+        for name in ("frame_map_50", "video_map_20", "video_map_50", "video_map_50_95"):
+            assert result[name] == pytest.approx(expected[name], abs=1e-6), (detections, name)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        (0, 9, "row 0: video must be a place in the 2 test videos"),
+        (1, 0, "row 0: frame must be a whole number from 1"),
+        (2, 0.5, "row 0: label must be a whole number from 0"),
+        (3, -4.0, r"row 0: score must be in \[0, 1\]"),
+        (5, np.nan, "row 0: box must be four finite corners"),
+    ],
+)
+def test_wrong_predictions_of_multisports_are_named(tubes, column, value, message):
+    folder, rows, records = tubes
+    array = np.array([[0, 1, 0, 0.5, 0, 0, 9, 9]])
+    array[0, column] = value
+    (folder / "frame_detections.pkl").write_bytes(pickle.dumps(array))
+
+    with pytest.raises(AnnotationError, match=message):
+        score(folder, dataset="jhmdb_21", ground_truth="JHMDB-GT.pkl", detections="frame_detections.pkl")
+
+
+@pytest.mark.parametrize(
+    ("tube", "message"),
+    [
+        (("nobody", 0.5, np.ones((1, 5))), "'nobody' is no test video"),
+        (("sit/a", 0.5, np.ones((2, 5))), "its frames must be ascending"),
+        (("sit/a", 0.5, [1, 2]), "its array must have rows of frame"),
+        (("sit/a", "x", np.ones((1, 5))), "its score must be a number"),
+        (("sit/a", 0.5), r"a tube is \(video, score, array\)"),
+    ],
+)
+def test_wrong_tubes_of_multisports_are_named(tubes, tube, message):
+    folder, rows, records = tubes
+    (folder / "tubes.pkl").write_bytes(pickle.dumps({1: [tube]}))
+
+    with pytest.raises(AnnotationError, match=f"label 1, tube 0: {message}"):
+        score(folder, "--tubes", folder / "tubes.pkl", dataset="jhmdb_21", ground_truth="JHMDB-GT.pkl")
 
 
 def test_report_of_tubes_is_written(tubes, capsys):

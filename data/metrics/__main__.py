@@ -5,8 +5,10 @@ r"""Score detections of any model, from files.
     python -m classquery.data.metrics --dataset ucf101_24 --ground_truth UCF101v2-GT.pkl \
         --detections eval_predictions.parquet --protocol classquery_ucf --report out
 
-Detections are a csv file, whose columns docs/metrics.md describes, or the `eval_predictions.parquet` that
-`run_action_detection.py --do_eval` writes. Ground truth is the csv of AVA or the pickle of the other data sets.
+Detections are a csv file, whose columns docs/metrics.md describes, the `eval_predictions.parquet` that
+`run_action_detection.py --do_eval` writes, or what the script of MultiSports scores: `frame_detections.pkl`, with
+`--tubes video_detections.pkl` for tubes that are linked already, or the folder of both. Ground truth is the csv of AVA
+or the pickle of the other data sets.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from classquery.data.annotations.registry import (
     load_action_labels,
     scored_label_ids,
 )
-from classquery.data.metrics import analyze, ava_label_ids, frame_map, video_map
+from classquery.data.metrics import analyze, ava_label_ids, frame_map, tube_map, video_map
 from classquery.data.metrics.files import (
     BoxRows,
     FrameNames,
@@ -36,6 +38,12 @@ from classquery.data.metrics.files import (
     read_detections,
     read_frames,
     read_ground_truth,
+)
+from classquery.data.metrics.multisports import (
+    FRAMES_FILE,
+    TUBES_FILE,
+    read_frame_detections,
+    read_tube_detections,
 )
 from classquery.data.metrics.records import (
     Record,
@@ -96,7 +104,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--ground_truth", required=True, type=Path, help="csv of AVA, or pickle of the other data sets"
     )
-    parser.add_argument("--detections", required=True, type=Path, help="csv, or eval_predictions.parquet")
+    parser.add_argument("--detections", required=True, type=Path, help="csv, eval_predictions.parquet, or .pkl")
     parser.add_argument(
         *("--iou_thresholds", "--iou_threshold"),
         type=float,
@@ -121,6 +129,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     tubes = parser.add_argument_group("other data sets")
     tubes.add_argument("--protocol", choices=PROTOCOLS, help="of video mAP; default: that of the published numbers")
+    tubes.add_argument(
+        "--tubes", type=Path, metavar="PKL", help="linked tubes to score instead of linking the detections"
+    )
     tubes.add_argument("--fold", type=int, default=0, help="split of JHMDB-21: 0, 1 or 2")
     tubes.add_argument(
         "--shortest_edge",
@@ -132,8 +143,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     only_ava = options.exclude or options.label_map or options.official_cap or options.annotated_only
     if options.dataset != "ava" and only_ava:
         parser.error("--exclude, --label_map, --official_cap and --annotated_only are for --dataset ava")
-    if options.dataset == "ava" and (options.protocol or options.shortest_edge or options.fold):
-        parser.error("--protocol, --fold and --shortest_edge are for the data sets with tubes")
+    if options.dataset == "ava" and (options.protocol or options.shortest_edge or options.fold or options.tubes):
+        parser.error("--protocol, --fold, --shortest_edge and --tubes are for the data sets with tubes")
+    if options.detections.is_dir():
+        options.tubes = options.tubes or options.detections / TUBES_FILE
+        options.detections = options.detections / FRAMES_FILE
     return options
 
 
@@ -229,18 +243,31 @@ def score_tubes(options: argparse.Namespace) -> Scored:
     id2label = load_action_labels(*source)
     label_ids = scored_label_ids(options.dataset, id2label)
     sizes = frame_sizes(rows, options.shortest_edge or counting.shortest_edge)
-    read = _video_table_of_records if options.detections.suffix == ".parquet" else _video_table_of_csv
-    detections = read(options.detections, sizes, len(id2label))
+    originals = {row["clip_id"]: np.array([row["width"], row["height"]] * 2) for row in rows}
+    if options.detections.suffix == ".parquet":
+        detections = _video_table_of_records(options.detections, sizes, len(id2label))
+    elif options.detections.suffix == ".pkl":
+        names = FrameNames()
+        found = read_frame_detections(options.detections, names, rows["clip_id"][:], originals)
+        detections = _video_table_of_rows(options.detections, found, names, sizes, len(id2label))
+    else:
+        names = FrameNames()
+        found = read_detections(options.detections, names, of_tubes=True)
+        detections = _video_table_of_rows(options.detections, found, names, sizes, len(id2label))
     tables = tube_frame_tables(detections, rows, sizes, len(id2label))
     frames = frame_map(*tables, iou_threshold=options.iou_thresholds or [0.5], label_ids=label_ids)
     protocol = options.protocol or counting.protocol
-    videos = video_map(
-        detections,
-        true_tubes(rows, sizes),
-        protocol=protocol,
-        iou_thresholds=options.iou_thresholds or [0.2, *np.arange(50, 100, 5) / 100],
-        label_ids=label_ids,
-    )
+    counted = {
+        "protocol": protocol,
+        "iou_thresholds": options.iou_thresholds or [0.2, *np.arange(50, 100, 5) / 100],
+        "label_ids": label_ids,
+    }
+    if options.tubes:
+        scales = {name: sizes[name] / original for name, original in originals.items()}
+        linked = read_tube_detections(options.tubes, scales, len(id2label))
+        videos = tube_map(linked, true_tubes(rows, sizes), num_labels=len(id2label), **counted) | {"tubes": linked}
+    else:
+        videos = video_map(detections, true_tubes(rows, sizes), **counted)
     if label_ids is not None:
         logger.info(f"{len(label_ids)} of {len(id2label)} labels count, as in the official script")
     logger.info(f"video mAP is counted by the protocol {protocol!r}: {len(videos['tubes']):,} tubes")
@@ -270,9 +297,9 @@ def _check_videos(names: set[str], sizes: Mapping[str, np.ndarray], path: Path) 
         )
 
 
-def _video_table_of_csv(path: Path, sizes: Mapping[str, np.ndarray], num_labels: int) -> dict[str, np.ndarray]:
-    names = FrameNames()
-    rows = read_detections(path, names, of_tubes=True)
+def _video_table_of_rows(
+    path: Path, rows: BoxRows, names: FrameNames, sizes: Mapping[str, np.ndarray], num_labels: int
+) -> dict[str, np.ndarray]:
     _check_videos(set(names.videos), sizes, path)
     if rows.label_id.max(initial=0) > num_labels:
         raise ValueError(f"{path} has the label id {rows.label_id.max()}, but the data has {num_labels} labels")
