@@ -370,9 +370,9 @@ def keyframes_of_tubes(
 
     Args:
         rows: Annotations with `ACTION_FEATURES`, one row per video.
-        keyframes_per_second: How many to take; at most one per frame. The time of a frame is its number at the mean
-            frame rate of its video.
-        reader: Tells the frame rate of videos where the annotations do not.
+        keyframes_per_second: How many to take: the frames nearest to 0, 1 / rate, 2 / rate, ... seconds, each once. A
+            frame of a video has the time that the video says, one of a folder its number at the rate of the folder.
+        reader: Tells the times of the frames of videos.
 
     Returns:
         Rows with `ACTION_FEATURES`, one per keyframe with actors; `clip_id` is that of the video and the number of the
@@ -380,30 +380,33 @@ def keyframes_of_tubes(
 
     Raises:
         ValueError: If nobody knows the frame rate of a folder of frames.
-        VideoReadError: If a video that has to tell its frame rate cannot be read.
+        VideoReadError: If a video cannot be read.
     """
     reader = reader or ClipReader()
     return to_dataset(
         [
             keyframe
             for row in rows
-            for keyframe in _keyframes_of(row, _frames_per_second(row, reader), keyframes_per_second)
+            for keyframe in _keyframes_of(row, _frame_seconds(row, reader), keyframes_per_second)
         ]
     )
 
 
-def _frames_per_second(row: Mapping[str, Any], reader: ClipReader) -> float:
-    if row["fps"]:
-        return row["fps"]
-    if row["source"] == "frames":
+def _frame_seconds(row: Mapping[str, Any], reader: ClipReader) -> np.ndarray:
+    """Times of all frames, (num_frames,)."""
+    frames = np.arange(row["num_frames"])
+    if row["source"] == "video":
+        return reader.seconds_of(row["video"], frames)
+    if not row["fps"]:
         raise ValueError(f"nobody knows the frame rate of {row['video']}: keyframes need videos, or a rate")
-    return reader.info(row["video"]).frames_per_second
+    return frames / row["fps"]
 
 
-def _keyframes_of(row: Mapping[str, Any], frame_rate: float, keyframes_per_second: float) -> list[dict[str, Any]]:
-    times = np.arange(0, row["num_frames"] / frame_rate, 1 / keyframes_per_second)
+def _keyframes_of(
+    row: Mapping[str, Any], frame_seconds: np.ndarray, keyframes_per_second: float
+) -> list[dict[str, Any]]:
     keyframes = []
-    for frame in np.unique(np.rint(times * frame_rate).astype(int).clip(0, row["num_frames"] - 1)).tolist():
+    for frame in _nearest_to_multiples(frame_seconds, 1 / keyframes_per_second).tolist():
         # Any number of labels will do: it is that of the largest.
         num_labels = 1 + max((label for tube in row["tubes"] for label in tube["labels"]), default=0)
         boxes, valid, class_labels = (
@@ -414,9 +417,24 @@ def _keyframes_of(row: Mapping[str, Any], frame_rate: float, keyframes_per_secon
             for box, labels in zip(boxes[valid], class_labels[valid], strict=True)
         ]
         if tubes:
-            seconds = {"timestamp": frame / frame_rate, "video_seconds": frame / frame_rate, "center_frame": frame}
+            at = float(frame_seconds[frame])
+            seconds = {"timestamp": at, "video_seconds": at, "center_frame": frame}
             keyframes.append({**row, **seconds, "clip_id": f"{row['clip_id']}_{frame:06d}", "tubes": tubes})
     return keyframes
+
+
+def _nearest_to_multiples(frame_seconds: np.ndarray, interval: float) -> np.ndarray:
+    """Numbers of the frames nearest to 0, `interval`, ... up to the end of the last one; of two, the earlier.
+
+    They are found from the frames, which are fewer than the multiples where a gap of a month is in the timestamps.
+    """
+    halfway = (frame_seconds[1:] + frame_seconds[:-1]) / 2
+    # The last frame is taken to last as long as the mean one.
+    end = frame_seconds[-1] + (frame_seconds[-1] - frame_seconds[0]) / max(len(frame_seconds) - 1, 1)
+    # Times are sums and quotients of floats: 2.9999999 intervals are 3.
+    last_multiples = np.floor(halfway / interval + 1e-6)
+    last_of_all = max(np.ceil(end / interval - 1e-6) - 1, 0)
+    return np.flatnonzero(np.diff(last_multiples, prepend=-1, append=last_of_all) > 0)
 
 
 def _sample_seed(*parts: int) -> int:

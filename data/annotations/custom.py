@@ -292,7 +292,8 @@ def _time_checks(table: BoxTable, unit: _Unit) -> list[Check]:
     """Check that moments and frames are in the video, where that can be read."""
     videos = [unit.videos.get(name) for name in table.videos]
     last_frame = np.array([np.inf if video is None else video.num_frames - 1 for video in videos])[table.video]
-    duration = np.array([np.inf if video is None else video.num_frames / video.fps for video in videos])[table.video]
+    ends = [np.inf if video is None else video.start_seconds + video.num_frames / video.fps for video in videos]
+    duration = np.array(ends)[table.video]
     seconds = table.time - unit.timestamp_offset
 
     def no_frame(row: int) -> str:

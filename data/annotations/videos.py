@@ -28,6 +28,8 @@ class Video(NamedTuple):
     height: int
     width: int
     fps: float
+    start_seconds: float = 0.0
+    """Time of the first frame."""
 
 
 class VideoFinder:
@@ -118,7 +120,8 @@ def _look_at(path: Path, frames_fps: float, reader: ClipReader) -> Video:
         info = reader.info(path)
     except VideoReadError as error:
         raise AnnotationError(str(error)) from error
-    return Video(path, "video", info.num_frames, info.height, info.width, info.frames_per_second)
+    size = info.height, info.width
+    return Video(path, "video", info.num_frames, *size, info.frames_per_second, info.start_seconds)
 
 
 def _compare(video: Video, claim: VideoClaim) -> Video:

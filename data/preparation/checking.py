@@ -49,6 +49,7 @@ class VideoFacts:
     width: int | None = None
     frames_per_second: float | None = None
     """None for folders of frames, which do not tell."""
+    start_seconds: float = 0.0
     duration_seconds: float | None = None
     random_access: bool = True
     digest: str | None = None
@@ -309,6 +310,7 @@ def _look_into_file(video: Video, decode_all: bool) -> VideoFacts:
         reader.read(video.path, _three_frames(info.num_frames))
     facts = {name: getattr(info, name) for name in ("num_frames", "height", "width", "frames_per_second")}
     return VideoFacts(
+        start_seconds=info.start_seconds,
         duration_seconds=info.duration_seconds,
         random_access=info.random_access,
         digest=digest_of(Path(video.path)),
@@ -375,10 +377,21 @@ def _compare(report: Report, split: str, videos: list[Video], facts: dict[str, V
         ],
     )
     report.add_warning(
+        f"{split}, videos whose pictures start later than the file, so that second 0 of the file, of players and of "
+        "frames extracted by `ffmpeg -r` is not the first picture, and frames or annotations that count from that one "
+        "are off: {}",
+        [f"{video.name}: by {look.start_seconds:.3f} s" for video, look in readable if _starts_late(look)],
+    )
+    report.add_warning(
         f"{split}, videos without random access, whose clips are all decoded from the first frame on "
         "(`python -m classquery.data prepare` makes that quick): {}",
         [video.name for video, look in readable if not look.random_access],
     )
+
+
+def _starts_late(look: VideoFacts) -> bool:
+    """Whether counting frames from the first picture is off by more than half a frame from the clock of the file."""
+    return look.frames_per_second is not None and look.start_seconds * look.frames_per_second > 0.5
 
 
 def _ends_early(video: Video, look: VideoFacts) -> bool:

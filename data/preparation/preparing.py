@@ -353,11 +353,12 @@ class TimedImage(NamedTuple):
 def _cut(path: str, seconds: tuple[float, float] | None) -> Iterator[TimedImage]:
     """Yield the frames of a part of a video, from its start at 0 s on.
 
-    The first one is what is on screen at the start, be it that its own time is a little earlier. So the times of all
-    others, and with them the frame of every keyframe, are those of the whole video.
+    The first one is what is on screen at the start, be it that its own time is a little earlier, or later where sound
+    comes before the pictures: a file without sound starts with its pictures. So the times of all others, and with them
+    the frame of every keyframe, are those of the whole video.
     """
     start, end = seconds or (0.0, float("inf"))
-    on_screen = None
+    on_screen, is_first = None, True
     # A second before it: the frame on screen at the start may have been there for a while.
     for frame in iterate_frames(path, start_seconds=max(0.0, start - 1)):
         if frame.seconds <= start + _TIME_TOLERANCE_SECONDS:
@@ -367,8 +368,9 @@ def _cut(path: str, seconds: tuple[float, float] | None) -> Iterator[TimedImage]
             break
         if on_screen is not None:
             yield TimedImage(0.0, on_screen.image)
-            on_screen = None
-        yield TimedImage(frame.seconds - start, frame.image)
+            on_screen, is_first = None, False
+        yield TimedImage(0.0 if is_first else frame.seconds - start, frame.image)
+        is_first = False
     if on_screen is not None:
         yield TimedImage(0.0, on_screen.image)
 

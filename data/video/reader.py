@@ -146,6 +146,16 @@ class ClipReader:
         is_earlier_nearer = wanted_seconds - frame_seconds[earlier] <= frame_seconds[later] - wanted_seconds
         return np.where(is_earlier_nearer, earlier, later)
 
+    def seconds_of(self, path: str | os.PathLike[str], frame_indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Tell the times of some frames: the timestamps of the file, as float64 seconds on its clock.
+
+        Raises:
+            VideoReadError: As `info`, or if a frame is out of range.
+        """
+        index = self._index(os.fspath(path))
+        _check_range(index, np.asarray(frame_indices))
+        return index.frame_seconds[np.asarray(frame_indices)]
+
     def read(self, path: str | os.PathLike[str], frame_indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Decode the frames of a clip.
 
