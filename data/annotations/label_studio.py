@@ -26,10 +26,12 @@ from classquery.data.annotations.entries import Content, Context, Entry, Format,
 from classquery.data.annotations.schema import VIDEO_SUFFIXES, AnnotationError
 from classquery.data.annotations.values import number, whole_number
 from classquery.data.annotations.writing import WrittenTube, WrittenVideo, key_frames, runs_of, videos_of
+from classquery.data.video.index import VideoInfo
 from classquery.data.whole_files import write_json
 
 
 _GEOMETRY = ("x", "y", "width", "height", "rotation")
+_RATE_TOLERANCE = 0.01
 _NOTE = re.compile(r"(?:person|track) (\S+)")
 _CHOICES = ("choices", "taxonomy", "textarea")  # Kinds of results, and what they hold.
 
@@ -79,7 +81,7 @@ def _read_task(source: Source, context: Context, content: Content, task: Mapping
         return
     video = _video_of(task)
     names = video_names(video) + video_names(task.get("file_upload") or video)
-    claim = content.videos.setdefault(video, VideoClaim(names))
+    content.videos.setdefault(video, VideoClaim(names))
     results: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for result in annotation.get("result") or ():
         results[result.get("type")].append(result)
@@ -91,15 +93,21 @@ def _read_task(source: Source, context: Context, content: Content, task: Mapping
     content.notes.append(
         f"{source.place(task_name)}: classes are the {'choices per region' if choices else 'labels of the rectangles'}"
     )
+    info, rates = look_at_video(context, names), set()
     for region in rectangles:
         place = source.place(f"{task_name}, region {region['id']}")
         with reading(context, place):
             value = region["value"]
             labels = choices.get(region["id"], ()) if choices else as_labels(value.get("labels") or ())
-            if value.get("framesCount") and value.get("duration"):
-                claim.fps = number(value["framesCount"], "framesCount") / number(value["duration"], "duration")
-            frames, boxes = _boxes(value, first, context, claim.names)
+            if _has_another_rate(value, info):
+                rates.add(f"{_rate(value):.4g}")
+            frames, boxes = _boxes(value, first, info)
             content.entries.append(Entry(place, video, boxes, labels, frames, track_id=_track(region)))
+    if rates:
+        content.warnings.append(
+            f"{source.place(task_name)}: was annotated in {', '.join(sorted(rates))} frames per second, and the video "
+            f"has {info.frames_per_second:.4g}: boxes are taken over by time; give <Video> its frameRate next time"
+        )
 
 
 def _track(region: Mapping[str, Any]) -> int | str:
@@ -145,31 +153,59 @@ def _choices(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, tu
 # Boxes
 
 
-def _boxes(
-    value: Mapping[str, Any], first: int, context: Context, names: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return 0-based frames (n,) and corners (n, 4) in fractions of the frame."""
+def _boxes(value: Mapping[str, Any], first: int, video: VideoInfo | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return 0-based frames (n,) and corners (n, 4) in fractions of the frame.
+
+    Args:
+        value: Of a region.
+        first: The number of the first frame.
+        video: Where it is there: its shape is that of rotated boxes, and its end that of boxes that hold on.
+    """
+    given, geometry, enabled = _entries(value, first)
+    ratio = _rate(value) / video.frames_per_second if _has_another_rate(value, video) else 1.0
+    own_frames = np.rint(given / ratio).astype(np.int64)
+    if video is not None and own_frames[-1] >= video.num_frames:
+        raise AnnotationError(f"its last entry, frame {given[-1] + first}, is behind the end of the video")
+    end = own_frames[-1] + 1
+    if enabled[-1] and value.get("framesCount"):
+        held = round(min(number(value["framesCount"], "framesCount"), MAX_FRAME) / ratio)
+        # Players round the count, and what holds on ends with the video.
+        end = max(end, min(held, video.num_frames) if video else held)
+    frames = np.arange(own_frames[0], end)
+    positions = np.maximum(frames * ratio, given[0])
+    before = np.searchsorted(given, positions + 1e-6, side="right") - 1
+    behind = np.minimum(before + 1, len(given) - 1)
+    share = (positions - given[before]) / np.maximum(given[behind] - given[before], 1)
+    moved = geometry[before] + share[:, None] * (geometry[behind] - geometry[before])
+    is_there = enabled[before] | np.isin(frames, own_frames)
+    return frames[is_there], _corners(moved[is_there], (video.width, video.height) if video else None)
+
+
+def _entries(value: Mapping[str, Any], first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the frames of the entries, counted from 0, their geometry (n, 5), and which are enabled."""
     entries = {whole_number(entry["frame"], "frame") - first: entry for entry in value["sequence"]}
     if not entries or min(entries) < 0 or max(entries) > MAX_FRAME:
         raise AnnotationError("a sequence needs at least one entry, and frames count from 1")
-    given = np.array(sorted(entries))
-    geometry = np.array(
-        [[number(entries[frame].get(name, 0), name) for name in _GEOMETRY] for frame in given.tolist()]
-    )
-    enabled = np.array([entries[frame].get("enabled", True) is not False for frame in given.tolist()])
-    video = look_at_video(context, names) if enabled[-1] or geometry[:, 4].any() else None
-    end = given[-1] + 1
-    if enabled[-1] and value.get("framesCount"):
-        num_frames = int(min(number(value["framesCount"], "framesCount"), MAX_FRAME))
-        # Players round it, and what holds on ends with the video.
-        end = max(end, min(num_frames, video.num_frames) if video else num_frames)
-    frames = np.arange(given[0], end)
-    before = np.searchsorted(given, frames, side="right") - 1
-    behind = np.minimum(before + 1, len(given) - 1)
-    share = (frames - given[before]) / np.maximum(given[behind] - given[before], 1)
-    moved = geometry[before] + share[:, None] * (geometry[behind] - geometry[before])
-    is_there = enabled[before] | (frames == given[before])
-    return frames[is_there], _corners(moved[is_there], (video.width, video.height) if video else None)
+    given = sorted(entries)
+    geometry = [[number(entries[frame].get(name, 0), name) for name in _GEOMETRY] for frame in given]
+    enabled = [entries[frame].get("enabled", True) is not False for frame in given]
+    return np.array(given), np.array(geometry), np.array(enabled)
+
+
+def _rate(value: Mapping[str, Any]) -> float | None:
+    """Return the frames per second that the player counted in."""
+    if not value.get("framesCount") or not value.get("duration"):
+        return None
+    rate = number(value["framesCount"], "framesCount") / number(value["duration"], "duration")
+    return rate if rate > 0 else None
+
+
+def _has_another_rate(value: Mapping[str, Any], video: VideoInfo | None) -> bool:
+    """Whether frames are those of the player, which counts 24 a second unless told otherwise, and not the video's."""
+    rate = _rate(value)
+    if rate is None or video is None or abs(value["framesCount"] - video.num_frames) <= 1:
+        return False
+    return abs(rate / video.frames_per_second - 1) > _RATE_TOLERANCE
 
 
 def _corners(geometry: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
