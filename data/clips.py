@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -135,34 +135,41 @@ class _Clips(torch.utils.data.Dataset, ABC):
         )
 
     def _decode(
-        self,
-        row: Mapping[str, Any],
-        frame_indices: np.ndarray,
-        boxes: torch.Tensor,
-        valid: torch.Tensor,
-        class_labels: torch.Tensor,
-        draw: int,
+        self, row: Mapping[str, Any], frame_indices: np.ndarray, actors: "_Actors", ignored: torch.Tensor, draw: int
     ) -> dict[str, Any]:
         """Read and transform the frames of a clip, and leave out the actors without a box in any of them.
 
-        `boxes` (num_actors, num_output_frames, 4), `valid` (num_actors, num_output_frames), `class_labels`
-        (num_actors, num_output_frames, num_labels).
+        `ignored` (num_regions, num_output_frames, 4) are the regions of the row where nobody looked.
         """
         read = read_frame_folder if row["source"] == "frames" else self.reader.read
         frames = torch.from_numpy(read(row["video"], frame_indices)).permute(0, 3, 1, 2)
         orig_size = tuple(frames.shape[-2:])
         if self.transform is not None:
             generator = torch.Generator().manual_seed(_sample_seed(self.seed, self.epoch, draw))
-            frames, boxes, kept = self.transform(frames, boxes, generator)
-            valid = valid & kept
-        actors = valid.any(-1)
+            frames, boxes, kept = self.transform(frames, torch.cat((actors.boxes, ignored)), generator)
+            boxes, ignored = boxes[: len(actors.boxes)], boxes[len(actors.boxes) :]
+            actors = actors._replace(boxes=boxes, valid=actors.valid & kept[: len(boxes)])
+        actors = _Actors(*(part[actors.valid.any(-1)] for part in actors))
         return {
             "frames": frames,
             "orig_size": orig_size,
-            "boxes": (boxes * valid[..., None])[actors],
-            "class_labels": (class_labels * valid[..., None])[actors],
-            "valid": valid[actors],
+            "boxes": actors.boxes * actors.valid[..., None],
+            "class_labels": actors.class_labels * actors.valid[..., None],
+            "valid": actors.valid,
+            **self._partial(row, actors.labelled | ~actors.valid, ignored),
         }
+
+    def _partial(
+        self, row: Mapping[str, Any], labelled: torch.Tensor, ignored: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """What the annotations of a clip leave open, if anything."""
+        partial = {} if labelled.all() else {"labelled": labelled}
+        if len(ignored):
+            partial["ignored_boxes"] = ignored
+        if row.get("annotated_labels") is not None:
+            annotated = torch.tensor(row["annotated_labels"], dtype=torch.long)
+            partial["annotated_labels"] = torch.zeros(self.num_labels, dtype=torch.bool).index_fill(0, annotated, True)
+        return partial
 
 
 class KeyframeClips(_Clips):
@@ -224,7 +231,8 @@ class KeyframeClips(_Clips):
         Returns:
             `clip_id`; `frames` (num_frames, 3, height, width), uint8; `orig_size` (height, width) of the video;
             `boxes` (num_actors, 1, 4) at the keyframe, (x_min, y_min, x_max, y_max) in [0, 1]; `class_labels`
-            (num_actors, 1, num_labels), 0 or 1; `valid` (num_actors, 1) and `frame_mask` (1,), true.
+            (num_actors, 1, num_labels), 0 or 1; `valid` (num_actors, 1) and `frame_mask` (1,), true. Where annotations
+            are partial, also `labelled`, `annotated_labels` and `ignored_boxes`, see `action_detection_loss`.
 
         Raises:
             VideoReadError: If the video cannot be read.
@@ -233,11 +241,13 @@ class KeyframeClips(_Clips):
         boxes = torch.tensor([tube["boxes"] for tube in row["tubes"]]).reshape(-1, 1, 4)
         class_labels = torch.zeros(len(boxes), 1, self.num_labels)
         for actor, tube in enumerate(row["tubes"]):
-            class_labels[actor, :, tube["labels"]] = 1
-        valid = torch.ones(len(boxes), 1, dtype=torch.bool)
+            class_labels[actor, :, tube["labels"] or []] = 1
+        labelled = torch.tensor([tube["labels"] is not None for tube in row["tubes"]], dtype=torch.bool)[:, None]
+        actors = _Actors(boxes, torch.ones_like(labelled), class_labels, labelled)
+        ignored = torch.tensor([region["boxes"] for region in row.get("ignored") or ()]).reshape(-1, 1, 4)
         return {
             "clip_id": clip_id,
-            **self._decode(row, frame_indices, boxes, valid, class_labels, draw),
+            **self._decode(row, frame_indices, actors, ignored, draw),
             "frame_mask": torch.ones(1, dtype=torch.bool),
         }
 
@@ -320,47 +330,69 @@ class TubeClips(_Clips):
             (num_frames, 3, height, width), uint8; `orig_size` (height, width) of the video; of the actors with a box
             in the clip `boxes` (num_actors, num_frames, 4), (x_min, y_min, x_max, y_max) in [0, 1], `class_labels`
             (num_actors, num_frames, num_labels), 0 or 1, and `valid` (num_actors, num_frames), false and both others 0
-            where the actor has no box, or none of it is left in a crop.
+            where the actor has no box, or none of it is left in a crop. Where annotations are partial, also as of
+            `KeyframeClips`.
 
         Raises:
             VideoReadError: If the video cannot be read.
         """
         positions = np.arange(start, start + self.num_frames)
         frame_numbers = positions.clip(0, row["num_frames"] - 1)
-        actors = _actors_between(row["tubes"], start, start + self.num_frames, self.num_labels)
+        stop = start + self.num_frames
+        actors = _actors_between(row["tubes"], start, stop, self.num_labels)
         return {
             "clip_id": clip_id,
             "video": row["clip_id"],
-            **self._decode(row, frame_numbers, *actors, draw),
+            **self._decode(row, frame_numbers, actors, _regions_between(row, start, stop), draw),
             "frame_mask": torch.from_numpy(positions == frame_numbers),
             "frame_numbers": torch.from_numpy(frame_numbers),
         }
 
 
-def _actors_between(
-    tubes: list[dict[str, Any]], start: int, stop: int, num_labels: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Look up the actors in the frames from `start` to before `stop`.
+class _Actors(NamedTuple):
+    """Actors in the output frames of a clip."""
 
-    Returns:
-        Boxes (num_actors, num_frames, 4), whether there is one (num_actors, num_frames), and what the actor does
-        (num_actors, num_frames, num_labels).
-    """
+    boxes: torch.Tensor  # (num_actors, num_frames, 4)
+    valid: torch.Tensor  # (num_actors, num_frames), whether there is a box.
+    class_labels: torch.Tensor  # (num_actors, num_frames, num_labels), 0 or 1.
+    labelled: torch.Tensor  # (num_actors, num_frames), whether it is known what the actor does.
+
+
+def _actors_between(tubes: list[dict[str, Any]], start: int, stop: int, num_labels: int) -> _Actors:
+    """Look up the actors in the frames from `start` to before `stop`."""
     # Tubes of nobody in particular are actors of their own.
     tracks = [("tube", i) if tube["track_id"] is None else ("track", tube["track_id"]) for i, tube in enumerate(tubes)]
     numbers = {track: number for number, track in enumerate(dict.fromkeys(tracks))}
     boxes = torch.zeros(len(numbers), stop - start, 4)
-    valid = torch.zeros(len(numbers), stop - start, dtype=torch.bool)
+    valid, labelled = torch.zeros(2, len(numbers), stop - start, dtype=torch.bool)
     class_labels = torch.zeros(len(numbers), stop - start, num_labels)
     for track, tube in zip(tracks, tubes, strict=True):
         actor = numbers[track]
-        # The frames of a tube ascend.
-        first, last = np.searchsorted(tube["frames"], (start, stop))
-        slots = torch.tensor(tube["frames"][first:last], dtype=torch.long) - start
-        boxes[actor, slots] = torch.tensor(tube["boxes"][first:last]).reshape(-1, 4)
+        slots, tube_boxes = _boxes_between(tube, start, stop)
+        boxes[actor, slots] = tube_boxes
         valid[actor, slots] = True
-        class_labels[actor, slots[:, None], torch.tensor(tube["labels"], dtype=torch.long)] = 1
-    return boxes, valid, class_labels
+        if tube["labels"] is not None:
+            labelled[actor, slots] = True
+            class_labels[actor, slots[:, None], torch.tensor(tube["labels"], dtype=torch.long)] = 1
+    return _Actors(boxes, valid, class_labels, labelled)
+
+
+def _regions_between(row: Mapping[str, Any], start: int, stop: int) -> torch.Tensor:
+    """Ignored regions in the frames from `start` to before `stop`: (num_regions, num_frames, 4), 0 where none is."""
+    regions = row.get("ignored") or ()
+    boxes = torch.zeros(len(regions), stop - start, 4)
+    for number, region in enumerate(regions):
+        slots, region_boxes = _boxes_between(region, start, stop)
+        boxes[number, slots] = region_boxes
+    return boxes[boxes.any(-1).any(-1)]
+
+
+def _boxes_between(tube: Mapping[str, Any], start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slots (n,) of the frames from `start` to before `stop` that a tube is in, and its boxes (n, 4) there."""
+    # The frames of a tube ascend.
+    first, last = np.searchsorted(tube["frames"], (start, stop))
+    slots = torch.tensor(tube["frames"][first:last], dtype=torch.long) - start
+    return slots, torch.tensor(tube["boxes"][first:last]).reshape(-1, 4)
 
 
 def keyframes_of_tubes(
@@ -408,18 +440,19 @@ def _keyframes_of(
     keyframes = []
     for frame in _nearest_to_multiples(frame_seconds, 1 / keyframes_per_second).tolist():
         # Any number of labels will do: it is that of the largest.
-        num_labels = 1 + max((label for tube in row["tubes"] for label in tube["labels"]), default=0)
-        boxes, valid, class_labels = (
-            part[:, 0] for part in _actors_between(row["tubes"], frame, frame + 1, num_labels)
-        )
+        num_labels = 1 + max((label for tube in row["tubes"] for label in tube["labels"] or ()), default=0)
+        actors = _actors_between(row["tubes"], frame, frame + 1, num_labels)
         tubes = [
-            {"labels": labels.nonzero().flatten().tolist(), "boxes": [box.tolist()]}
-            for box, labels in zip(boxes[valid], class_labels[valid], strict=True)
+            {"labels": labels.nonzero().flatten().tolist() if known else None, "boxes": [box.tolist()]}
+            for box, valid, labels, known in zip(*(part[:, 0] for part in actors), strict=True)
+            if valid
         ]
+        ignored = [{"boxes": [box.tolist()]} for box in _regions_between(row, frame, frame + 1)[:, 0]]
         if tubes:
             at = float(frame_seconds[frame])
             seconds = {"timestamp": at, "video_seconds": at, "center_frame": frame}
-            keyframes.append({**row, **seconds, "clip_id": f"{row['clip_id']}_{frame:06d}", "tubes": tubes})
+            at_frame = {"clip_id": f"{row['clip_id']}_{frame:06d}", "tubes": tubes, "ignored": ignored or None}
+            keyframes.append({**row, **seconds, **at_frame})
     return keyframes
 
 
@@ -507,6 +540,7 @@ class ClipCollator:
     @staticmethod
     def _labels(clip: dict[str, Any]) -> ClipLabel:
         labels = {name: value for name, value in clip.items() if name != "frames"}
-        labels |= {"boxes": box_convert(clip["boxes"], "xyxy", "cxcywh")}
+        for name in ("boxes", "ignored_boxes"):
+            labels |= {name: box_convert(clip[name], "xyxy", "cxcywh")} if name in clip else {}
         tensors = {name: value for name, value in labels.items() if isinstance(value, torch.Tensor)}
         return ClipLabel(tensors, {name: value for name, value in labels.items() if name not in tensors})

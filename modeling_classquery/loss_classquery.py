@@ -24,6 +24,10 @@ if is_scipy_available():
 
 # Channels of the actor logits; channel 0 is never a target.
 ACTOR, BACKGROUND = 1, 2
+# What cross-entropy leaves out.
+_NO_TARGET = -100
+# Part of a box that has to lie in an ignored region for the box to be ignored.
+MOSTLY = 0.5
 LOSS_COUNTS = ("actors", "frames", "candidate_weight")
 
 
@@ -66,7 +70,11 @@ def action_detection_loss(
         labels: Per clip: `boxes` (num_actors, num_output_frames, 4), (cx, cy, w, h) in [0, 1] of the frame without
             padding; `class_labels` (num_actors, num_output_frames, num_labels), 0 or 1; `valid` (num_actors,
             num_output_frames), whether the actor has a box in the frame; `frame_mask` (num_output_frames,), false on
-            padding frames. `num_actors` may be 0 and differ between clips. Or all of that as `ActionTargets`.
+            padding frames. `num_actors` may be 0 and differ between clips. Where annotations are partial, also
+            `labelled` (num_actors, num_output_frames), false where it is unknown what an actor does;
+            `annotated_labels` (num_labels,), false for classes that nobody looked for; `ignored_boxes` (num_regions,
+            num_output_frames, 4), regions where nobody looked for actors, of no size in frames without. Or all of
+            that as `ActionTargets`.
         config: Weights of costs and terms.
         divisors: What the terms are divided by; by default `loss_divisors` of the batch. A trainer gives those of all
             batches of an update as a part for each, so that the mean of their losses is the loss of all their clips.
@@ -220,20 +228,55 @@ def _layer_loss(
     matched[frames, candidates] = True
     class_targets = torch.zeros_like(predictions["logits"])
     class_targets[frames, candidates] = targets["class_labels"][frames, actors].to(class_targets.dtype)
-    class_loss = _class_loss(predictions, class_targets, matched, targets["real_frames"], config)
+    ignored = _ignored_candidates(predictions["pred_boxes"], matched, targets)
+    known = _known_classes(class_targets, pairs, ignored, targets)
+    class_loss = _class_loss(predictions, class_targets, matched, known, targets["real_frames"], config)
+    actor_loss = _actor_loss(predictions["actor_logits"], matched, ignored, targets["real_frames"], config)
     return {
         "loss_class": class_loss / divisors.get(config.class_loss_normalization, 1),
-        "loss_actor": _actor_loss(predictions["actor_logits"], matched, targets["real_frames"], config)
-        / divisors["candidate_weight"],
+        "loss_actor": actor_loss / divisors["candidate_weight"],
         "loss_bbox": (matched_boxes - boxes).abs().sum() / divisors["actors"],
         "loss_giou": (1 - generalized_box_iou(matched_boxes, boxes)).sum() / divisors["actors"],
     }
+
+
+def _ignored_candidates(
+    boxes: torch.Tensor, matched: torch.Tensor, targets: dict[str, torch.Tensor]
+) -> torch.Tensor | None:
+    """Candidates without an actor that mostly lie in one ignored region: (num_clip_frames, num_queries), or None."""
+    if "ignored_boxes" not in targets:
+        return None
+    boxes = center_to_corners_format(boxes.detach().float())[:, :, None]
+    regions = center_to_corners_format(targets["ignored_boxes"])[:, None]
+    corners = torch.maximum(boxes[..., :2], regions[..., :2]), torch.minimum(boxes[..., 2:], regions[..., 2:])
+    inside = (corners[1] - corners[0]).clamp(min=0).prod(-1)
+    area = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+    return (inside > MOSTLY * area).any(-1) & ~matched
+
+
+def _known_classes(
+    class_targets: torch.Tensor,
+    pairs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    ignored: torch.Tensor | None,
+    targets: dict[str, torch.Tensor],
+) -> torch.Tensor | None:
+    """1 where it is known if a candidate has a class: (num_clip_frames, num_queries, num_labels); None for all."""
+    if not targets.keys() & {"labelled", "annotated_labels"} and ignored is None:
+        return None
+    frames, candidates, actors = pairs
+    known = torch.ones_like(class_targets, dtype=torch.float32)
+    if "labelled" in targets:
+        known[frames, candidates] = targets["labelled"][frames, actors][:, None].expand(-1, known.shape[-1])
+    if "annotated_labels" in targets:
+        known = known * targets["annotated_labels"][:, None]
+    return known if ignored is None else known * ~ignored[..., None]
 
 
 def _class_loss(
     predictions: dict[str, torch.Tensor],
     class_targets: torch.Tensor,
     matched: torch.Tensor,
+    known: torch.Tensor | None,
     real_frames: torch.Tensor | slice,
     config: ClassQueryConfig,
 ) -> torch.Tensor:
@@ -250,6 +293,8 @@ def _class_loss(
     alpha = config.focal_alpha * class_targets + (1 - config.focal_alpha) * (1 - class_targets)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, class_targets, reduction="none")
     focal = alpha * cross_entropy * (1 - correct) ** config.focal_gamma
+    if known is not None:
+        focal = focal * known
     return (focal.mean(-1) * weights).sum()
 
 
@@ -261,10 +306,16 @@ def _smooth(class_targets: torch.Tensor, config: ClassQueryConfig) -> torch.Tens
 
 
 def _actor_loss(
-    actor_logits: torch.Tensor, matched: torch.Tensor, real_frames: torch.Tensor | slice, config: ClassQueryConfig
+    actor_logits: torch.Tensor,
+    matched: torch.Tensor,
+    ignored: torch.Tensor | None,
+    real_frames: torch.Tensor | slice,
+    config: ClassQueryConfig,
 ) -> torch.Tensor:
     """Cross-entropy, summed, of actor against background in real frames; the background weighs `eos_coefficient`."""
     class_targets = torch.full_like(matched, BACKGROUND, dtype=torch.long).masked_fill(matched, ACTOR)
+    if ignored is not None:
+        class_targets = class_targets.masked_fill(ignored, _NO_TARGET)
     class_targets = class_targets[real_frames].flatten()
     weights = torch.ones(3, device=actor_logits.device)
     weights[BACKGROUND] = config.eos_coefficient
@@ -302,6 +353,7 @@ class ActionTargets:
         self.boxes_and_classes = _stack_actors(
             [torch.cat((label["boxes"].float(), label["class_labels"].float()), dim=-1) for label in labels]
         )
+        self.partial = _stack_partial(labels, *self.shape[1:])
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -316,6 +368,7 @@ class ActionTargets:
     def pin_memory(self) -> "ActionTargets":
         """Let copies to a GPU run beside it."""
         self.boxes_and_classes, self.real_frames = self.boxes_and_classes.pin_memory(), self.real_frames.pin_memory()
+        self.partial = {name: tensor.pin_memory() for name, tensor in self.partial.items()}
         return self
 
     def on(self, device: torch.device) -> dict[str, torch.Tensor]:
@@ -324,12 +377,19 @@ class ActionTargets:
         Returns:
             `boxes` (num_clip_frames, num_actors, 4) and `class_labels` (num_clip_frames, num_actors, num_labels);
             `real_frames`, the numbers of those that are no padding; on the CPU still `valid` (num_clip_frames,
-            num_actors).
+            num_actors). Of partial annotations, `labelled` (num_clip_frames, num_actors), `annotated_labels`
+            (num_clip_frames, num_labels) and `ignored_boxes` (num_clip_frames, num_regions, 4), float32.
         """
         values = self.boxes_and_classes.to(device, non_blocking=True)
         boxes, class_labels = values.split((4, self.shape[2]), dim=-1)
         real_frames = slice(None) if self.frame_mask.all() else self.real_frames.to(device, non_blocking=True)
-        return {"boxes": boxes, "class_labels": class_labels, "valid": self.valid, "real_frames": real_frames}
+        partial = {name: tensor.to(device, non_blocking=True) for name, tensor in self.partial.items()}
+        return partial | {
+            "boxes": boxes,
+            "class_labels": class_labels,
+            "valid": self.valid,
+            "real_frames": real_frames,
+        }
 
 
 def _targets_for(logits: torch.Tensor, labels: list[dict[str, torch.Tensor]] | ActionTargets) -> ActionTargets:
@@ -354,26 +414,53 @@ def read_together(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [part.view(tensor.shape).to(tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-_LABEL_TENSORS = ("boxes", "class_labels", "valid", "frame_mask")
+_PARTIAL_TENSORS = ("labelled", "annotated_labels", "ignored_boxes")
+_LABEL_TENSORS = ("boxes", "class_labels", "valid", "frame_mask", *_PARTIAL_TENSORS)
 
 
 def _on_cpu(labels: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
-    tensors = iter(read_together([label[name] for label in labels for name in _LABEL_TENSORS]))
-    return [{name: next(tensors) for name in _LABEL_TENSORS} for _ in labels]
+    labels = [{name: label[name] for name in _LABEL_TENSORS if name in label} for label in labels]
+    tensors = iter(read_together([tensor for label in labels for tensor in label.values()]))
+    return [{name: next(tensors) for name in label} for label in labels]
+
+
+def _stack_partial(labels: list[dict[str, torch.Tensor]], num_frames: int, num_labels: int) -> dict[str, torch.Tensor]:
+    """What some clips do not know, flattened as the rest; other clips know all of it."""
+    complete = {
+        "labelled": lambda label: torch.ones(len(label["boxes"]), num_frames),
+        "annotated_labels": lambda label: torch.ones(num_labels),
+        "ignored_boxes": lambda label: torch.zeros(0, num_frames, 4),
+    }
+    tensors = {
+        name: [label[name].float() if name in label else complete[name](label) for label in labels]
+        for name in _PARTIAL_TENSORS
+        if any(name in label for label in labels)
+    }
+    return {
+        name: torch.stack(clips).repeat_interleave(num_frames, dim=0)
+        if name == "annotated_labels"
+        else _stack_actors(clips)
+        for name, clips in tensors.items()
+    }
 
 
 def _check_label(
     place: str, label: dict[str, torch.Tensor], num_frames: int, widths: dict[str, tuple[int, ...]]
 ) -> None:
     """Check one clip; `widths` are the last sizes of what actors have."""
+    num_labels = widths["class_labels"]
     for name, width in widths.items():
         tensor, expected = label[name], (len(label["boxes"]), num_frames, *width)
         if tuple(tensor.shape) != expected:
             raise ValueError(f"`{place}[{name!r}]` must have shape {expected}, got {tuple(tensor.shape)}")
         _check_range(f"{place}[{name!r}]", tensor[label["valid"].bool()] if width else tensor)
-    if tuple(label["frame_mask"].shape) != (num_frames,):
-        found = tuple(label["frame_mask"].shape)
-        raise ValueError(f"`{place}['frame_mask']` must have shape ({num_frames},), got {found}")
+    others = {"frame_mask": (num_frames,), "labelled": tuple(label["valid"].shape), "annotated_labels": num_labels}
+    if "ignored_boxes" in label:
+        others["ignored_boxes"] = (len(label["ignored_boxes"]), num_frames, 4)
+        _check_range(f"{place}['ignored_boxes']", label["ignored_boxes"])
+    for name in others.keys() & label.keys():
+        if tuple(label[name].shape) != others[name]:
+            raise ValueError(f"`{place}[{name!r}]` must have shape {others[name]}, got {tuple(label[name].shape)}")
 
 
 def _check_range(name: str, values: torch.Tensor) -> None:

@@ -13,7 +13,13 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from classquery.data.annotations.custom import CLASSES_FILE
-from classquery.data.annotations.schema import ACTION_FEATURES, AnnotationError, columns_to_dataset, shorten
+from classquery.data.annotations.schema import (
+    ACTION_FEATURES,
+    PARTIAL_COLUMNS,
+    AnnotationError,
+    columns_to_dataset,
+    shorten,
+)
 from classquery.data.whole_files import replacing
 
 
@@ -100,7 +106,9 @@ def _find(data_dir: Path, name: str) -> Path:
 def _read(path: Path) -> Dataset:
     try:
         table = pq.read_table(path)
-        columns = {name: table[name].combine_chunks() for name in ACTION_FEATURES}
+        # Files of earlier versions know nothing of what is partly annotated.
+        present = ACTION_FEATURES.keys() - (PARTIAL_COLUMNS - set(table.column_names))
+        columns = {name: table[name].combine_chunks() for name in present}
         columns = {
             name: column.cast(ACTION_FEATURES.arrow_schema.field(name).type) for name, column in columns.items()
         }

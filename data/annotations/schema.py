@@ -37,14 +37,22 @@ ACTION_FEATURES = Features(
                 # Who it is, within the video; tubes of one id are actions of one actor, with the same box in a frame
                 # that both have. Null if nobody knows.
                 "track_id": Value("int32"),
-                "labels": List(Value("int16")),  # 0-based classes, ascending.
+                # 0-based classes, ascending; null if nobody looked what the actor does, who is there all the same.
+                "labels": List(Value("int16")),
                 # 0-based index in `video` of each box, ascending; null for the one box of a keyframe.
                 "frames": List(Value("int32")),
                 "boxes": List(List(Value("float32"), length=4)),  # (x1, y1, x2, y2) in [0, 1] of the frame.
             }
         ),
+        # Regions where nobody looked for actors, with frames and boxes as of tubes. Null for none.
+        "ignored": List({"frames": List(Value("int32")), "boxes": List(List(Value("float32"), length=4))}),
+        # 0-based classes that were looked for, ascending: whether there are others is unknown. Null for all.
+        "annotated_labels": List(Value("int16")),
     }
 )
+
+# Columns that most annotations lack.
+PARTIAL_COLUMNS = {"ignored", "annotated_labels"}
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 MAX_SHOWN = 20

@@ -66,7 +66,7 @@ def _tube(tube: Mapping[str, Any], moment: float | None, video: WrittenVideo, na
     frames = np.array([_frame_at(moment, video)] if moment is not None else tube["frames"], dtype=np.int64)
     seconds = np.array([round(moment, 3)]) if moment is not None else frames / video.fps
     boxes = np.array(tube["boxes"], dtype=np.float64)
-    return WrittenTube(tube["track_id"], [names[label] for label in tube["labels"]], frames, seconds, boxes)
+    return WrittenTube(tube["track_id"], [names[label] for label in tube["labels"] or ()], frames, seconds, boxes)
 
 
 def _frame_at(seconds: float, video: WrittenVideo) -> int:

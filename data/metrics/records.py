@@ -74,7 +74,7 @@ def true_tubes(rows: Dataset, sizes: Mapping[str, np.ndarray]) -> list[dict[str,
         }
         for row in rows
         for tube in row["tubes"]
-        for label in tube["labels"]
+        for label in tube["labels"] or ()
     ]
 
 
@@ -96,7 +96,7 @@ def tube_frame_tables(
     for row in rows:
         for tube in row["tubes"]:
             labels = np.zeros((len(tube["frames"]), num_labels), dtype=bool)
-            labels[:, tube["labels"]] = True
+            labels[:, tube["labels"] or []] = True
             frames = first_frame[row["clip_id"]] + np.array(tube["frames"])
             ground_truth.append((frames, np.array(tube["boxes"]) * sizes[row["clip_id"]], labels))
     frames = starts[video] + np.asarray(detections["frame"]) - 1

@@ -60,12 +60,12 @@ def _choose_frame(row: dict[str, Any]) -> _Sample | None:
     if row["video"] is None or not row["tubes"]:
         return None
     if row["video_seconds"] is not None:
-        actors = [(tube["labels"], tube["boxes"][0]) for tube in row["tubes"]]
+        actors = [(tube["labels"] or [], tube["boxes"][0]) for tube in row["tubes"]]
         return _Sample(row["clip_id"], row, None, actors)
     frames = row["tubes"][0]["frames"]
     frame = frames[len(frames) // 2]
     actors = [
-        (tube["labels"], tube["boxes"][tube["frames"].index(frame)])
+        (tube["labels"] or [], tube["boxes"][tube["frames"].index(frame)])
         for tube in row["tubes"]
         if frame in tube["frames"]
     ]
