@@ -96,7 +96,7 @@ class Sampling:
 
         Args:
             config: The configuration of the model.
-            video: Has `num_frames`, None where that is not known, and `frames_per_second`.
+            video: Has `num_frames`, None where that is not known, and for `keyframe_stride` its `frames_per_second`.
         """
         rate = self.keyframes_per_second
         if self.keyframe_stride is not None:
@@ -287,6 +287,8 @@ class ActorDetection:
     """Names and scores in [0, 1] of the actions, highest first."""
     attentions: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
     """Where each class asked for looks for this actor: float32 (h, w) over the whole frame, summing to 1."""
+    attention_scores: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
+    """Scores of the classes whose attention is asked for, whatever their thresholds."""
     person_id: int | None = None
     """Number of the person in the video, from 1, after `link_people`."""
 
@@ -458,7 +460,8 @@ class ClipDetector:
             actions = self._actions(scores[query]) if actor_score >= self.actor_threshold else []
             if actions:
                 of_query = {name: attention[query].numpy().copy() for name, attention in attentions.items()}
-                actors.append(ActorDetection(tuple(boxes[query]), actor_score, actions, of_query))
+                asked = {name: float(scores[query, label_id]) for name, label_id in self.attention_ids.items()}
+                actors.append(ActorDetection(tuple(boxes[query]), actor_score, actions, of_query, asked))
         return sorted(actors, key=lambda actor: actor.box[0] + actor.box[2])
 
     def _actions(self, scores: np.ndarray) -> list[tuple[str, float]]:

@@ -56,8 +56,6 @@ class VideoFrames:
     """A video to go through once."""
 
     num_frames: int
-    frames_per_second: float
-    """Mean or stated frame rate."""
     size: tuple[int, int]
     """Height and width in pixels."""
     frames: Iterable[Any]
@@ -140,7 +138,7 @@ def _of_reader(path: str) -> VideoFrames:
     except reader.VideoReadError as error:
         raise ValueError(str(error)) from error
     frames = DecodableFrames(frames, path, info.num_frames, reader.VideoReadError)
-    return VideoFrames(info.num_frames, info.frames_per_second, (info.height, info.width), frames)
+    return VideoFrames(info.num_frames, (info.height, info.width), frames)
 
 
 # PyAV, as the clip reader of the package uses it
@@ -154,11 +152,8 @@ def _of_pyav(path: str) -> VideoFrames:
         height, width, _ = next(_decode(path, shown)).image.shape
     except (av.FFmpegError, IndexError, StopIteration) as error:
         raise ValueError(f"{path} is damaged or no video: {error}") from error
-    num_frames = len(shown.seconds)
-    length = shown.seconds[-1] - shown.seconds[0]
-    rate = (num_frames - 1) / length if length else shown.frames_per_second
-    frames = DecodableFrames(_decode(path, shown), path, num_frames, av.FFmpegError)
-    return VideoFrames(num_frames, rate, (height, width), frames)
+    frames = DecodableFrames(_decode(path, shown), path, len(shown.seconds), av.FFmpegError)
+    return VideoFrames(len(shown.seconds), (height, width), frames)
 
 
 class _Shown(NamedTuple):
@@ -169,7 +164,6 @@ class _Shown(NamedTuple):
     """Their times, (num_frames,), ascending."""
     number_of: dict[int, int] | None
     """From timestamps to numbers of frames; None where decoded frames have to be counted."""
-    frames_per_second: float
 
 
 def _list_shown(container: Any) -> _Shown:
@@ -181,15 +175,16 @@ def _list_shown(container: Any) -> _Shown:
         (packet.pts, packet.dts, _is_shown(packet, codec)) for packet in _packets_of(container, stream) if packet.size
     ]
     pts, dts, is_shown = (list(column) for column in zip(*rows, strict=True))
-    rate, unit = float(stream.average_rate or stream.guessed_rate or _DEFAULT_FRAMES_PER_SECOND), stream.time_base
     # avi stores no presentation times: FFmpeg makes them up, wrong for B-frames.
+    unit = stream.time_base
     has_pts = container.format.name != "avi" and _are_sound(pts)
     if has_pts:
         clock = np.array(pts)
     elif _are_sound(dts):
         clock = np.array(dts)
     else:
-        clock, unit = np.arange(len(rows)), 1 / rate
+        rate = stream.average_rate or stream.guessed_rate or _DEFAULT_FRAMES_PER_SECOND
+        clock, unit = np.arange(len(rows)), 1 / Fraction(rate)
     is_exact = has_pts and codec in _CODECS_WITH_EXACT_TIMES
     # Frames shown before the first key frame need a group of pictures that was cut off.
     times = np.sort(clock[np.array(is_shown) & (not is_exact or clock >= clock[0])])
@@ -201,7 +196,6 @@ def _list_shown(container: Any) -> _Shown:
         stream.index,
         start_seconds + (times - times[0]) * float(unit),
         {time: number for number, time in enumerate(times.tolist())} if is_exact else None,
-        rate,
     )
 
 
@@ -277,10 +271,10 @@ class DecodableFrames:
     """The frames of a video that can be decoded; the others are noted, and told about in the end.
 
     Args:
-        frames: The frames in order.
+        frames: The frames in order. Behind damage, some may come late: these are left out, too, as players do.
         name: Path or URL of the video.
-        num_frames: Their number, where it is known.
-        damage: What `frames` raises if the rest is damaged.
+        num_frames: Their number, where it is known for certain.
+        damage: What `frames` raises after the last one if some cannot be decoded.
         missing: Where to note them.
     """
 
@@ -299,26 +293,31 @@ class DecodableFrames:
         index, seconds, error = -1, 0.0, None
         try:
             for frame in self._frames:
-                if frame.index > index + 1:
-                    self.missing.append(MissingFrames(seconds, frame.seconds, frame.index - index - 1))
+                if frame.index <= index:
+                    continue
+                self._note(frame.index - index - 1, seconds, frame.seconds)
                 index, seconds = frame.index, frame.seconds
                 yield frame
         except self._damage as damage:
             error = damage
-        self._tell_of_gaps()
-        num_missing = max((self._num_frames or 0) - index - 1, 0)
-        if num_missing or error is not None:
-            self.missing.append(MissingFrames(seconds, None, num_missing))
-            reason = error or f"{num_missing} frames cannot be decoded"
-            logger.warning("%s: the video ends early, %.1f s after its start: %s", self._name, seconds, reason)
+        self._note((self._num_frames or 0) - index - 1, seconds, None)
+        if error is not None and not self.missing:
+            self.missing.append(MissingFrames(seconds, None, 0))
+        self._tell(error)
 
-    def _tell_of_gaps(self) -> None:
-        if not self.missing:
-            return
-        spans = [f"{gap.after_seconds:.1f} s to {gap.before_seconds:.1f} s" for gap in self.missing[:3]]
-        more = ", ..." if len(self.missing) > 3 else ""
-        num_frames = sum(gap.num_frames for gap in self.missing)
-        logger.warning("%s: %d damaged frames are left out, from %s%s", self._name, num_frames, ", ".join(spans), more)
+    def _note(self, num_frames: int, after_seconds: float, before_seconds: float | None) -> None:
+        if num_frames > 0:
+            self.missing.append(MissingFrames(after_seconds, before_seconds, num_frames))
+
+    def _tell(self, error: Exception | None) -> None:
+        spans = [
+            f"{gap.after_seconds:.1f} s on" if gap.before_seconds is None else f"{gap[0]:.1f} s to {gap[1]:.1f} s"
+            for gap in self.missing
+        ]
+        if spans:
+            where = ", ".join([*spans[:3], "..."] if len(spans) > 3 else spans)
+            reason = error or "frames cannot be decoded, the data is damaged"
+            logger.warning("%s: nothing is detected from %s: %s", self._name, where, reason)
 
 
 # Images
@@ -340,7 +339,7 @@ def _to_images(video: Any) -> Sequence[np.ndarray]:
 
 def _of_images(images: Sequence[np.ndarray], frames_per_second: float) -> VideoFrames:
     frames = (DecodedFrame(index, index / frames_per_second, image) for index, image in enumerate(images))
-    return VideoFrames(len(images), frames_per_second, images[0].shape[:2], frames)
+    return VideoFrames(len(images), images[0].shape[:2], frames)
 
 
 __all__ = [

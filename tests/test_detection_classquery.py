@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import torch
 from painted_frames import HEIGHT, WIDTH, number_on, paint
-from test_clip_reader import NUM_FRAMES, RECIPE_OF, TICKS_PER_FRAME, VARIABLE_TIMES, copy_bytes, copy_video
+from test_clip_reader import (
+    NUM_FRAMES,
+    RECIPE_OF,
+    TICKS_PER_FRAME,
+    VARIABLE_TIMES,
+    copy_bytes,
+    copy_video,
+    write_audio,
+)
 from test_clip_reader import write_video as write_painted
 from test_detection import CONSTANT_RATE, NAMES, VARIABLE_RATE, make_model, write_video
 from utils import tiny_config
@@ -171,8 +179,7 @@ def test_missing_frames_are_noted_and_told_about(caplog):
     assert [frame.index for frame in frames] == [index for index in range(20) if index not in (3, 4, 5, 10)]
     expected = [(2 / 8, 6 / 8, 3), (9 / 8, 11 / 8, 1), (19 / 8, None, 4)]
     assert frames.missing == [MissingFrames(*span) for span in expected]
-    assert "x.mp4: 4 damaged frames are left out, from 0.2 s to 0.8 s, 1.1 s to 1.4 s" in caplog.text
-    assert "x.mp4: the video ends early, 2.4 s after its start: 'damage'" in caplog.text
+    assert "x.mp4: nothing is detected from 0.2 s to 0.8 s, 1.1 s to 1.4 s, 2.4 s on: 'damage'" in caplog.text
 
 
 # Both ways in
@@ -275,6 +282,22 @@ def rotated(folder: Path) -> str:
     return copy_bytes(write_painted(RECIPE_OF["h264_b_frames.mp4"], folder), folder / "rotated.mp4", turn_clockwise)
 
 
+def late(folder: Path) -> str:
+    """Pictures that start two seconds after the sound."""
+    sound, whole = write_audio(folder / "audio.mp4"), write_painted(RECIPE_OF["h264.mkv"], folder)
+    path = str(folder / "late.mkv")
+    with av.open(sound) as audio, av.open(whole) as video, av.open(path, "w") as output:
+        streams = {source: output.add_stream_from_template(source.streams[0]) for source in (audio, video)}
+        for source, stream in streams.items():
+            for packet in source.demux():
+                if packet.size:
+                    shift = 0 if source is audio else round(2 / packet.time_base)
+                    packet.pts, packet.stream = packet.pts + shift, stream
+                    packet.dts = None if packet.dts is None else packet.dts + shift
+                    output.mux(packet)
+    return path
+
+
 EVEN_TIMES = np.arange(NUM_FRAMES) / 25
 EXACT = {
     "variable rate": ("h264_variable_rate.mp4", range(NUM_FRAMES), VARIABLE_TIMES / 1000),
@@ -282,6 +305,7 @@ EXACT = {
     "MPEG-TS": ("h264.ts", range(NUM_FRAMES), EVEN_TIMES),
     "avi of B-frames": ("mpeg4_b_frames.avi", range(NUM_FRAMES), EVEN_TIMES),
     "rotation": (rotated, range(NUM_FRAMES), EVEN_TIMES),
+    "pictures behind sound": (late, range(NUM_FRAMES), EVEN_TIMES + 2),
 }
 
 
@@ -341,6 +365,23 @@ def test_scores_that_are_not_finite_are_an_error(spoil, run, path):
 
     with pytest.raises(ValueError, match="not finite"):
         run(path, model, processor)
+
+
+def test_damage_in_the_middle_does_not_end_the_results(run, model, processor, tmp_path, caplog):
+    path = Path(write_video(tmp_path / "video.mp4", np.arange(100) / 20))
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = bytearray(path.read_bytes())
+    for position, size in packets[30:50]:
+        content[position : position + size] = b"\xff" * size
+    path.write_bytes(content)
+
+    found = run(path, model, processor, keyframes_per_second=4, **EVERYTHING)
+
+    numbers = list(frames_of(found))
+    # Second 1.5 to 2.5 is lost: the frames beside it stand for the keyframes in it.
+    assert numbers == [*range(0, 30, 5), 29, *range(50, 100, 5)]
+    assert "nothing is detected from 1.4 s to 2.5 s" in caplog.text or "1.5 s to 2.5 s" in caplog.text
 
 
 def test_damaged_end_is_told_about(run, model, processor, tmp_path, caplog):

@@ -24,7 +24,7 @@ def test_pyav_gives_the_frames_of_the_clip_reader(movie, monkeypatch):
 
     video = open_video(str(movie), 30)
 
-    assert (video.num_frames, video.size, video.frames_per_second) == (30, expected.size, expected.frames_per_second)
+    assert (video.num_frames, video.size) == (30, expected.size)
     for frame, reference in zip(video.frames, expected.frames, strict=True):
         assert (frame.index, frame.seconds) == (reference.index, reference.seconds)
         assert np.array_equal(frame.image, reference.image)

@@ -17,7 +17,7 @@ from PIL import Image
 from test_detection import cut, make_model, write_video
 from test_run_action_detection import SCRIPT
 
-from classquery import ClassQueryVideoProcessor
+from classquery import ClassQueryVideoProcessor, detect
 from classquery.data.annotations.custom import load_custom
 from classquery.data.video.reader import ClipReader, VideoReadError
 from classquery.engine.checkpoint import load_detector
@@ -371,3 +371,32 @@ def test_two_processes_of_the_script_do_each_video_once(videos, tmp_path):
     assert {path.name for path in (tmp_path / "predictions").iterdir()} == {
         *("one", "two", "cut", "none", "summary.json", "detections.csv")
     }
+
+
+def test_attention_is_shown_where_its_class_scores_highest(videos, tmp_path, monkeypatch):
+    model, processor = make_model(), ClassQueryVideoProcessor(**EVERYTHING)
+    shown = []
+    monkeypatch.setattr(
+        prediction, "draw_keyframe", lambda image, frame, **options: shown.append((frame, options)) or image
+    )
+    frames = list(detect(videos[0], model, processor, attention="sit", keyframes_per_second=4))
+    scores = {(frame.frame_index, actor.box): dict(actor.actions)["sit"] for frame in frames for actor in frame.actors}
+    best, highest = max(scores.items(), key=lambda item: item[1])
+    actors = []
+    monkeypatch.setattr(
+        prediction,
+        "draw_attention_grid",
+        lambda image, actor, labels, note: actors.append((actor.box, note)) or image,
+    )
+
+    for threshold in (highest / 2, highest + 0.01):
+        processor = ClassQueryVideoProcessor(**EVERYTHING | {"class_thresholds": {"sit": threshold}})
+        folder = tmp_path / str(threshold)
+        predict(videos[:1], folder, (model, processor), PredictionArguments(attention="sit"), keyframes_per_second=4)
+
+    note = f", nowhere above its threshold of {highest + 0.01:.2f}"
+    assert [(frame.frame_index, options["attention_note"]) for frame, options in shown] == [
+        (best[0], ""),
+        (best[0], note),
+    ]
+    assert actors == [(best[1], ""), (best[1], note)]

@@ -174,7 +174,7 @@ def with_attention(
         processor: The processor that belongs to it.
 
     Returns:
-        The actor with its `attentions`.
+        The actor with its `attentions` and the scores of the classes.
 
     Raises:
         ValueError: If a class is unknown.
@@ -190,7 +190,8 @@ def with_attention(
     (again,) = detector.detect([clip], (source.height, source.width))
     boxes = np.array([candidate.box for candidate in again.actors])
     nearest = int(box_iou(np.array(actor.box), boxes).argmax())
-    return replace(actor, attentions=again.actors[nearest].attentions)
+    found = again.actors[nearest]
+    return replace(actor, attentions=found.attentions, attention_scores=found.attention_scores)
 
 
 def _clip_with(frame: FrameDetections, source: VideoSource, config: ClassQueryConfig) -> tuple[np.ndarray, int]:

@@ -133,6 +133,7 @@ def draw_keyframe(
     *,
     attention_label: str | None = None,
     attention_person: int | None = None,
+    attention_note: str = "",
     min_short_side: int = 480,
 ) -> Image.Image:
     """Draw the actors of a frame, each with a box and a block of its actions, scores and score bars.
@@ -146,6 +147,7 @@ def draw_keyframe(
         attention_label: Name of the class that the attention of the actors belongs to. With it the attention is drawn
             as a heat map, the maximum over the actors after scaling each to a maximum of 1, and named in a corner.
         attention_person: Number of the person whose attention alone is drawn.
+        attention_note: What to write behind the name of the class.
         min_short_side: Frames of less than three quarters of this short side, in pixels, are enlarged to it, so that
             text can be read; large ones are reduced to a long side of 1920.
 
@@ -154,12 +156,12 @@ def draw_keyframe(
     """
     size = _picture_size(image.size, min_short_side)
     boxes = [_scaled(actor.box, image.size, size) for actor in keyframe.actors]
-    layers = _draw_layers(keyframe, boxes, size, attention_label, attention_person)
+    layers = _draw_layers(keyframe, boxes, size, attention_label, attention_person, attention_note)
     return _compose(image.convert("RGB"), layers, zip(boxes, _colors(keyframe), strict=True))
 
 
 def draw_attention_grid(
-    image: Image.Image, actor: ActorDetection, labels: Sequence[str], *, min_short_side: int = 320
+    image: Image.Image, actor: ActorDetection, labels: Sequence[str], *, note: str = "", min_short_side: int = 320
 ) -> Image.Image:
     """Draw where several classes look for one actor: a copy of the frame for each, in rows of four at most.
 
@@ -167,6 +169,7 @@ def draw_attention_grid(
         image: The frame.
         actor: The actor, with the attention of the classes.
         labels: Names of the classes.
+        note: What to write behind the name of the first one.
         min_short_side: Of each copy, see `draw_keyframe`.
 
     Raises:
@@ -183,8 +186,8 @@ def draw_attention_grid(
     for number, label in enumerate(labels):
         heat, text = _Overlay(size, [box]), _Overlay(size, [box])
         heat.draw_heat([actor.attentions[label]])
-        score = dict(actor.actions).get(label)
-        text.draw_caption(label if score is None else f"{label} {score:.2f}")
+        score = (actor.attention_scores | dict(actor.actions)).get(label)
+        text.draw_caption((label if score is None else f"{label} {score:.2f}") + ("" if number else note))
         cell = _compose(image.convert("RGB"), _Layers(heat.image, text.image), [(box, color)])
         grid.paste(cell, (number % columns * size[0], number // columns * size[1]))
     return grid
@@ -347,6 +350,7 @@ def _draw_layers(
     size: tuple[int, int],
     attention_label: str | None,
     attention_person: int | None,
+    attention_note: str = "",
 ) -> _Layers:
     """Draw the heat map and the text of a keyframe; boxes are in pixels of the picture of (width, height) `size`."""
     heat = None
@@ -361,7 +365,7 @@ def _draw_layers(
         )
         heat = overlay.image
     whose = "" if attention_person is None else f" for person {attention_person}"
-    caption = None if attention_label is None else f"attention: {attention_label}{whose}"
+    caption = None if attention_label is None else f"attention: {attention_label}{whose}{attention_note}"
     return _Layers(heat, _draw_text(keyframe, boxes, size, caption))
 
 

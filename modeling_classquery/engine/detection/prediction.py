@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -27,7 +28,7 @@ from classquery.engine.detection.identity import digest_detector, digest_source
 from classquery.engine.detection.naming import VideoName, name_videos
 from classquery.engine.detection.people import link_people, list_people
 from classquery.engine.detection.result_folder import SUMMARY_FILE, ResultFolder
-from classquery.engine.detection.results import FrameDetections
+from classquery.engine.detection.results import ActorDetection, FrameDetections
 from classquery.engine.detection.video_sources import Source, VideoSource, list_sources, local_path, open_source
 from classquery.engine.detection.writing import (
     VideoFacts,
@@ -410,24 +411,52 @@ def _write_pictures(folder: Path, source: VideoSource, frames: Sequence[FrameDet
     """Draw into a copy of the video, and stills from it; nothing of what can be seen only once."""
     if not frames:
         return
-    attention = {"attention_label": work.arguments.attention, "attention_person": work.arguments.attention_person}
+    label, person = work.arguments.attention, work.arguments.attention_person
+    attention = {"attention_label": label, "attention_person": person}
     write_annotated_video(source.name, folder / "annotated.mp4", frames, **attention)
-    clearest = max(frames, key=_clarity)
+    clearest, actor = _moment_of(label, person, frames)
+    note = _note(label, actor, work.detector)
     read = read_frame_folder if os.path.isdir(source.name) else ClipReader().read
     image = Image.fromarray(read(source.name, [clearest.frame_index])[0])
-    draw_keyframe(image, clearest, **attention).save(folder / "preview.png")
-    if work.arguments.attention and clearest.actors and os.path.isfile(source.name):
-        _draw_classes(image, clearest, work, source.name).save(folder / "attention.png")
+    draw_keyframe(image, clearest, **attention, attention_note=note).save(folder / "preview.png")
+    if actor is not None and os.path.isfile(source.name):
+        _draw_classes(image, clearest, actor, note, work, source.name).save(folder / "attention.png")
 
 
-def _draw_classes(image: Image.Image, frame: FrameDetections, work: _Work, path: str) -> Image.Image:
-    """Draw where the class asked for and those that were found look for the actor of the highest score."""
-    actor = max(frame.actors, key=lambda actor: actor.actions[0][1])
+def _moment_of(
+    label: str | None, person: int | None, frames: Sequence[FrameDetections]
+) -> tuple[FrameDetections, ActorDetection | None]:
+    """Choose the frame to show, and where a class is asked for the actor: where its score is highest."""
+    places = [
+        (actor.attention_scores[label], number, actor)
+        for number, frame in enumerate(frames)
+        for actor in frame.actors
+        if label in actor.attention_scores and person in (None, actor.person_id)
+    ]
+    if not places:
+        return max(frames, key=_clarity), None
+    _, number, actor = max(places, key=lambda place: place[0])
+    return frames[number], actor
+
+
+def _note(label: str | None, actor: ActorDetection | None, detector: ClipDetector) -> str:
+    """What to write on a picture of the moment in which the score of a class is highest, if that is too low."""
+    if label is None:
+        return ""
+    threshold = detector.thresholds[detector.attention_ids[label]]
+    is_found = actor is not None and actor.attention_scores[label] >= threshold
+    return "" if is_found or np.isinf(threshold) else f", nowhere above its threshold of {threshold:.2f}"
+
+
+def _draw_classes(
+    image: Image.Image, frame: FrameDetections, actor: ActorDetection, note: str, work: _Work, path: str
+) -> Image.Image:
+    """Draw where the class asked for and those that were found look for an actor."""
     labels = dict.fromkeys([work.arguments.attention, *(label for label, _ in actor.actions)])
     labels = list(labels)[:_MAX_CLASSES_IN_GRID]
     detector = work.detector
     return draw_attention_grid(
-        image, with_attention(path, frame, actor, labels, detector.model, detector.processor), labels
+        image, with_attention(path, frame, actor, labels, detector.model, detector.processor), labels, note=note
     )
 
 

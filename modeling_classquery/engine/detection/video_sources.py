@@ -66,13 +66,15 @@ class VideoSource:
     """Whether frames go on coming while nobody takes them."""
     frames: Iterator[Frame]
     """The frames in order; `VideoReadError` after the last one that could be decoded, if the rest is damaged."""
+    start_seconds: float = 0.0
+    """Time of the first frame; more than 0 where a file starts with sound alone."""
     missing: list[MissingFrames] = field(default_factory=list)
     """Which frames could not be decoded, so far as `detect_in` has come."""
 
     @property
     def duration_seconds(self) -> float | None:
-        """From the first frame to the end of the last one, where it is known."""
-        return None if self.num_frames is None else self.num_frames / self.frames_per_second
+        """From the start of the clock to the end of the last frame, where it is known."""
+        return None if self.num_frames is None else self.start_seconds + self.num_frames / self.frames_per_second
 
 
 def list_sources(source: Source) -> list[Source]:
@@ -179,7 +181,16 @@ def _is_image(item: Any) -> bool:
 def _open_file(path: str) -> VideoSource:
     frames = iterate_frames(path)
     info = ClipReader().info(path)
-    return VideoSource(path, info.height, info.width, info.frames_per_second, info.num_frames, False, frames)
+    return VideoSource(
+        path,
+        info.height,
+        info.width,
+        info.frames_per_second,
+        info.num_frames,
+        False,
+        frames,
+        start_seconds=info.start_seconds,
+    )
 
 
 def _open_frame_folder(folder: str, frames_per_second: float) -> VideoSource:
