@@ -245,7 +245,7 @@ def test_model_runs_in_evaluation_mode_without_gradients_and_in_its_own_precisio
 
 def test_thresholds_of_the_processor_count_unless_others_are_given(model, path, tmp_path):
     processor = ClassQueryVideoProcessor(
-        size={"shortest_edge": 32}, score_threshold=1.1, class_thresholds={"sit": 0.0}, actor_threshold=0.0
+        size={"shortest_edge": 32}, score_threshold=1.0, class_thresholds={"sit": 0.0}, actor_threshold=0.0
     )
     processor.save_pretrained(tmp_path)
     processor = ClassQueryVideoProcessor.from_pretrained(tmp_path)

@@ -343,7 +343,7 @@ def test_videos_are_found(videos, tmp_path, caplog):
 
 
 def test_video_without_any_detection(videos, tmp_path):
-    processor = ClassQueryVideoProcessor(**EVERYTHING | {"score_threshold": 1.1})
+    processor = ClassQueryVideoProcessor(**EVERYTHING | {"score_threshold": 1.0})
 
     predict(videos[:1], tmp_path, (make_model(), processor), PredictionArguments(tubes=True, attention="sit"))
 
