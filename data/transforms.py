@@ -7,6 +7,8 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from classquery import kernels
+
 
 # Principal axes (columns) and spreads of the colours of ImageNet in [0, 1] RGB, as in the published recipes.
 _COLOR_AXES = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
@@ -135,7 +137,11 @@ def shift_hsv(frames: torch.Tensor, hue: float, saturation: float, value: float)
         hue: Degrees in [-180, 180], from red towards green.
         saturation: In [-1, 1], added to the saturation, which is then clipped to [0, 1].
         value: The same for the value, the brightest channel.
+
+    Compiled (`classquery.kernels`), it takes a tenth of the time and rounds a few in ten thousand levels otherwise.
     """
+    if kernels.shifts_hsv(frames):
+        return kernels.pixels.shift_hsv(frames, hue, saturation, value)
     # A frame at a time, what is computed of it stays in the cache.
     return torch.stack([_shift_hsv_of_frame(frame, hue, saturation, value) for frame in frames])
 

@@ -30,7 +30,11 @@ def needs_compiler():
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
     """As in a new process, with an empty cache."""
-    caches = (build.cache_folder, cpu.unavailable, cpu._library, kernels._warn_once)
+    pixels = kernels.pixels
+    caches = (
+        *(build.cache_folder, cpu.unavailable, cpu._library),
+        *(pixels.unavailable, pixels._library, kernels._warn_once),
+    )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(build, "BUILT_AHEAD", tmp_path / "built_ahead")
     for function in caches:
@@ -305,14 +309,15 @@ def test_a_library_that_cannot_be_loaded_is_a_reason_not_a_crash(fresh, monkeypa
 @pytest.mark.usefixtures("needs_compiler", "quick_builds")
 def test_what_is_built_ahead_runs_without_a_compiler_and_beside_any_pytorch(fresh, monkeypatch, capsys):
     main(["build"])
-    (library,) = build.BUILT_AHEAD.iterdir()
-    assert capsys.readouterr().out == f"cpu      {library}\n"
+    library, colors = capsys.readouterr().out.replace("cpu      ", "").splitlines()
+    assert {str(path) for path in build.BUILT_AHEAD.iterdir()} == {library, colors}
 
     monkeypatch.setenv("CXX", "false")
     expected = attend(random_inputs())
 
     assert cpu.unavailable() is None
-    assert cpu._library()._name == str(library)
+    assert cpu._library()._name == library
+    assert kernels.pixels._library()._name == colors
     with kernels.use_implementation("torch"):
         torch.testing.assert_close(expected, attend(random_inputs()))
     # It names nothing of PyTorch's, whose C++ names change from version to version.
@@ -347,7 +352,7 @@ def test_kernels_for_gpus_are_compiled_ahead_into_the_cache_of_their_first_use(f
     monkeypatch.setattr("classquery.kernels.__main__.build_ahead", lambda source: "a library")
     main(["build", "--gpus", "sm_90", "compute_90", "--dtypes", "bfloat16"])
 
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
     assert [(gpu, dtype) for gpu, _, _, dtype in lines] == [("sm_90", "bfloat16"), ("compute_90", "bfloat16")]
     machine_code, portable = (Path(path) for _, path, _, _ in lines)
     assert {machine_code, portable} == set(fresh.iterdir())

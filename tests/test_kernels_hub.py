@@ -61,7 +61,7 @@ def test_the_layout_is_that_of_build_toml(assemble, tmp_path):
     for variant in variants:
         assert json.loads((variant / "metadata.json").read_text())["backend"]["type"] in variant.name
         sources = {path.name for path in (variant / "csrc").iterdir()}
-        assert sources == {"deformable_attention.cpp", "deformable_attention.cu", "simd.h"}
+        assert sources == {"deformable_attention.cpp", "deformable_attention.cu", "pixels.cpp", "simd.h"}
 
 
 def test_the_detector_uses_kernels_of_a_folder_when_told_to(assemble, tmp_path, monkeypatch):

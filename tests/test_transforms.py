@@ -5,6 +5,7 @@ import colorsys
 import pytest
 import torch
 
+from classquery import kernels
 from classquery.data.transforms import (
     ClipTransform,
     flip_horizontally,
@@ -137,6 +138,17 @@ def all_kinds_of_colors() -> torch.Tensor:
     return colors.clamp(0, 255).to(torch.uint8).reshape(1, 3, 20, 250)
 
 
+each_form = pytest.mark.parametrize(
+    "form",
+    [
+        "torch",
+        pytest.param(
+            "auto", marks=pytest.mark.skipif(kernels.pixels.unavailable() is not None, reason="no C++ compiler")
+        ),
+    ],
+)
+
+
 @pytest.mark.parametrize(
     ("hue", "saturation", "value"),
     [
@@ -152,10 +164,12 @@ def all_kinds_of_colors() -> torch.Tensor:
         (-101.3, 0.31, -0.17),
     ],
 )
-def test_hsv_shift_is_that_of_colorsys(hue, saturation, value):
+@each_form
+def test_hsv_shift_is_that_of_colorsys(form, hue, saturation, value):
     frames = all_kinds_of_colors()
 
-    shifted = shift_hsv(frames, hue, saturation, value)
+    with kernels.use_implementation(form):
+        shifted = shift_hsv(frames, hue, saturation, value)
 
     expected = []
     for color in frames[0].flatten(1).T.tolist():
@@ -168,11 +182,38 @@ def test_hsv_shift_is_that_of_colorsys(hue, saturation, value):
     assert shifted.dtype == torch.uint8
 
 
-def test_hsv_shift_by_nothing_changes_nothing():
+@each_form
+def test_hsv_shift_by_nothing_changes_nothing(form):
     frames = all_kinds_of_colors()
 
-    assert torch.equal(shift_hsv(frames, 0.0, 0.0, 0.0), frames)
-    assert torch.equal(shift_hsv(frames, 0.0, 0.0, 0.0), shift_hsv(frames.expand(3, -1, -1, -1), 0.0, 0.0, 0.0)[2:])
+    with kernels.use_implementation(form):
+        assert torch.equal(shift_hsv(frames, 0.0, 0.0, 0.0), frames)
+        several = shift_hsv(frames.expand(3, -1, -1, -1), 0.0, 0.0, 0.0)
+
+    assert torch.equal(several, frames.expand(3, -1, -1, -1))
+
+
+@pytest.mark.skipif(kernels.pixels.unavailable() is not None, reason="no C++ compiler")
+def test_compiled_hsv_shift_is_that_of_plain_pytorch_in_any_layout():
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (2, 40, 1100, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+    layouts = [
+        frames,
+        frames.contiguous(),
+        frames[..., 3:35, 7:],
+        frames.contiguous()[1:, :, ::2, ::5],
+        frames[..., :0],
+    ]
+
+    for layout in layouts:
+        for shifts in ((13.7, -0.23, 0.19), (180.0, 1.0, 1.0), (-180.0, -1.0, -1.0), (-20.0, 0.4, -0.4)):
+            with kernels.use_implementation("torch"):
+                expected = shift_hsv(layout, *shifts)
+            shifted = shift_hsv(layout, *shifts)
+            assert shifted.is_contiguous()
+            difference = (shifted.int() - expected.int()).abs()
+            # Two ways to round a half, where a channel is in the middle between two levels.
+            assert not difference.numel() or (difference.max() <= 1 and difference.float().mean() < 2e-3)
 
 
 def test_rgb_shift_is_clipped_instead_of_wrapped():

@@ -12,7 +12,7 @@ import os
 
 import torch
 
-from . import cpu, cuda, ops
+from . import cpu, cuda, ops, pixels
 from .ops import Shapes, check_inputs
 
 
@@ -77,14 +77,25 @@ def _fastest(device_type: str) -> str:
         return "torch"
     reason = _COMPILED[device_type].unavailable()
     if reason is not None:
-        _warn_once(device_type, reason)
+        _warn_once(f"Deformable attention on {device_type}", reason)
         return "torch"
     return device_type
 
 
+def shifts_hsv(frames: torch.Tensor) -> bool:
+    """Whether `pixels.shift_hsv` can and should be used for these frames; compiles it if it was not yet."""
+    wanted = _override or _checked_name(os.environ.get(_VARIABLE) or "auto", _VARIABLE)
+    if wanted == "torch" or frames.device.type != "cpu" or frames.dtype != torch.uint8:
+        return False
+    reason = pixels.unavailable()
+    if reason is not None:
+        _warn_once("The change of colours", reason)
+    return reason is None
+
+
 @functools.cache
-def _warn_once(device_type: str, reason: str) -> None:
-    logger.warning("Deformable attention on %s runs in plain PyTorch, which is slower: %s", device_type, reason)
+def _warn_once(what: str, reason: str) -> None:
+    logger.warning("%s runs in plain PyTorch, which is slower: %s", what, reason)
 
 
 def _checked_name(name: str, origin: str) -> str:
@@ -161,5 +172,7 @@ __all__ = [
     "deformable_attention_3d",
     "implementations",
     "ms_deform_attn_3d",
+    "pixels",
+    "shifts_hsv",
     "use_implementation",
 ]

@@ -3,9 +3,9 @@
     python -m classquery.kernels
     python -m classquery.kernels build [--gpus sm_80 sm_90 ...] [--dtypes float32 bfloat16 ...]
 
-The library for the CPU is put into the installed package. It runs beside any version of PyTorch, on any processor of
-the same family (x86-64: with AVX2). Kernels for GPUs go to the cache that the first use looks in (`XDG_CACHE_HOME`);
-they are those of the published encoders, 8 heads of 32 channels, 4 levels of 8 points.
+The libraries for the CPU are put into the installed package. They run beside any version of PyTorch, on any processor
+of the same family (x86-64: with AVX2). Kernels for GPUs go to the cache that the first use looks in
+(`XDG_CACHE_HOME`); they are those of the published encoders, 8 heads of 32 channels, 4 levels of 8 points.
 """
 
 import argparse
@@ -55,7 +55,8 @@ def _gpu(name: str) -> str:
 
 
 def _build(gpus: Sequence[str], dtypes: Sequence[str]) -> None:
-    print(f"cpu      {build_ahead(SOURCES / 'deformable_attention.cpp')}", flush=True)
+    for source in ("deformable_attention.cpp", "pixels.cpp"):
+        print(f"cpu      {build_ahead(SOURCES / source)}", flush=True)
     for gpu in gpus:
         for dtype in dtypes:
             path = cuda.compiled_kernels(cuda.Configuration(getattr(torch, dtype)), gpu)
