@@ -26,10 +26,11 @@ import concurrent.futures
 import contextlib
 import functools
 import importlib.util
+import itertools
 import os
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
@@ -46,6 +47,9 @@ __all__ = ["Backend", "ClipReader", "Frame", "VideoInfo", "VideoReadError", "ite
 Backend = Literal["auto", "pyav", "decord"]
 
 ResultT = TypeVar("ResultT")
+
+# So many frames are decoded from one request to the next; around the seams some are decoded that need not be.
+_NUM_FRAMES_AHEAD = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +245,9 @@ def _run(work: Callable[[], ResultT], outcome: "concurrent.futures.Future[Result
         del outcome
 
 
-def iterate_frames(path: str | os.PathLike[str], *, start_seconds: float = 0.0) -> Iterator[Frame]:
+def iterate_frames(
+    path: str | os.PathLike[str], *, start_seconds: float = 0.0, needed: Iterable[int] | None = None
+) -> Iterator[Frame]:
     """Stream a whole video in order with constant memory; exact for every codec, rotated as the file asks for.
 
     Mirroring, which a few phones store with the rotation, is not applied. Blocks that the decoder conceals are not
@@ -251,6 +257,8 @@ def iterate_frames(path: str | os.PathLike[str], *, start_seconds: float = 0.0) 
         path: The video file.
         start_seconds: Time of the first frame to yield, in seconds on the clock of the file. Frames before it are
             passed over by seeking where the file has random access.
+        needed: Numbers of the frames whose image will be looked at, increasing; by default all. All frames come, but
+            the others are not decoded until their image is asked for, which then takes a seek.
 
     Yields:
         Frames with the same numbers, times and pixels as those of `ClipReader`.
@@ -264,27 +272,67 @@ def iterate_frames(path: str | os.PathLike[str], *, start_seconds: float = 0.0) 
     index = index_video(identify(os.fspath(path)))
     # Times are quotients: half a microsecond of tolerance lets 0.04 mean the frame at 1/25 s.
     start = int(np.searchsorted(index.frame_seconds, start_seconds - 5e-7))
-    return _stream_frames(index, start)
+    return _stream_frames(index, range(start, index.info.num_frames), needed)
 
 
-def _stream_frames(index: VideoIndex, start: int) -> Iterator[Frame]:
-    if start == index.info.num_frames:
-        return
-    frame_seconds, lost, expected = index.frame_seconds, [], start
-    with contextlib.closing(PyavFile(index)) as file:
-        for frame_index, frame in file.frames_of(range(start, index.info.num_frames)):
-            if frame_index < expected:
-                continue  # Behind damage, frames may come late; players drop them, too.
-            lost.extend(range(expected, frame_index))
-            expected = frame_index + 1
-            yield Frame(frame_index, float(frame_seconds[frame_index]), functools.partial(file.to_rgb, frame))
-    lost.extend(range(expected, index.info.num_frames))
+def _stream_frames(index: VideoIndex, frames: range, needed: Iterable[int] | None) -> Iterator[Frame]:
+    lost: list[int] = []
+    if needed is None:
+        yield from _decode_all(index, frames, lost)
+    else:
+        yield from _decode_needed(index, frames, (number for number in needed if number >= frames.start), lost)
     problems = [_describe_truncation(index)] if index.missing_seconds else []
     if lost:
         uncertain = "" if index.has_exact_times else ", and the frames behind them may be a few off"
         problems.insert(0, f"{abbreviate(lost)} cannot be decoded, the data is damaged{uncertain}")
     if problems:
         raise unreadable(index.file.path, "; ".join(problems), "fetch or export it again")
+
+
+def _decode_all(index: VideoIndex, frames: range, lost: list[int]) -> Iterator[Frame]:
+    """Decode all frames of a range, and note those that are lost."""
+    if not frames:
+        return
+    frame_seconds, expected = index.frame_seconds, frames.start
+    with contextlib.closing(PyavFile(index)) as file:
+        for frame_index, frame in file.frames_of(frames):
+            if frame_index < expected:
+                continue  # Behind damage, frames may come late; players drop them, too.
+            lost.extend(range(expected, frame_index))
+            expected = frame_index + 1
+            yield Frame(frame_index, float(frame_seconds[frame_index]), functools.partial(file.to_rgb, frame))
+    lost.extend(range(expected, frames.stop))
+
+
+def _decode_needed(index: VideoIndex, frames: range, needed: Iterator[int], lost: list[int]) -> Iterator[Frame]:
+    """Give all frames of a range, decoding some; around those that are lost, all, as others may take their place."""
+    frame_seconds, next_index = index.frame_seconds, frames.start
+    with contextlib.closing(PyavFile(index)) as file:
+        while chunk := list(itertools.islice(needed, _NUM_FRAMES_AHEAD)):
+            open_numbers = deque(chunk)
+            for frame_index, frame in file.frames_of(chunk):
+                if frame_index < next_index:
+                    continue
+                between, is_whole = range(next_index, frame_index), open_numbers[0] == frame_index
+                yield from _undecoded(index, frame_seconds, between) if is_whole else _decode_all(index, between, lost)
+                while open_numbers and open_numbers[0] <= frame_index:
+                    open_numbers.popleft()
+                next_index = frame_index + 1
+                yield Frame(frame_index, float(frame_seconds[frame_index]), functools.partial(file.to_rgb, frame))
+            if open_numbers:
+                behind = range(next_index, open_numbers[-1] + 1)
+                next_index = behind.stop
+                yield from _decode_all(index, behind, lost)
+    yield from _undecoded(index, frame_seconds, range(next_index, frames.stop))
+
+
+def _undecoded(index: VideoIndex, frame_seconds: np.ndarray, frames: range) -> Iterator[Frame]:
+    for number in frames:
+        yield Frame(number, float(frame_seconds[number]), functools.partial(_read_alone, index.file.path, number))
+
+
+def _read_alone(path: str, frame_index: int) -> np.ndarray:
+    return ClipReader().read(path, [frame_index])[0]
 
 
 def _check_range(index: VideoIndex, frame_indices: np.ndarray) -> None:
