@@ -6,26 +6,10 @@ Importing the package registers its classes with transformers' Auto classes.
 import importlib
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModel, AutoModelForObjectDetection, AutoVideoProcessor
-from transformers.pipelines import PIPELINE_REGISTRY
-
-from .configuration_classquery import ClassQueryConfig, ClassQueryCSNConfig, ClassQueryViTConfig
-from .modeling_classquery import ClassQueryForVideoActionDetection, ClassQueryModel
-from .pipeline_classquery import VideoActionDetectionPipeline
-from .video_processing_classquery import ClassQueryVideoProcessor
+from . import _registration
 
 
-for _config in (ClassQueryConfig, ClassQueryCSNConfig, ClassQueryViTConfig):
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-AutoModel.register(ClassQueryConfig, ClassQueryForVideoActionDetection, exist_ok=True)
-AutoModelForObjectDetection.register(ClassQueryConfig, ClassQueryForVideoActionDetection, exist_ok=True)
-AutoVideoProcessor.register(ClassQueryConfig, ClassQueryVideoProcessor, exist_ok=True)
-PIPELINE_REGISTRY.register_pipeline(
-    "video-action-detection",
-    pipeline_class=VideoActionDetectionPipeline,
-    pt_model=AutoModelForObjectDetection,
-    type="multimodal",
-)
+_registration.install()
 
 
 def demo_checkpoint() -> str:
@@ -33,19 +17,29 @@ def demo_checkpoint() -> str:
     return str(Path(__file__).parent / "demo")
 
 
-# Detection needs decord and more, which `import classquery` should not wait for; and what `python -m` runs should not
-# be imported before.
+# Imported when they are asked for: torch and transformers take seconds, which commands and data do without.
 _LAZY = {
-    "convert_original_state_dict": "classquery.convert_classquery_checkpoint",
-    "detect": "classquery.engine.detection.detection",
-    "load_detector": "classquery.engine.checkpoint",
+    "ClassQueryCSNConfig": "configuration_classquery",
+    "ClassQueryConfig": "configuration_classquery",
+    "ClassQueryForVideoActionDetection": "modeling_classquery",
+    "ClassQueryModel": "modeling_classquery",
+    "ClassQueryVideoProcessor": "video_processing_classquery",
+    "ClassQueryViTConfig": "configuration_classquery",
+    "VideoActionDetectionPipeline": "pipeline_classquery",
+    "convert_original_state_dict": "convert_classquery_checkpoint",
+    "detect": "engine.detection.detection",
+    "load_detector": "engine.checkpoint",
 }
 
 
 def __getattr__(name: str):
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 __all__ = [
