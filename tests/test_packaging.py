@@ -40,6 +40,53 @@ def test_importing_transformers_loads_nothing_of_ours_and_importing_classquery_o
     assert heavy == "[]"
 
 
+def test_importing_classquery_imports_neither_torch_nor_transformers_and_registers_with_them_later():
+    assert run_python(
+        "import sys, classquery, pickle\n"
+        "print([n for n in ('numpy', 'torch', 'transformers') if n in sys.modules])\n"
+        "from transformers import AutoConfig, AutoModel, pipeline\n"
+        "model = AutoModel.from_pretrained(classquery.demo_checkpoint())\n"
+        "print(type(pickle.loads(pickle.dumps(model))).__module__)\n"
+        "detector = pipeline('video-action-detection', model=classquery.demo_checkpoint())\n"
+        "print(type(detector).__name__, type(detector.video_processor).__name__)\n"
+        "print([f for f in sys.meta_path if type(f).__module__.startswith('classquery')])"
+    ).splitlines() == [
+        "[]",
+        "classquery.modeling_classquery",
+        "VideoActionDetectionPipeline ClassQueryVideoProcessor",
+        "[]",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from classquery.configuration_classquery import ClassQueryConfig",
+        "from classquery.modeling_classquery import ClassQueryModel",
+        "from classquery.video_processing_classquery import ClassQueryVideoProcessor",
+        "from classquery.pipeline_classquery import VideoActionDetectionPipeline",
+        "from transformers import AutoConfig; import classquery",
+        "from transformers import AutoModel, AutoProcessor; import classquery",
+        "import transformers, classquery",
+        "import classquery; classquery.ClassQueryConfig()",
+        "import classquery; classquery.load_detector('demo')",
+    ],
+)
+def test_classes_are_registered_whatever_is_imported_first(first):
+    assert (
+        run_python(
+            f"{first}\nimport classquery\n"
+            "from transformers import AutoConfig, AutoModel, AutoModelForObjectDetection, AutoProcessor, pipeline\n"
+            "path = classquery.demo_checkpoint()\n"
+            "found = AutoModel.from_config(AutoConfig.from_pretrained(path)), AutoProcessor.from_pretrained(path)\n"
+            "found = *found, pipeline('video-action-detection', model=path)\n"
+            "print(*(type(one).__name__ for one in found))"
+        ).splitlines()[-1]
+        == "ClassQueryForVideoActionDetection ClassQueryVideoProcessor VideoActionDetectionPipeline"
+    )
+
+
 @pytest.mark.slow
 def test_kernels_print_what_is_available():
     assert run_python("import runpy; runpy.run_module('classquery.kernels', run_name='__main__')").startswith("torch")
