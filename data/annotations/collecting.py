@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -79,7 +80,8 @@ def as_labels(values: Iterable[Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for text in texts if text.lower() not in NO_ACTION))
 
 
-def video_names(reference: str) -> list[str]:
+@lru_cache(maxsize=1024)
+def video_names(reference: str) -> tuple[str, ...]:
     """Return the names that a video may have here, whose path, link or upload a tool names.
 
     Label Studio puts eight hexadecimal digits before the names of uploads, and writes files of its server as
@@ -88,7 +90,7 @@ def video_names(reference: str) -> list[str]:
     local = reference.partition("?d=")[2] or reference.partition("?")[0]
     names = [reference, local, unquote(local)]
     last = [re.split(r"[\\/]", name)[-1] for name in names]
-    return list(dict.fromkeys([*names, *last, *(_UPLOAD_PREFIX.sub("", name) for name in last)]))
+    return tuple(dict.fromkeys([*names, *last, *(_UPLOAD_PREFIX.sub("", name) for name in last)]))
 
 
 def look_at_video(context: Context, names: Iterable[str]) -> VideoInfo | None:
