@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from torchvision.ops import box_convert
 
-from classquery.data.annotations.schema import to_dataset
+from classquery.data.annotations.schema import are_annotated, to_dataset
 from classquery.data.video.frame_folder import frame_indices_at, read_frame_folder
 from classquery.data.video.reader import ClipReader, VideoReadError
 
@@ -300,7 +300,7 @@ class TubeClips(_Clips):
         # Row, clip id and first frame of every clip.
         self._tiles = [
             (index, *part)
-            for index, row in enumerate(rows.select_columns(["clip_id", "num_frames"]))
+            for index, row in enumerate(rows.select_columns(["clip_id", "num_frames", "annotated_frames"]))
             for part in self.parts_of(row)
         ]
 
@@ -313,9 +313,13 @@ class TubeClips(_Clips):
         return [clip_id for _, clip_id, _ in self._tiles]
 
     def parts_of(self, row: Mapping[str, Any]) -> list[tuple[str, int]]:
-        """Return the name and the first frame of each clip of a video."""
+        """Return the name and the first frame of each clip of a video in which anything is annotated."""
         starts = tile_starts(row["num_frames"], self.num_frames, self.tiling)
-        return [(f"{row['clip_id']}_{clip:03d}", start) for clip, start in enumerate(starts)]
+        return [
+            (f"{row['clip_id']}_{clip:03d}", start)
+            for clip, start in enumerate(starts)
+            if are_annotated(row["annotated_frames"], np.arange(start, start + self.num_frames)).any()
+        ]
 
     def _clip_at(self, index: int) -> tuple[Mapping[str, Any], str, int]:
         row_index, clip_id, start = self._tiles[index]
@@ -326,12 +330,12 @@ class TubeClips(_Clips):
 
         Returns:
             `clip_id`; `video`, its name in the annotations; `frame_numbers` (num_frames,), 0-based in the video, and
-            `frame_mask` (num_frames,), false on padding, which repeats the first or last frame of the video; `frames`
-            (num_frames, 3, height, width), uint8; `orig_size` (height, width) of the video; of the actors with a box
-            in the clip `boxes` (num_actors, num_frames, 4), (x_min, y_min, x_max, y_max) in [0, 1], `class_labels`
-            (num_actors, num_frames, num_labels), 0 or 1, and `valid` (num_actors, num_frames), false and both others 0
-            where the actor has no box, or none of it is left in a crop. Where annotations are partial, also as of
-            `KeyframeClips`.
+            `frame_mask` (num_frames,), false on padding, which repeats the first or last frame of the video, and in
+            frames that nobody annotated; `frames` (num_frames, 3, height, width), uint8; `orig_size` (height, width)
+            of the video; of the actors with a box in the clip `boxes` (num_actors, num_frames, 4), (x_min, y_min,
+            x_max, y_max) in [0, 1], `class_labels` (num_actors, num_frames, num_labels), 0 or 1, and `valid`
+            (num_actors, num_frames), false and both others 0 where the actor has no box, or none of it is left in a
+            crop. Where annotations are partial, also as of `KeyframeClips`.
 
         Raises:
             VideoReadError: If the video cannot be read.
@@ -344,7 +348,9 @@ class TubeClips(_Clips):
             "clip_id": clip_id,
             "video": row["clip_id"],
             **self._decode(row, frame_numbers, actors, _regions_between(row, start, stop), draw),
-            "frame_mask": torch.from_numpy(positions == frame_numbers),
+            "frame_mask": torch.from_numpy(
+                (positions == frame_numbers) & are_annotated(row["annotated_frames"], positions)
+            ),
             "frame_numbers": torch.from_numpy(frame_numbers),
         }
 
@@ -438,7 +444,8 @@ def _keyframes_of(
     row: Mapping[str, Any], frame_seconds: np.ndarray, keyframes_per_second: float
 ) -> list[dict[str, Any]]:
     keyframes = []
-    for frame in _nearest_to_multiples(frame_seconds, 1 / keyframes_per_second).tolist():
+    frames = _nearest_to_multiples(frame_seconds, 1 / keyframes_per_second)
+    for frame in _nearest_annotated(frames, row, frame_seconds, 0.5 / keyframes_per_second).tolist():
         # Any number of labels will do: it is that of the largest.
         num_labels = 1 + max((label for tube in row["tubes"] for label in tube["labels"] or ()), default=0)
         actors = _actors_between(row["tubes"], frame, frame + 1, num_labels)
@@ -468,6 +475,21 @@ def _nearest_to_multiples(frame_seconds: np.ndarray, interval: float) -> np.ndar
     last_multiples = np.floor(halfway / interval + 1e-6)
     last_of_all = max(np.ceil(end / interval - 1e-6) - 1, 0)
     return np.flatnonzero(np.diff(last_multiples, prepend=-1, append=last_of_all) > 0)
+
+
+def _nearest_annotated(
+    wanted: np.ndarray, row: Mapping[str, Any], frame_seconds: np.ndarray, max_seconds: float
+) -> np.ndarray:
+    """Return the annotated frames nearest to some frames, at most so far away."""
+    if row["annotated_frames"] is None:
+        return wanted
+    frames = np.arange(row["num_frames"])
+    annotated = frames[are_annotated(row["annotated_frames"], frames)]
+    behind = np.searchsorted(annotated, wanted).clip(1, len(annotated) - 1)
+    times = frame_seconds[annotated]
+    is_before = frame_seconds[wanted] - times[behind - 1] <= times[behind] - frame_seconds[wanted]
+    nearest = np.where(is_before, annotated[behind - 1], annotated[behind])
+    return np.unique(nearest[np.abs(frame_seconds[nearest] - frame_seconds[wanted]) <= max_seconds])
 
 
 def _sample_seed(*parts: int) -> int:

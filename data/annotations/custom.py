@@ -30,7 +30,6 @@ for training and validation.
 
 import os
 import warnings
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -56,7 +55,7 @@ from classquery.data.annotations.schema import (
     unit_boxes,
 )
 from classquery.data.annotations.values import SPLITS
-from classquery.data.annotations.videos import Video, VideoFinder, look_into, merge_claims, video_id
+from classquery.data.annotations.videos import Video, VideoFinder, look_into, video_id
 
 
 CLASSES_FILE = "classes.txt"
@@ -237,17 +236,17 @@ def _resolve(
 ) -> tuple[BoxTable, dict[str, VideoClaim]]:
     """Name the videos as they are found; files of one video say one thing of it."""
     names: dict[str, str] = {}
-    claims: dict[str, list[VideoClaim]] = defaultdict(list)
+    claims: dict[str, VideoClaim] = {}
     for video, claim in content.videos.items():
         names[video] = video
-        with problems.at(video or "the annotations"):
+        with problems.at(quote(video)):
             names[video] = find_video.resolve(video, claim)
-        claims[names[video]].append(claim)
+        claims[names[video]] = claim.joined(claims.get(names[video]))
     videos = list(claims)
     number = {name: code for code, name in enumerate(videos)}
     codes = np.array([number[names[video]] for video in table.videos], np.int32)
     table = table._replace(videos=videos, video=codes[table.video])
-    return table, {name: merge_claims(given) for name, given in claims.items()}
+    return table, claims
 
 
 class _Unit(NamedTuple):
@@ -333,7 +332,7 @@ def _rows(
     facts = [unit.videos.get(name) for name in names]
     columns = {
         field: [None if video is None else getattr(video, field) for video in facts]
-        for field in ("source", "num_frames", "height", "width", "fps")
+        for field in ("source", "num_frames", "height", "width", "fps", "annotated_frames")
     }
     columns["video"] = [None if video is None else str(video.path) for video in facts]
     columns["clip_id"] = [video_id(name) for name in names]

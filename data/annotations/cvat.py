@@ -1,8 +1,8 @@
-"""Reader of "CVAT for video 1.1", the XML that CVAT exports from a task in which actors were tracked.
+"""Reader of "CVAT for video 1.1", the XML that CVAT exports of tasks, jobs and projects in which actors were tracked.
 
     <annotations>
       <meta><task>
-        <stop_frame>249</stop_frame>
+        <start_frame>0</start_frame><stop_frame>249</stop_frame><frame_filter></frame_filter>
         <original_size><width>640</width><height>360</height></original_size>
         <source>kitchen.mp4</source>
       </task></meta>
@@ -12,205 +12,258 @@
         </box>
         ...
 
-How tracks become actions, in every frame by itself:
+What the numbers mean (`cvat/apps/dataset_manager/bindings.py` of CVAT):
 
-* a box with an attribute `action` does what its value says; nothing, if that is empty, "none" or "__undefined__";
-* a checkbox ("true" or "false") is an action by its name, so that one actor can do several things at once; with a
-  `classes.txt` only those that it names are;
-* a box with neither does what the label of its track says: `<track label="walk">`.
+* Frames count from 0 in the video, in tasks and in jobs, whatever frame these start at. In a project, those of a task
+  are shifted by what the tasks of its subset before it take.
+* With a `frame_filter` such as `step=30`, a task has every 30th frame only; nobody looked into the others.
+* CVAT writes a box for every frame. Where other tools leave frames out, the box moves in a straight line between two
+  boxes, and what the first says holds on; from a box with `outside="1"` on, the actor is gone. Nothing is held after
+  the last box of a track.
+* A box that is rotated counts as the one that encloses it.
+* The export of a job names no video, and tracks without a `<meta>` (as of KABR) neither: the video is the one with the
+  name of the XML file, or the only one there is.
 
-Frames count from 0 in the video. Between the boxes of a track, where the file leaves frames out, the box moves in a
-straight line, and what the last box says holds on; from a box with `outside="1"` on, the actor is gone. Frames without
-an action are left out: nobody is told to be found there.
+How tracks become actions, in every frame by itself, is for `classquery.data.annotations.cvat_classes`.
 """
 
+import math
+import re
 import xml.etree.ElementTree as ET
-from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from classquery.data.annotations.collecting import MAX_FRAME, in_file, reading
+from classquery.data.annotations.cvat_classes import Classes
 from classquery.data.annotations.entries import Content, Context, Entry, Format, Source, VideoClaim
-from classquery.data.annotations.schema import AnnotationError, ProblemCollector
+from classquery.data.annotations.schema import AnnotationError, quote
 
 
-CLASS_ATTRIBUTE = "action"
-_NO_ACTION = ("", "none", "__undefined__")
-_CHECKED = {"true": True, "false": False}
 _CORNERS = ("xtl", "ytl", "xbr", "ybr")
 _OTHER_SHAPES = ("polygon", "polyline", "points", "cuboid", "ellipse", "mask", "skeleton")
+_STEP = re.compile(r"\s*step\s*=\s*(\d+)\s*")
 
 
-class CvatTube(NamedTuple):
-    """One action of one track."""
+class _Task(NamedTuple):
+    """Frames of one video that somebody annotated."""
 
-    place: str
-    """How to name the track in a message."""
-    track_id: int
-    label: str
-    frames: np.ndarray
-    """int64 (n,), ascending, 0-based in the video."""
-    boxes: np.ndarray
-    """float64 (n, 4), (x1, y1, x2, y2) in pixels of the video."""
-
-
-class CvatVideo(NamedTuple):
-    """What a file says."""
-
-    source: str
-    """Name of the video when it was uploaded."""
-    num_frames: int | None
-    """Frames up to the last one of the task, if that is known: nobody annotated those behind."""
-    height: int
-    width: int
-    tubes: list[CvatTube]
+    video: str
+    """Its name when it was uploaded, or that of the file."""
+    claim: VideoClaim
+    frames: range | None
+    """In the video; None where the file does not say which."""
+    shift: int = 0
+    """What the numbers in the file are larger by."""
 
 
-class _Track(NamedTuple):
-    """The boxes of a track as they stand in the file, by frame."""
+class _Boxes(NamedTuple):
+    """The boxes of a track as they stand in the file, in the order of their frames."""
 
     frames: np.ndarray
-    boxes: np.ndarray
+    """int64 (n,), in the file."""
+    corners: np.ndarray
+    """float64 (n, 5), x1, y1, x2, y2 and the rotation in degrees."""
     shown: np.ndarray
-    labels: list[set[str]]
+    """Boolean (n,)."""
+    labels: list[frozenset[str]]
 
 
-def read_cvat_video(
-    path: str | Path, problems: ProblemCollector, classes: Collection[str] | None = None, *, prefix: str = ""
-) -> CvatVideo:
-    """Read the tracks of one video.
-
-    Args:
-        path: The XML file.
-        problems: Takes note of tracks that cannot be read.
-        classes: Which checkboxes are actions; all by default.
-        prefix: What comes before the name of a track in a message.
-
-    Raises:
-        AnnotationError: If the file is no such XML, of a whole project, or does not start at the first frame.
-    """
-    root = _parse(path)
-    meta = root.find("meta")
-    sources = [source.text or "" for source in meta.iter("source")] if meta is not None else []
-    if len(sources) != 1:
-        raise AnnotationError(f"{path} names {len(sources)} videos (<source>): export each task by itself")
-    start, stop = (_number(meta, name) for name in ("start_frame", "stop_frame"))
-    if start:
-        raise AnnotationError(
-            f"{path}: the task starts at frame {start}, and nobody annotated what is before it: cut the video there"
-        )
-    height, width = (_number(meta, f"original_size/{side}") for side in ("height", "width"))
-    if not height or not width:
-        raise AnnotationError(f"{path} must give the size of the video as <original_size>")
-    tubes = []
-    for track in root.iter("track"):
-        place = f"{prefix}track {track.get('id')}"
-        with problems.at(place):
-            tubes += _tubes(place, track, classes)
-    return CvatVideo(sources[0], None if stop is None else stop + 1, height, width, tubes)
+def sniff_cvat(source: Source) -> bool:
+    """Whether it is XML of annotations that are not single images."""
+    return "<annotations" in source.head and "<image" not in source.head
 
 
-def _parse(path: str | Path) -> ET.Element:
-    try:
-        root = ET.parse(path).getroot()
-    except ET.ParseError as error:
-        raise AnnotationError(f"{path} is no valid XML, perhaps cut off: {error}") from error
+def read_cvat(sources: Sequence[Source], context: Context) -> Content:
+    """Read files of tasks, jobs or projects."""
+    content = Content(box_format="pixel")
+    roots = []
+    for source in sources:
+        with context.problems.at(source.place()):
+            root = source.xml()
+            _refuse_others(source, root)
+            roots.append((source, root))
+    classes = Classes((track for _, root in roots for track in root.iter("track")), context.classes)
+    for source, root in roots:
+        with reading(context, source.place()):
+            _read_file(source, root, classes, context, content)
+    content.notes += classes.notes()
+    content.warnings += classes.warnings()
+    return content
+
+
+def _refuse_others(source: Source, root: ET.Element) -> None:
     if root.tag != "annotations" or root.find("image") is not None:
-        raise AnnotationError(f"{path} is no export of tracks: choose the format 'CVAT for video 1.1'")
-    return root
+        raise AnnotationError(f"{source.path} is no export of tracks: choose the format 'CVAT for video 1.1'")
+    version = (root.findtext("version") or "1.1").strip()
+    if not version.startswith("1."):
+        raise AnnotationError(f"{source.path} has version {quote(version)}, and 'CVAT for video 1.1' is needed")
 
 
-def _number(meta: ET.Element, name: str) -> int | None:
-    found = next(iter(meta.findall(f".//{name}")), None)
-    return int(found.text) if found is not None and (found.text or "").strip().isdigit() else None
+def _read_file(source: Source, root: ET.Element, classes: Classes, context: Context, content: Content) -> None:
+    tasks = _tasks(source, root.find("meta"))
+    for task in tasks.values():
+        content.videos[task.video] = task.claim.joined(content.videos.get(task.video))
+    for track in root.iter("track"):
+        place = source.place(f"track {track.get('id')}")
+        with reading(context, place):
+            task = _task_of(track, tasks)
+            content.ignored.update(_other_shapes(track))
+            boxes = _read_track(track, classes)
+            if boxes is not None:
+                number = in_file(source, int(track.get("id")))
+                content.entries += _entries(Entry(place, task.video, [], track_id=number), boxes, task)
 
 
-def _tubes(place: str, track: ET.Element, classes: Collection[str] | None) -> Iterator[CvatTube]:
-    """Yield the frames of each action of a track."""
-    given = _read_track(track, classes)
-    frames, boxes, origin = _fill(given)
+def _other_shapes(track: ET.Element) -> Counter[str]:
+    """Count the tracks of other shapes; a skeleton has elements of its own inside, and is one."""
+    found = next((shape for shape in _OTHER_SHAPES if track.find(shape) is not None), None)
+    return Counter([f"tracks of {found}s"] if found else [])
+
+
+# What the file says of the video
+
+
+def _tasks(source: Source, meta: ET.Element | None) -> dict[str | None, _Task]:
+    """Return the tasks by their ids; the one of a file that has only one has the id None."""
+    stem = source.path.stem
+    own_names = (stem, stem.removesuffix("_tracks"))
+    if meta is None:
+        return {None: _Task(stem, VideoClaim(own_names, is_named=False), None)}
+    project = meta.findall("project/tasks/task")
+    if not project:
+        part = next((part for name in ("task", "job") if (part := meta.find(name)) is not None), meta)
+        video, frames = (part.findtext("source") or "").strip(), _frames(part)
+        names = (video, *own_names) if video else own_names
+        claim = VideoClaim(names, _size(part) or _size(meta), annotated_frames=frames, is_named=bool(video))
+        return {None: _Task(video or stem, claim, frames)}
+    tasks, taken = {}, Counter()
+    for task in sorted(project, key=lambda task: (task.findtext("subset") or "", _number(task, "id") or 0)):
+        video, subset, frames = (task.findtext("source") or "").strip(), task.findtext("subset"), _frames(task)
+        if not video or frames is None:
+            raise AnnotationError(
+                f"task {quote(task.findtext('id'))} of the project does not say its <source>, <start_frame> and "
+                "<stop_frame>: export the task by itself"
+            )
+        claim = VideoClaim((video,), _size(task), annotated_frames=frames)
+        tasks[task.findtext("id")] = _Task(video, claim, frames, taken[subset])
+        taken[subset] += frames.start + frames.step * (_number(task, "size") or len(frames))
+    return tasks
+
+
+def _task_of(track: ET.Element, tasks: dict[str | None, _Task]) -> _Task:
+    task = tasks.get(track.get("task_id"), tasks.get(None))
+    if task is None:
+        raise AnnotationError(
+            f"is of task {quote(track.get('task_id'))}, and the file has {', '.join(map(str, tasks))}"
+        )
+    return task
+
+
+def _size(part: ET.Element) -> tuple[int, int] | None:
+    width, height = (_number(part, f"original_size/{side}") for side in ("width", "height"))
+    return (width, height) if width and height else None
+
+
+def _frames(part: ET.Element) -> range | None:
+    start, stop = (_number(part, name) for name in ("start_frame", "stop_frame"))
+    step = _STEP.fullmatch(part.findtext("frame_filter") or "")
+    return None if stop is None else range(start or 0, stop + 1, max(1, int(step[1])) if step else 1)
+
+
+def _number(part: ET.Element, name: str) -> int | None:
+    text = (part.findtext(name) or "").strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+
+
+# Tracks
+
+
+def _read_track(track: ET.Element, classes: Classes) -> _Boxes | None:
+    """Return the boxes of a track; None if it is made of another shape."""
+    if not re.fullmatch("[0-9]{1,9}", track.get("id") or "") or not track.get("label"):
+        raise AnnotationError(
+            f"needs a whole number as id and a label, got {quote(track.get('id'))}, {quote(track.get('label'))}"
+        )
+    boxes = track.findall("box")
+    if not boxes:
+        if _other_shapes(track):
+            return None
+        raise AnnotationError("must be made of boxes, got none")
+    rows: dict[int, tuple] = {}
+    for box in boxes:
+        frame, *row = _read_box(box)
+        row.append(classes.of(track, box))
+        # Twins that agree are one.
+        if rows.setdefault(frame, row) != row:
+            raise AnnotationError(f"has two boxes in frame {frame}")
+    frames = sorted(rows)
+    corners, shown, labels = zip(*(rows[frame] for frame in frames), strict=True)
+    return _Boxes(np.array(frames, np.int64), np.array(corners), np.array(shown), list(labels))
+
+
+def _read_box(box: ET.Element) -> tuple[int, list[float], bool]:
+    try:
+        frame = int(box.get("frame"))
+        corners = [float(box.get(name)) for name in _CORNERS]
+        rotation = float(box.get("rotation") or 0)
+    except (TypeError, ValueError):
+        frame, corners, rotation = None, [], 0.0
+    if frame is None or not all(map(math.isfinite, (*corners, rotation))):
+        found = {name: box.get(name) for name in ("frame", *_CORNERS, "rotation")}
+        raise AnnotationError(f"a box needs a frame and four corners, all of them numbers, got {quote(found)}")
+    if not 0 <= frame <= MAX_FRAME:
+        raise AnnotationError(f"frames count from 0 in the video, got frame {frame}")
+    return frame, [*corners, rotation], box.get("outside") != "1"
+
+
+def _entries(entry: Entry, given: _Boxes, task: _Task) -> Iterator[Entry]:
+    """Yield the frames of each action of a track, and those of none."""
+    frames, corners, origin = _fill(given, task)
+    frames = frames - task.shift
+    if task.frames and len(frames) and not task.frames.start <= frames[0] <= frames[-1] < task.frames.stop:
+        raise AnnotationError(
+            f"has frames {frames[0] + task.shift} to {frames[-1] + task.shift}, and those of its task are "
+            f"{task.frames.start + task.shift} to {task.frames.stop - 1 + task.shift}"
+        )
+    boxes = _enclose(corners, task.claim.size)
     for label in sorted(set().union(*given.labels)):
         does = np.array([label in labels for labels in given.labels])[origin]
         if does.any():
-            yield CvatTube(place, int(track.get("id")), label, frames[does], boxes[does])
+            yield entry._replace(labels=(label,), frames=frames[does], boxes=boxes[does])
+    does_nothing = np.array([not labels for labels in given.labels])[origin]
+    if does_nothing.any():
+        yield entry._replace(labels=(), frames=frames[does_nothing], boxes=boxes[does_nothing])
 
 
-def _read_track(track: ET.Element, classes: Collection[str] | None) -> _Track:
-    if not (track.get("id") or "").isdigit() or not track.get("label"):
-        raise AnnotationError(
-            f"needs a whole number as id and a label, got {track.get('id')!r}, {track.get('label')!r}"
-        )
-    other = next((shape for shape in _OTHER_SHAPES if track.find(shape) is not None), None)
-    boxes = track.findall("box")
-    if other or not boxes:
-        raise AnnotationError(f"must be made of boxes, got {other or 'none'}")
-    rows = sorted((_read_box(box) for box in boxes), key=lambda row: row[0])
-    frames = np.array([row[0] for row in rows])
-    repeated = frames[1:][frames[1:] == frames[:-1]]
-    if len(repeated):
-        raise AnnotationError(f"has two boxes in frame {repeated[0]}")
-    labels = [_labels(box, track.get("label"), classes) for _, _, _, box in rows]
-    return _Track(frames, np.array([row[1] for row in rows]), np.array([row[2] for row in rows]), labels)
-
-
-def _read_box(box: ET.Element) -> tuple[int, list[float], bool, ET.Element]:
-    try:
-        return int(box.get("frame")), [float(box.get(name)) for name in _CORNERS], box.get("outside") != "1", box
-    except (TypeError, ValueError):
-        found = {name: box.get(name) for name in ("frame", *_CORNERS)}
-        raise AnnotationError(f"a box needs a frame and four corners, all of them numbers, got {found}") from None
-
-
-def _labels(box: ET.Element, track_label: str, classes: Collection[str] | None) -> set[str]:
-    """Return what somebody does from this box on."""
-    values = {attribute.get("name"): (attribute.text or "").strip() for attribute in box.findall("attribute")}
-    checks = {
-        name: _CHECKED[value.lower()]
-        for name, value in values.items()
-        if value.lower() in _CHECKED and (classes is None or name in classes)
-    }
-    labels = {name for name, is_checked in checks.items() if is_checked}
-    if CLASS_ATTRIBUTE in values:
-        labels |= {values[CLASS_ATTRIBUTE]} - set(_NO_ACTION)
-    elif not checks:
-        labels.add(track_label)
-    return labels
-
-
-def _fill(track: _Track) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return every frame in which the actor is there, its box, and which given box came last."""
-    frames = np.arange(track.frames[0], track.frames[-1] + 1)
+def _fill(track: _Boxes, task: _Task) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return every frame of the task in which the actor is there, its box, and which given box came last."""
+    step = task.frames.step if task.frames else 1
+    first, last = track.frames[[0, -1]]
+    # Frames that are given count in any case; others only if the task has them.
+    offset = (task.frames.start + task.shift - first) % step if task.frames else 0
+    frames = np.union1d(np.arange(first + offset, last + 1, step), track.frames)
     before = np.searchsorted(track.frames, frames, side="right") - 1
     behind = np.minimum(before + 1, len(track.frames) - 1)
     distance = np.maximum(track.frames[behind] - track.frames[before], 1)
     # A box waits where it is for one that is outside.
     share = (frames - track.frames[before]) / distance * track.shown[behind]
-    boxes = track.boxes[before] + share[:, None] * (track.boxes[behind] - track.boxes[before])
+    way = track.corners[behind] - track.corners[before]
+    way[:, 4] = (way[:, 4] + 180) % 360 - 180  # The short way round.
+    corners = track.corners[before] + share[:, None] * way
     is_there = track.shown[before]
-    return frames[is_there], boxes[is_there], before[is_there]
+    return frames[is_there], corners[is_there], before[is_there]
 
 
-def sniff_cvat(source: Source) -> bool:
-    """Whether it is XML of annotations that are tracks."""
-    return "<annotations" in source.head and "<image " not in source.head
-
-
-def read_cvat(sources: Sequence[Source], context: Context) -> Content:
-    """Read files of one video each."""
-    content = Content(box_format="pixel")
-    for source in sources:
-        prefix = f"{source.name}, " if source.name else ""
-        with context.problems.at(source.place()):
-            video = read_cvat_video(source.path, context.problems, context.classes, prefix=prefix)
-            claim = VideoClaim((video.source, source.path.stem), (video.width, video.height))
-            claim.annotated_frames = None if video.num_frames is None else range(video.num_frames)
-            content.videos[video.source] = claim
-            content.entries.extend(
-                Entry(place, video.source, boxes, [label], frames, track_id=(source.name, track_id))
-                for place, track_id, label, frames, boxes in video.tubes
-            )
-    return content
+def _enclose(corners: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """Return the boxes that enclose boxes rotated about their centres, cut off at the edges of the frame."""
+    low, high, angle = corners[:, :2], corners[:, 2:4], np.deg2rad(corners[:, 4:])
+    center, side = (low + high) / 2, np.abs(high - low) / 2
+    half = np.abs(np.cos(angle)) * side + np.abs(np.sin(angle)) * side[:, ::-1]
+    hull = np.concatenate([center - half, center + half], axis=1).clip(0, size * 2 if size else None)
+    return np.where(corners[:, 4:] % 360 == 0, corners[:, :4], hull)
 
 
 CVAT = Format("cvat", "CVAT for video 1.1", sniff_cvat, read_cvat, suffixes=(".xml",))

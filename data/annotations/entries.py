@@ -97,6 +97,24 @@ class VideoClaim:
     """Frames of the whole video."""
     annotated_frames: range | np.ndarray | None = None
     """Frames in which everybody was looked for, ascending; None for all."""
+    is_named: bool = True
+    """Whether the file names the video; otherwise the only one that is there will do."""
+
+    def joined(self, other: "VideoClaim | None") -> "VideoClaim":
+        """Return what two files say of one video, of which they may each have annotated some frames."""
+        if other is None:
+            return self
+        frames = None
+        if self.annotated_frames is not None and other.annotated_frames is not None:
+            frames = np.union1d(self.annotated_frames, other.annotated_frames)
+        return VideoClaim(
+            self.names or other.names,
+            self.size or other.size,
+            self.fps or other.fps,
+            self.num_frames or other.num_frames,
+            frames,
+            self.is_named or other.is_named,
+        )
 
 
 @dataclass

@@ -32,6 +32,9 @@ ACTION_FEATURES = Features(
         "timestamp": Value("float32"),  # Seconds, on the clock of the annotations; null for tubes.
         "video_seconds": Value("float32"),  # The same moment in seconds since the start of `video`; null for tubes.
         "center_frame": Value("int32"),  # 0-based index in `video`.
+        # Ranges (start, stop, step) of frames in which everybody was looked for; null for all. Nobody knows who is in
+        # the other frames.
+        "annotated_frames": List(List(Value("int32"), length=3)),
         "tubes": List(
             {
                 # Who it is, within the video; tubes of one id are actions of one actor, with the same box in a frame
@@ -52,7 +55,7 @@ ACTION_FEATURES = Features(
 )
 
 # Columns that most annotations lack.
-PARTIAL_COLUMNS = {"ignored", "annotated_labels"}
+PARTIAL_COLUMNS = {"annotated_frames", "ignored", "annotated_labels"}
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 MAX_SHOWN = 20
@@ -252,6 +255,33 @@ def explain_box(corners: Sequence[float], size: Sequence[float] | None) -> str:
         if size is None or not is_outside:
             return str(problem)
     return f"a box x1, y1, x2, y2 must lie in the {width:g} x {height:g} pixels of the frame, got {corners}"
+
+
+def as_ranges(frames: range | np.ndarray) -> list[tuple[int, int, int]]:
+    """Return ascending frames as ranges (start, stop, step)."""
+    if isinstance(frames, range):
+        return [(frames.start, frames.stop, frames.step)]
+    steps = np.diff(frames)
+    ends = [0, *(np.flatnonzero(np.diff(steps)) + 1).tolist(), len(frames)] if len(frames) else []
+    ranges, first = [], 0
+    for end in ends[1:]:
+        # A frame at which the step changes ends the range before it.
+        part = frames[first : end + 1]
+        if len(part):
+            step = int(part[1] - part[0]) if len(part) > 1 else 1
+            ranges.append((int(part[0]), int(part[-1]) + 1, step))
+        first = end + 1
+    return ranges
+
+
+def are_annotated(ranges: Sequence[Sequence[int]] | None, frames: np.ndarray) -> np.ndarray:
+    """Return which frames are in some ranges (start, stop, step); all for None."""
+    if ranges is None:
+        return np.ones(len(frames), bool)
+    found = np.zeros(len(frames), bool)
+    for start, stop, step in ranges:
+        found |= (frames >= start) & (frames < stop) & ((frames - start) % step == 0)
+    return found
 
 
 def nest_tubes(

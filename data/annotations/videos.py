@@ -5,10 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
-
 from classquery.data.annotations.entries import VideoClaim
-from classquery.data.annotations.schema import VIDEO_SUFFIXES, AnnotationError, ProblemCollector
+from classquery.data.annotations.schema import VIDEO_SUFFIXES, AnnotationError, ProblemCollector, as_ranges, quote
 from classquery.data.video.frame_folder import count_frames, read_frame_folder
 from classquery.data.video.reader import ClipReader, VideoReadError
 
@@ -30,6 +28,8 @@ class Video(NamedTuple):
     fps: float
     start_seconds: float = 0.0
     """Time of the first frame."""
+    annotated_frames: list[tuple[int, int, int]] | None = None
+    """Ranges of frames in which everybody was looked for; None for all."""
 
 
 class VideoFinder:
@@ -67,31 +67,20 @@ class VideoFinder:
         # Tools name the path on their server.
         names += [candidate for candidate in map(_last_part, names) if candidate not in names]
         found = next((candidate for candidate in names if self(candidate)), None)
-        return found or (names[0] if name else self._only_video(names))
+        return found or (names[0] if claim.is_named else self._only_video(names))
 
     def _only_video(self, names: Sequence[str]) -> str:
         videos = {path.name for path in self.list_videos() if path.suffix.lower() in VIDEO_SUFFIXES}
         if len(videos) != 1:
             raise AnnotationError(
                 f"names no video, and there are {len(videos)} in {', '.join(map(str, self.folders))}: give the file "
-                f"the name of its video{f', not {names[0]}' if names else ''}"
+                f"the name of its video{f', not {quote(names[0])}' if names else ''}"
             )
         return videos.pop()
 
 
 def _last_part(name: str) -> str:
     return name.replace("\\", "/").rpartition("/")[2]
-
-
-def merge_claims(claims: Sequence[VideoClaim]) -> VideoClaim:
-    """Return what several files say of one video: they may each have annotated some of its frames."""
-    annotated = [claim.annotated_frames for claim in claims]
-    if len(claims) == 1 or any(frames is None for frames in annotated):
-        frames = annotated[0] if len(claims) == 1 else None
-    else:
-        frames = np.unique(np.concatenate(annotated))
-    known = [[getattr(claim, name) for claim in claims] for name in ("size", "fps", "num_frames")]
-    return VideoClaim(claims[0].names, *(next(filter(None, values), None) for values in known), frames)
 
 
 def look_into(
@@ -143,7 +132,11 @@ def _compare(video: Video, claim: VideoClaim) -> Video:
         )
     if claim.annotated_frames is None or not len(claim.annotated_frames):
         return video
-    return video._replace(num_frames=min(video.num_frames, int(claim.annotated_frames[-1]) + 1))
+    num_frames = min(video.num_frames, int(claim.annotated_frames[-1]) + 1)
+    is_whole = len(claim.annotated_frames) >= num_frames
+    return video._replace(
+        num_frames=num_frames, annotated_frames=None if is_whole else as_ranges(claim.annotated_frames)
+    )
 
 
 def video_id(name: str) -> str:
