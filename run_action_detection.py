@@ -295,6 +295,8 @@ def load_split(
         streaming=data_args.streaming,
         num_shards=training_args.world_size * max(1, training_args.dataloader_num_workers) * SHARDS_PER_WORKER,
     )
+    if rows.info.description:
+        logger.info(f"{split}: {rows.info.description}")
     return make_clips(
         rows,
         num_labels=config.num_labels,

@@ -185,6 +185,8 @@ def _print_split(split: str, summary: SplitSummary) -> None:
     unusable = [(summary.num_missing_videos, "missing"), (summary.num_unreadable_videos, "unreadable")]
     notes = "".join(f", {count} {what}" for count, what in unusable if count)
     print(f"\n{split}: {summary.num_rows:,} rows, {summary.num_videos:,} videos{notes}, {summary.hours:.2f} hours")
+    for line in summary.read_as.splitlines():
+        print(f"  {line}")
     print(f"  {summary.num_actors:,} actors, {summary.num_boxes:,} boxes")
     for title, ranges in (("corners", summary.box_corners), ("sizes", summary.box_sizes)):
         text = ", ".join(

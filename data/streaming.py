@@ -52,7 +52,7 @@ class ClipStream(torch.utils.data.IterableDataset):
     @cached_property
     def clip_ids(self) -> list[str]:
         """Names of the clips of all processes, in the order of the annotations, which are read for it."""
-        rows = self.rows.select_columns(["clip_id", "num_frames"])
+        rows = self.rows.select_columns(["clip_id", "num_frames", "annotated_frames"])
         return [clip_id for row in rows for clip_id, _ in self.clips.parts_of(row)]
 
     def __len__(self) -> int:

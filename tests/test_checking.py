@@ -9,11 +9,12 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from test_cvat import box, document, track
 
 from classquery.data.__main__ import main
 from classquery.data.annotations.registry import load_action_dataset, load_action_labels
 from classquery.data.demo.tubes import write_demo_tubes
-from classquery.data.preparation.checking import check_dataset
+from classquery.data.preparation.checking import _near_in_spelling, check_dataset
 from classquery.data.preparation.contact_sheet import CELL_HEIGHT, CELL_WIDTH, draw_contact_sheet
 from classquery.data.video.reader import iterate_frames
 
@@ -295,3 +296,31 @@ def test_contact_sheet_shows_what_can_be_read(ava_dir, capsys):
     with Image.open(output) as sheet:
         assert sheet.width > 4 * CELL_WIDTH
     assert "not usable: train, missing videos: 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("counts", "pairs"),
+    [
+        ({"walk": 40, "wlak": 1, "talk": 30}, ["'wlak' (1) and 'walk' (40)"]),
+        ({"sit": 9, "Sit": 3, "sits": 2, "sitting": 8}, ["'Sit' (3) and 'sit' (9)", "'sits' (2) and 'sit' (9)"]),
+        ({"walk": 40, "talk": 2, "run": 100, "fun": 1}, ["'talk' (2) and 'walk' (40)"]),
+        ({"open a door": 50, "close a door": 2, "opendoor": 3}, ["'opendoor' (3) and 'open a door' (50)"]),
+        ({"walk": 3, "sit": 0}, []),
+    ],
+)
+def test_classes_that_may_be_one_are_asked_about(counts, pairs):
+    assert _near_in_spelling(counts) == pairs
+
+
+def test_check_asks_about_annotations_that_may_be_misunderstood(tmp_path, two_movies):
+    (tmp_path / "videos").symlink_to(two_movies)
+    flag = box(0).replace("</box>", '<attribute name="Low Confidence">true</attribute></box>')
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.xml").write_text(
+            document(track(flag, label="walk"), track(box(1), label="sit", number=1))
+        )
+
+    report, _ = check_dataset("custom", tmp_path)
+
+    assert "train: the annotations may not mean what was read" in report.verdict
+    assert report.splits["train"].read_as.splitlines()[0].endswith("train.xml: CVAT for video 1.1")

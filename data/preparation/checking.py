@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +17,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from classquery.data.annotations.registry import load_action_dataset, load_action_labels
-from classquery.data.annotations.schema import AnnotationError
+from classquery.data.annotations.schema import AnnotationError, AnnotationWarning
 from classquery.data.video.frame_folder import count_frames, read_frame_folder
 from classquery.data.video.reader import ClipReader, VideoReadError, iterate_frames
 
@@ -27,6 +28,9 @@ _KEYFRAME_TOLERANCE_SECONDS = 0.5
 # A change of size, as by re-encoding, may round a side by a pixel or two.
 _ASPECT_TOLERANCE = 0.02
 _TINY_BOX_SIDE = 0.005
+_MAX_COMPARED_CLASSES = 300
+# "talk" and "walk" are two classes as a rule, unless one is much rarer.
+_MUCH_MORE_FREQUENT = 5
 _UCF_GROUP = re.compile(r"(?P<group>v_\w+_g\d+)_c\d+$")
 _DIGEST_BYTES = 2**16
 
@@ -60,6 +64,8 @@ class VideoFacts:
 class SplitSummary:
     """What is in a split."""
 
+    read_as: str = ""
+    """How the annotations were understood, the format in the first line; empty where there is only one way."""
     num_rows: int = 0
     """Keyframes, or videos with tubes."""
     num_videos: int = 0
@@ -191,7 +197,12 @@ def _load_labels(report: Report, name: str, data_dir: str | Path) -> dict[int, s
 
 def _load_rows(report: Report, name: str, data_dir: str | Path, split: str, options: dict[str, Any]) -> Dataset | None:
     try:
-        return load_action_dataset(name, data_dir, split, require_videos=False, **options)
+        with warnings.catch_warnings(record=True) as given:
+            warnings.simplefilter("always", AnnotationWarning)
+            rows = load_action_dataset(name, data_dir, split, require_videos=False, **options)
+        doubts = [str(warning.message) for warning in given if issubclass(warning.category, AnnotationWarning)]
+        report.add_problem(f"{split}: the annotations may not mean what was read", doubts)
+        return rows
     except AnnotationError as error:
         report.add_problem(f"{split}: the annotations are wrong", [str(error)])
     except FileNotFoundError as error:
@@ -217,6 +228,7 @@ def _summarize(
     rates = Counter(f"{look.frames_per_second:.2f}" for look in readable if look.frames_per_second)
     sizes = Counter(f"{look.width}x{look.height}" for look in readable)
     return SplitSummary(
+        read_as=rows.info.description,
         num_rows=len(rows),
         num_videos=len(videos),
         num_missing_videos=len(videos) - len(looks),
@@ -257,6 +269,49 @@ def _check_classes(report: Report) -> None:
     report.add_warning("classes without an example in train: {}", missing)
     unseen = [label for label in missing if validation.get(label)]
     report.add_warning("classes of validation that are not in train: {}", unseen)
+    total = {label: count + validation.get(label, 0) for label, count in train.items()}
+    rare = [label for label, count in total.items() if count == 1]
+    report.add_warning("classes with one example: {}; are they meant?", rare)
+    report.add_warning("classes spelled nearly alike: {}; are they one?", _near_in_spelling(total))
+
+
+def _near_in_spelling(counts: dict[str, int]) -> list[str]:
+    """Pair classes with a more frequent one that is written nearly alike."""
+    kept = [label for label, count in counts.items() if count][:_MAX_COMPARED_CLASSES]
+    pairs = []
+    for label in kept:
+        near = [
+            other for other in kept if other != label and _may_be_meant(label, counts[label], other, counts[other])
+        ]
+        if near:
+            other = max(near, key=lambda other: counts[other])
+            pairs.append(f"{label!r} ({counts[label]:,}) and {other!r} ({counts[other]:,})")
+    return pairs
+
+
+def _may_be_meant(label: str, count: int, other: str, other_count: int) -> bool:
+    """Whether a class may be another one: but for capitals, spaces or an ending, or rare and with a slip of a key."""
+    words = [re.sub(r"[\W_]+", "", name.casefold()) for name in (label, other)]
+    stems = [re.sub(r"(?<=...)(ing|ed|es|s)$", "", word) for word in words]
+    if stems[0] == stems[1]:
+        return (count, label) < (other_count, other)
+    slips = 0 if len(words[0]) < 4 else 1 if len(words[0]) < 9 else 2
+    return count * _MUCH_MORE_FREQUENT <= other_count and _num_slips(*words, slips) <= slips
+
+
+def _num_slips(word: str, other: str, limit: int) -> int:
+    """Count letters that are wrong, missing, too many or swapped with the next one; more than the limit is enough."""
+    if abs(len(word) - len(other)) > limit:
+        return limit + 1
+    rows = [list(range(len(other) + 1))]
+    for i, letter in enumerate(word, start=1):
+        row = [i]
+        for j, wanted in enumerate(other, start=1):
+            row.append(min(rows[-1][j] + 1, row[j - 1] + 1, rows[-1][j - 1] + (letter != wanted)))
+            if i > 1 and j > 1 and letter == other[j - 2] and word[i - 2] == wanted:
+                row[j] = min(row[j], rows[-2][j - 2] + 1)
+        rows.append(row)
+    return rows[-1][-1]
 
 
 # Videos
