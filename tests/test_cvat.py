@@ -108,10 +108,15 @@ def test_boxes_in_which_nobody_said_what_happens_have_no_action(tmp_path):
 
     content = read_content(tmp_path, document(track(*boxes)))
 
-    assert summary(content.entries) == [(0, "Walk", [0])]
-    assert [entry.frames.tolist() for entry in content.entries if not entry.labels] == [[1, 2]]
-    assert 'boxes of people who do "none": 1' in content.notes
-    assert content.warnings == ["boxes without any action (1 of 'person'): give them one, or the action 'none'"]
+    assert [(entry.labels, entry.frames.tolist()) for entry in content.entries] == [
+        (("Walk",), [0]),
+        ((), [1]),
+        (None, [2]),
+    ]
+    assert "boxes of people who do nothing: 1" in content.notes
+    assert content.warnings == [
+        "boxes of which nobody said what happens (1 of 'person'): give them an action, or 'none' for nothing"
+    ]
 
 
 def test_rotated_boxes_are_enclosed_and_cut_off_at_the_frame(tmp_path):
@@ -250,7 +255,7 @@ def checkbox(name: str, value: str = "true") -> str:
 def test_what_is_an_action_and_what_may_be_misunderstood(tmp_path, tracks, classes, found, warning):
     content = read_content(tmp_path, document(*tracks), classes=classes)
 
-    assert sorted({label for entry in content.entries for label in entry.labels}) == found
+    assert sorted({label for entry in content.entries for label in entry.labels or ()}) == found
     assert [bool(re.search(warning, text)) for text in content.warnings] == [True] if warning else not content.warnings
 
 
@@ -328,6 +333,16 @@ def test_problems_name_file_and_track(folder):
     assert lines[2].startswith("  a.xml, track 0: has frames 30 to 30")
     assert lines[3].startswith("  d.xml, track 0: must be made of boxes")
     assert lines[4].startswith("  b.xml, track 0: a box x1, y1, x2, y2 must lie in the 128 x 96 pixels")
+
+
+def test_actors_of_whom_nobody_said_what_they_do_have_no_labels(folder):
+    boxes = [box(0, action="walk"), box(1, action="none"), box(2, action=""), box(3, outside=1)]
+    (folder / "train" / "a.xml").write_text(document(track(*boxes)))
+
+    with pytest.warns(AnnotationWarning, match="nobody said what happens"):
+        (row,) = load_custom(folder, "train")
+
+    assert [(tube["labels"], tube["frames"]) for tube in row["tubes"]] == [([0], [0]), ([], [1]), (None, [2])]
 
 
 def test_what_may_be_misunderstood_is_a_warning(folder):

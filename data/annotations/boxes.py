@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from classquery.data.annotations.entries import NOBODY, BoxTable, Entry
+from classquery.data.annotations.entries import NOBODY, UNKNOWN, BoxTable, Entry
 from classquery.data.annotations.schema import AnnotationError, ProblemCollector, nest_tubes, quote
 
 
@@ -29,16 +29,17 @@ def table_of(entries: Sequence[Entry], problems: ProblemCollector) -> BoxTable:
             used.append(entry)
     entries = used
     num_boxes = np.array([len(part) for part in corners], np.int64)
-    num_labels = np.array([max(1, len(set(entry.labels))) for entry in entries], np.int64)
+    named = [tuple(dict.fromkeys(entry.labels or ())) for entry in entries]
+    num_labels = np.array([max(1, len(names)) for names in named], np.int64)
     video, videos = _codes([entry.video for entry in entries])
-    label, labels = _codes([name for entry in entries for name in dict.fromkeys(entry.labels)])
-    first_label = np.cumsum([0, *(len(set(entry.labels)) for entry in entries)])[:-1]
+    label, labels = _codes([name for names in named for name in names])
+    first_label = np.cumsum([0, *map(len, named)])[:-1]
     # All boxes of an entry with its first label, then all with its second.
     repeated = np.repeat(np.arange(len(entries)), num_labels)
     which_label = _count_up(num_labels)
     of_entry = np.repeat(repeated, num_boxes[repeated]).astype(np.int32)
-    has_label = np.array([bool(entry.labels) for entry in entries], bool)
-    code = np.full(len(repeated), NOBODY, np.int32)
+    has_label = np.array([bool(names) for names in named], bool)
+    code = np.array([UNKNOWN if entry.labels is None else NOBODY for entry in entries], np.int32)[repeated]
     code[has_label[repeated]] = label[(first_label[repeated] + which_label)[has_label[repeated]]]
     first_box = np.cumsum([0, *num_boxes])[:-1]
     box = np.repeat(first_box[repeated], num_boxes[repeated]) + _count_up(num_boxes[repeated])
@@ -108,7 +109,7 @@ def concatenate(tables: Sequence[BoxTable]) -> BoxTable:
     first_video = first_label = first_entry = first_place = 0
     starts, names = [], []
     for table in tables:
-        own_label = np.append(label[first_label : first_label + len(table.labels)], NOBODY)[table.label]
+        own_label = np.append(label[first_label : first_label + len(table.labels)], [UNKNOWN, NOBODY])[table.label]
         moved = table._replace(
             video=video[first_video : first_video + len(table.videos)][table.video],
             label=own_label,
@@ -188,8 +189,9 @@ def join(table: BoxTable, problems: ProblemCollector) -> Actors:
     differs = np.logical_or.reduce([column[first] != column for column in table.corners.T])
     repeats = label_first != np.arange(table.num_rows)
     # Whoever says what somebody does in a frame knows more than who only boxed them there.
-    is_labelled = np.bincount(in_frame, table.label != NOBODY) > 0
-    known = (table.label == NOBODY) & is_labelled[in_frame]
+    most_known = np.full(in_frame.max(initial=-1) + 1, UNKNOWN)
+    np.maximum.at(most_known, in_frame, np.minimum(table.label, 0))
+    known = (table.label < 0) & (table.label < most_known[in_frame])
 
     def message(row: int) -> str:
         at = "" if table.is_moment[row] else f" in frame {frame[row]:g}"
@@ -239,16 +241,16 @@ def tubes_of(actors: Actors, num_scenes: int, label_ids: np.ndarray) -> pa.Array
     is_tube = same == np.arange(len(starts))
     first, length = starts[is_tube], lengths[is_tube]
     # A label of the group goes to the tube with its frames.
-    label = np.append(label_ids, NOBODY)[table.label[starts]]
+    label = np.append(label_ids, [UNKNOWN, NOBODY])[table.label[starts]]
     tube = (np.cumsum(is_tube) - 1)[same]
-    known = np.flatnonzero(label != NOBODY)
+    known = np.flatnonzero(label >= 0)
     known = known[np.lexsort((label[known], tube[known]))]
     rows = np.repeat(first, length) + _count_up(length)
     in_frames = ~table.is_moment[first]
     return nest_tubes(
         np.bincount(scene[first], minlength=num_scenes),
         pa.array(table.track[first], mask=table.track[first] == NOBODY),
-        (np.bincount(tube[known], minlength=len(first)), label[known]),
+        (np.bincount(tube[known], minlength=len(first)), label[known], label[is_tube] == UNKNOWN),
         (length, table.corners[rows].astype(np.float32)),
         (in_frames, table.time[rows[~table.is_moment[rows]]]),
     )

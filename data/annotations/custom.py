@@ -265,7 +265,7 @@ class _Unit(NamedTuple):
 
 def _checked(table: BoxTable, label_ids: Mapping[str, int], unit: _Unit, problems: ProblemCollector) -> BoxTable:
     """Check everything that a row by itself can be wrong about, and turn its box into fractions of the frame."""
-    is_known = np.array([*(name in label_ids for name in table.labels), True])[table.label]
+    is_known = np.array([*(name in label_ids for name in table.labels), True, True])[table.label]
 
     def unknown(row: int) -> str:
         name = table.labels[table.label[row]]

@@ -68,7 +68,8 @@ class _Boxes(NamedTuple):
     """float64 (n, 5), x1, y1, x2, y2 and the rotation in degrees."""
     shown: np.ndarray
     """Boolean (n,)."""
-    labels: list[frozenset[str]]
+    labels: list[frozenset[str] | None]
+    """None where nobody said what happens."""
 
 
 def sniff_cvat(source: Source) -> bool:
@@ -229,13 +230,14 @@ def _entries(entry: Entry, given: _Boxes, task: _Task) -> Iterator[Entry]:
             f"{task.frames.start + task.shift} to {task.frames.stop - 1 + task.shift}"
         )
     boxes = _enclose(corners, task.claim.size)
-    for label in sorted(set().union(*given.labels)):
-        does = np.array([label in labels for labels in given.labels])[origin]
+    for label in sorted(set().union(*filter(None, given.labels))):
+        does = np.array([bool(labels) and label in labels for labels in given.labels])[origin]
         if does.any():
             yield entry._replace(labels=(label,), frames=frames[does], boxes=boxes[does])
-    does_nothing = np.array([not labels for labels in given.labels])[origin]
-    if does_nothing.any():
-        yield entry._replace(labels=(), frames=frames[does_nothing], boxes=boxes[does_nothing])
+    for said, names in ((frozenset(), ()), (None, None)):
+        does = np.array([labels == said for labels in given.labels])[origin]
+        if does.any():
+            yield entry._replace(labels=names, frames=frames[does], boxes=boxes[does])
 
 
 def _fill(track: _Boxes, task: _Task) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

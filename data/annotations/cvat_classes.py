@@ -3,7 +3,7 @@
 In every frame by itself:
 
 * a box with an attribute `action` (or `activity`, `behaviour`; capital letters do not matter) does what its value
-  says; nothing, if that is empty, "none" or "__undefined__";
+  says; nothing, if that is "none"; if it is empty or "__undefined__", nobody said it;
 * a checkbox ("true" or "false") is an action by its name, so that one actor can do several things at once – where the
   label of the track only says who it is, as "person" does, and no attribute says what they do;
 * otherwise, somebody does what the label of the track says: `<track label="walk">`.
@@ -107,7 +107,7 @@ class Classes:
         self._active = self._active_checkboxes({label for label in labels if not _is_who(label)}, labels)
         self._sources: dict[str, set[str]] = defaultdict(set)
         self._unlabelled: Counter[str] = Counter()
-        self._explicit = 0
+        self._num_idle = 0
 
     def _active_checkboxes(self, doings: Collection[str], labels: Collection[str]) -> frozenset[str]:
         """Return the checkboxes that are actions; `doings` are labels that say more than who it is."""
@@ -117,8 +117,8 @@ class Classes:
         labels_are_actions = len(doings) > 1 or (len(doings) == len(labels) and len(candidates) < 2)
         return frozenset() if self._actions or labels_are_actions else frozenset(candidates)
 
-    def of(self, track: ET.Element, box: ET.Element) -> frozenset[str]:
-        """Return what somebody does from this box on."""
+    def of(self, track: ET.Element, box: ET.Element) -> frozenset[str] | None:
+        """Return what somebody does from this box on; None if nobody said it."""
         values = {attribute.get("name"): (attribute.text or "").strip() for attribute in box.findall("attribute")}
         said = [values[name] for name in self._actions if name in values]
         found = {value: "an attribute" for value in said if value.lower() not in NO_ACTION}
@@ -129,20 +129,16 @@ class Classes:
             found[label] = "the label"
         for name, source in found.items():
             self._sources[source].add(name)
-        if not found and box.get("outside") != "1":
-            self._count_unlabelled(label, said)
-        return frozenset(found)
+        if found or checks or any(value.lower() == "none" for value in said):
+            self._num_idle += not found
+            return frozenset(found)
+        self._unlabelled[label] += box.get("outside") != "1"
+        return None
 
     def _is_class(self, label: str, said: list[str], checks: list[str]) -> bool:
         if self._names is not None and (label in self._names or _is_who(label)):
             return label in self._names
         return not said and not checks
-
-    def _count_unlabelled(self, label: str, said: list[str]) -> None:
-        if any(value.lower() == "none" for value in said):
-            self._explicit += 1
-        else:
-            self._unlabelled[label] += 1
 
     def notes(self) -> list[str]:
         """Return which class came from what."""
@@ -152,16 +148,18 @@ class Classes:
             else f"classes from the attribute {', '.join(self._actions)}: {shorten(sorted(names))}"
             for source, names in sorted(self._sources.items())
         ]
-        if self._explicit:
-            notes.append(f'boxes of people who do "none": {self._explicit}')
+        if self._num_idle:
+            notes.append(f"boxes of people who do nothing: {self._num_idle}")
         return notes
 
     def warnings(self) -> list[str]:
         """Return what is likely not meant so."""
         warnings = []
-        if self._unlabelled:
+        if self._unlabelled.total():
             labels = ", ".join(f"{count} of {quote(label)}" for label, count in self._unlabelled.most_common(5))
-            warnings.append(f"boxes without any action ({labels}): give them one, or the action 'none'")
+            warnings.append(
+                f"boxes of which nobody said what happens ({labels}): give them an action, or 'none' for nothing"
+            )
         if self._names is not None:
             return warnings
         unread = [name for name in self._checkboxes if name not in self._active]

@@ -30,8 +30,8 @@ class Entry(NamedTuple):
     """As the file names it; `VideoClaim` has other names to look for."""
     boxes: Sequence[Sequence[Any]] | np.ndarray
     """(n, 4), corners x1, y1, x2, y2 in the unit of `Content.box_format`; one box for each frame."""
-    labels: Sequence[str] = ()
-    """Names of classes; none where the file boxes somebody and does not say what they do."""
+    labels: Sequence[str] | None = ()
+    """Names of classes; none where somebody does nothing that is a class. None where nobody said what they do."""
     frames: Sequence[int] | np.ndarray | None = None
     """(n,), 0-based in the video, none twice."""
     timestamp: float | None = None
@@ -42,7 +42,9 @@ class Entry(NamedTuple):
 
 
 NOBODY = -1
-"""In place of a track, a label or the like that is not given."""
+"""In place of a track that is not given, and of the label of somebody who does nothing that is a class."""
+UNKNOWN = -2
+"""In place of a label, where nobody said what somebody does."""
 
 
 class BoxTable(NamedTuple):
@@ -61,7 +63,7 @@ class BoxTable(NamedTuple):
     corners: np.ndarray
     """float64 (n, 4), x1, y1, x2, y2."""
     label: np.ndarray
-    """int32 (n,), index of `labels`, or `NOBODY`."""
+    """int32 (n,), index of `labels`, `NOBODY` or `UNKNOWN`."""
     track: np.ndarray
     """int32 (n,), who it is within the video, or `NOBODY`."""
     entry: np.ndarray

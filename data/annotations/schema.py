@@ -287,7 +287,7 @@ def are_annotated(ranges: Sequence[Sequence[int]] | None, frames: np.ndarray) ->
 def nest_tubes(
     tubes_per_row: np.ndarray,
     track_ids: pa.Array,
-    labels: tuple[np.ndarray, np.ndarray],
+    labels: tuple[np.ndarray, np.ndarray, np.ndarray | None],
     boxes: tuple[np.ndarray, np.ndarray],
     frames: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> pa.Array:
@@ -296,7 +296,8 @@ def nest_tubes(
     Args:
         tubes_per_row: How many tubes each row has, (num_rows,).
         track_ids: (num_tubes,), may be null.
-        labels: How many labels each tube has, (num_tubes,), and all of them, ascending in each.
+        labels: How many labels each tube has, (num_tubes,), all of them, ascending in each, and which tubes have none
+            because nobody looked, boolean (num_tubes,), None for no tube.
         boxes: How many boxes each tube has, (num_tubes,), and all of them, float32 (num_boxes, 4).
         frames: Which tubes have frames, boolean (num_tubes,), and these frames, one for each of their boxes. None at
             keyframes.
@@ -306,7 +307,11 @@ def nest_tubes(
     tubes = pa.StructArray.from_arrays(
         [
             track_ids.cast(pa.int32()),
-            pa.ListArray.from_arrays(_offsets(labels[0]), pa.array(labels[1].astype(np.int16))),
+            pa.ListArray.from_arrays(
+                _offsets(labels[0]),
+                pa.array(labels[1].astype(np.int16)),
+                mask=None if labels[2] is None else pa.array(labels[2]),
+            ),
             pa.ListArray.from_arrays(
                 _offsets(np.where(has_frames, boxes[0], 0)),
                 pa.array(numbers.astype(np.int32)),
