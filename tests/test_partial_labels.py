@@ -5,12 +5,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from partial_annotations import partial_rows
 from torchvision.ops import box_convert
 
 from classquery import ClassQueryConfig, ClassQueryVideoProcessor
 from classquery.data.annotations.parquet import load_parquet, save_action_dataset
-from classquery.data.annotations.schema import to_dataset
 from classquery.data.clips import ClipCollator, KeyframeClips, TubeClips, keyframes_of_tubes
 from classquery.data.transforms import ClipTransform
 from classquery.loss_classquery import ActionTargets, action_detection_loss, match_actors
@@ -166,19 +165,7 @@ def test_partial_labels_of_another_shape_raise(name, value, message):
 
 @pytest.fixture
 def rows(tmp_path):
-    """Ten frames: one actor who is labelled until frame 5, one who never is, and a region that is left out."""
-    for number in range(10):
-        (tmp_path / "video").mkdir(exist_ok=True)
-        Image.new("RGB", (48, 32), (9 * number, 9, 9)).save(tmp_path / "video" / f"{number}.png")
-    box, other, region = [0.125, 0.25, 0.5, 0.75], [0.5, 0.0, 0.75, 1.0], [0.0, 0.5, 0.25, 1.0]
-    tubes = [
-        {"track_id": 1, "labels": [2], "frames": list(range(5)), "boxes": [box] * 5},
-        {"track_id": 1, "labels": None, "frames": list(range(5, 10)), "boxes": [box] * 5},
-        {"track_id": None, "labels": None, "frames": [2, 3], "boxes": [other] * 2},
-    ]
-    row = {"clip_id": "video", "video": str(tmp_path / "video"), "source": "frames", "fps": 10.0, "num_frames": 10}
-    ignored = [{"frames": [3, 4], "boxes": [region] * 2}]
-    return to_dataset([row | {"tubes": tubes, "ignored": ignored, "annotated_labels": [0, 2]}])
+    return partial_rows(tmp_path)
 
 
 def test_tubes_say_what_is_open(rows):

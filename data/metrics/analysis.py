@@ -43,6 +43,7 @@ from classquery.data.metrics.frame import (
     validated_columns,
     validated_tables,
     with_numbered_frames,
+    with_unknown,
 )
 
 
@@ -64,6 +65,7 @@ def analyze(
     label_ids: Iterable[int] | None = None,
     id2label: Mapping[int, str] | None = None,
     size_edges: tuple[float, float] | None = None,
+    unknown: Mapping[str, ArrayLike] | None = None,
 ) -> dict[str, Any]:
     """Find out what costs frame mAP.
 
@@ -77,6 +79,7 @@ def analyze(
         id2label: Names of the labels, by 0-based column; by default their numbers.
         size_edges: Areas from which an actor is of medium size, and large, in the square of the unit of the boxes. By
             default a third of the actors is of each size.
+        unknown: As for `frame_map`: what is detected there is no error.
 
     Returns:
         What JSON can hold, None for NaN. `frame_map`; `num_frames`, `num_boxes`, `num_actors` and `num_ground_truth`;
@@ -107,6 +110,7 @@ def analyze(
             f"{iou_threshold} and {size_edges}"
         )
     columns = validated_columns(label_ids, truth.values.shape[1])
+    found = with_unknown(found, truth, unknown, iou_threshold)
     found, truth = with_numbered_frames(found, truth)
     truth = truth.take(truth.values[:, columns].any(axis=1))
     names = {column: (id2label or {}).get(column, str(column + 1)) for column in columns}

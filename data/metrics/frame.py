@@ -11,6 +11,7 @@ anew on whole arrays instead of one detection at a time:
    second-best ground truth. Detections on frames without ground truth are false positives, too.
 3. The detections of a label are pooled over all frames in descending order of score. Average precision is the area
    under the monotone envelope of precision over recall, at all points.
+   Where it is unknown whether a label is true, a detection of it that reaches no ground truth counts nowhere.
 4. A label without ground truth has no AP (NaN) and is left out of the mean; one that was never found has AP 0 and
    counts.
 
@@ -42,6 +43,9 @@ from classquery.data.metrics.linking import box_iou
 
 logger = logging.getLogger(__name__)
 
+# Part of a box that has to lie in a region for the box to count as inside.
+MOSTLY = 0.5
+
 # The label map of the ActivityNet 2018 challenge scores 60 of the 80 AVA actions; these 20 are too rare.
 _AVA_UNSCORED_IDS = {2, 16, 18, 19, 21, 23, 25, 31, 32, 33, 35, 39, 40, 42, 44, 50, 53, 55, 71, 75}
 
@@ -57,6 +61,7 @@ def frame_map(
     *,
     iou_threshold: float | Sequence[float] = 0.5,
     label_ids: Iterable[int] | None = None,
+    unknown: Mapping[str, ArrayLike] | None = None,
 ) -> dict[str, float | np.ndarray]:
     """Compute the mean over labels of the average precision of detections on single frames.
 
@@ -74,6 +79,10 @@ def frame_map(
         iou_threshold: Smallest IoU of a true positive, in (0, 1]; a sequence evaluates several in one pass.
         label_ids: The labels to score, as 1-based ids: column i of `"scores"` and `"labels"` is id i + 1. Pass
             `ava_label_ids()` for the published number of AVA. Defaults to all K labels.
+        unknown: Of partial annotations: `"frame"` of shape (U,), `"boxes"` (U, 4), `"labels"` (U, K), multi-hot, what
+            may be true there, and `"is_region"` (U,). A detection of such a label that has no ground truth to reach is
+            left out if its IoU with the box reaches the (smallest) threshold, or, of a region, if more than half of
+            the detection is inside.
 
     Returns:
         `"frame_map_50"`, the mean AP in [0, 1] over the scored labels with ground truth (NaN if there are none), named
@@ -96,6 +105,7 @@ def frame_map(
     num_labels = truth.values.shape[1]
     thresholds = validated_thresholds("frame_map", iou_threshold)
     columns = validated_columns(label_ids, num_labels)
+    found = with_unknown(found, truth, unknown, min(thresholds.values()))
 
     ap = np.full((len(thresholds), num_labels), np.nan)
     for matches in match_labels(found, truth, columns, min(thresholds.values())):
@@ -117,6 +127,8 @@ class Table(NamedTuple):
     boxes: np.ndarray
     values: np.ndarray
     label: np.ndarray | None = None
+    # Of detections, whether nobody knows if they are right, (N, K); None if all is known.
+    is_unknown: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> "Table":
         return Table(*(None if column is None else column[rows] for column in self))
@@ -130,6 +142,10 @@ class LabelMatches(NamedTuple):
     truth: np.ndarray  # (n,) row of the ground truth of the label with the largest IoU, -1 where there is none.
     iou: np.ndarray  # (n,) that IoU; 0 where there is none.
     true_rows: np.ndarray  # Rows of all ground truth of the label, at least one.
+
+    def take(self, places: np.ndarray) -> "LabelMatches":
+        """Some of the detections."""
+        return self._replace(rows=self.rows[places], truth=self.truth[places], iou=self.iou[places])
 
     def true_positives(self, threshold: float) -> np.ndarray:
         """Places of the true positives among the n, ascending: the first that reaches the IoU on each ground truth."""
@@ -198,6 +214,8 @@ def match_labels(found: Table, truth: Table, columns: Iterable[int], min_iou: fl
     columns = [column for column in columns if truth.values[:, column].any()]
     match = _match_rows if found.label is None else _match_pairs
     for matches in match(found, truth, columns, min_iou):
+        if found.is_unknown is not None:
+            matches = matches.take(~found.is_unknown[matches.rows, matches.column])
         yield matches._replace(rows=kept[matches.rows])
 
 
@@ -241,6 +259,37 @@ def overlapping_pairs(found: Table, truth: Table, min_iou: float) -> Pairs:
     iou = box_iou(found.boxes[detection], truth.boxes[row])
     pairs = Pairs(detection, row, iou).take(iou >= min_iou)
     return pairs.take(np.lexsort((pairs.truth, -pairs.iou, pairs.detection)))
+
+
+def with_unknown(found: Table, truth: Table, unknown: Mapping[str, ArrayLike] | None, min_iou: float) -> Table:
+    """Note which detections are of something that nobody knows; see `frame_map`."""
+    if unknown is None or not len(unknown["frame"]):
+        return found
+    num_labels = truth.values.shape[1]
+    place = validated_table("unknown", unknown, "labels")
+    validate_comparable("frames", found.frame, place.frame)
+    if place.values.shape[1] != num_labels:
+        raise ValueError(f"unknown['labels'] must have {num_labels} columns, got {place.values.shape[1]}")
+    labels, is_region = _validated_labels(place.values), np.asarray(unknown["is_region"], dtype=bool)
+    frames, places = with_numbered_frames(found, place)
+    pairs = Pairs(*_same_frame_rows(frames.frame, places.frame), np.zeros(0))
+    boxes, other = found.boxes[pairs.detection], place.boxes[pairs.truth]
+    is_there = np.where(is_region[pairs.truth], share_inside(boxes, other) > MOSTLY, box_iou(boxes, other) >= min_iou)
+    is_unknown, is_claimed = np.zeros((2, len(found.frame), num_labels), dtype=bool)
+    np.logical_or.at(is_unknown, pairs.detection[is_there], labels[pairs.truth[is_there]])
+    claims = overlapping_pairs(*with_numbered_frames(found, truth), min_iou)
+    np.logical_or.at(is_claimed, claims.detection, truth.values[claims.truth])
+    is_unknown &= ~is_claimed
+    if found.label is not None:
+        return found.take(~is_unknown[np.arange(len(found.label)), found.label])
+    return found._replace(is_unknown=is_unknown)
+
+
+def share_inside(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """Part of each box (N, 4) that is in its region (N, 4); 0 of a box without area."""
+    sizes = np.minimum(boxes[:, 2:], regions[:, 2:]) - np.maximum(boxes[:, :2], regions[:, :2])
+    area = (boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(axis=1)
+    return sizes.clip(min=0).prod(axis=1) / np.where(area > 0, area, np.inf)
 
 
 def with_numbered_frames(found: Table, truth: Table) -> tuple[Table, Table]:

@@ -4,7 +4,9 @@ A record is one clip, as the evaluation makes it and as a row of `eval_predictio
 `clip_id`; `video`; `frame_numbers` (num_frames,), 0-based in the video; `boxes` (num_frames, num_queries, 4) as
 (x_min, y_min, x_max, y_max) in [0, 1]; `scores` (num_frames, num_queries, num_labels); `actor_scores` (num_frames,
 num_queries); `true_boxes` (num_actors, num_frames, 4); `true_labels` (num_actors, num_frames, num_labels); and
-`true_valid` (num_actors, num_frames), whether there is such a box.
+`true_valid` (num_actors, num_frames), whether there is such a box. Of partial annotations, also what is unknown:
+`unknown_boxes` (num_unknown, num_frames, 4), without area where there is none; `unknown_labels` (num_unknown,
+num_frames, num_labels), which labels may be true there; and `unknown_is_region` (num_unknown,), of regions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,6 +27,7 @@ Table = dict[str, np.ndarray]
 _FRAMES_PER_VIDEO = 10**9  # At most: frames of all videos are numbered through.
 _AXES = {"frame_numbers": 1, "boxes": 3, "scores": 3, "actor_scores": 2}
 _AXES |= {"true_boxes": 3, "true_labels": 3, "true_valid": 2}
+_UNKNOWN_AXES = {"unknown_boxes": 3, "unknown_labels": 3, "unknown_is_region": 1}
 
 
 def frame_tables(records: Sequence[Record]) -> tuple[Table, Table]:
@@ -39,6 +42,41 @@ def frame_tables(records: Sequence[Record]) -> tuple[Table, Table]:
         valid = record["true_valid"]
         ground_truth.append((frames[valid.nonzero()[1]], record["true_boxes"][valid], record["true_labels"][valid]))
     return _joined(("frame", "boxes", "scores"), detections), _joined(("frame", "boxes", "labels"), ground_truth)
+
+
+def unknown_table(records: Sequence[Record]) -> Table | None:
+    """What is unknown in all frames, as `frame_map` takes it beside `frame_tables`; None if all is known."""
+    starts = np.cumsum([0, *(len(record["boxes"]) for record in records)])
+    tables = []
+    for start, record in zip(starts, records, strict=False):
+        if "unknown_boxes" in record:
+            boxes, labels, is_region = (record[name] for name in _UNKNOWN_AXES)
+            places, frames = (boxes[..., 2:] > boxes[..., :2]).all(-1).nonzero()
+            tables.append((start + frames, boxes[places, frames], labels[places, frames], is_region[places]))
+    return _joined(("frame", "boxes", "labels", "is_region"), tables) if tables else None
+
+
+def unknown_of_clip(label: Mapping[str, np.ndarray], boxes: np.ndarray) -> Table:
+    """What the labels of a clip leave open, as a record holds it.
+
+    Args:
+        label: `labelled`, `annotated_labels` and `ignored_boxes`, (x_min, y_min, x_max, y_max), as far as there are;
+            `true_labels` and `true_valid` as of a record.
+        boxes: True boxes, (num_actors, num_frames, 4).
+    """
+    _, num_frames, num_labels = label["true_labels"].shape
+    every = np.ones((1, num_frames, num_labels), dtype=bool)
+    found = []
+    if "labelled" in label:
+        is_open = label["true_valid"].astype(bool) & ~label["labelled"].astype(bool)
+        found.append((boxes * is_open[..., None], every & is_open[..., None], np.zeros(len(boxes), dtype=bool)))
+    if "ignored_boxes" in label:
+        regions = label["ignored_boxes"]
+        found.append((regions, every.repeat(len(regions), axis=0), np.ones(len(regions), dtype=bool)))
+    if "annotated_labels" in label:
+        whole = np.broadcast_to(np.float32([0, 0, 1, 1]), (1, num_frames, 4))
+        found.append((whole, every & ~label["annotated_labels"].astype(bool), np.ones(1, dtype=bool)))
+    return _joined(tuple(_UNKNOWN_AXES), found) if found else {}
 
 
 def video_table(records: Sequence[Record], sizes: Mapping[str, np.ndarray]) -> Table:
@@ -78,6 +116,24 @@ def true_tubes(rows: Dataset, sizes: Mapping[str, np.ndarray]) -> list[dict[str,
     ]
 
 
+def unknown_tubes(rows: Dataset, sizes: Mapping[str, np.ndarray], num_labels: int) -> list[dict[str, Any]]:
+    """What annotations of whole videos leave open, as `video_map` takes it; frames count from 1."""
+    found = []
+    for row in rows:
+        size, every = sizes[row["clip_id"]], list(range(num_labels))
+        unlabelled = [tube for tube in row["tubes"] if tube["labels"] is None]
+        for tubes, is_region in ((unlabelled, False), (row.get("ignored") or [], True)):
+            for tube in tubes:
+                place = {"frames": np.array(tube["frames"]) + 1, "boxes": np.array(tube["boxes"]) * size}
+                found.append({"video": row["clip_id"], "labels": every, "is_region": is_region} | place)
+        if row.get("annotated_labels") is not None:
+            frames = np.arange(1, row["num_frames"] + 1)
+            whole = {"frames": frames, "boxes": np.tile([0, 0, *size[:2]], (len(frames), 1)), "is_region": True}
+            labels = sorted(set(every) - set(row["annotated_labels"]))
+            found.append({"video": row["clip_id"], "labels": labels} | whole)
+    return found
+
+
 def tube_frame_tables(
     detections: Mapping[str, np.ndarray], rows: Dataset, sizes: Mapping[str, np.ndarray], num_labels: int
 ) -> tuple[Table, Table]:
@@ -113,7 +169,15 @@ def _joined(names: Sequence[str], tables: Sequence[tuple[np.ndarray, ...]]) -> T
 
 def record_table(records: Sequence[Record]) -> pa.Table:
     """Records as a table with one row per clip."""
+    if any("unknown_boxes" in record for record in records):
+        records = [_without_unknown(record) | record for record in records]
     return pa.table({name: _column([record[name] for record in records]) for name in records[0]})
+
+
+def _without_unknown(record: Record) -> Record:
+    _, num_frames, num_labels = record["true_labels"].shape
+    nothing = np.zeros((0, num_frames, 4), np.float32), np.zeros((0, num_frames, num_labels), bool), np.zeros(0, bool)
+    return dict(zip(_UNKNOWN_AXES, nothing, strict=True))
 
 
 def _column(values: list) -> pa.Array:
@@ -147,7 +211,10 @@ def read_records(path: str | Path) -> list[Record]:
             f"got {table.column_names}"
         )
     columns = [table[name].to_pylist() for name in ("clip_id", "video")]
-    columns += [_flat_values(table[name], axes) for name, axes in _AXES.items()]
+    is_partial = set(_UNKNOWN_AXES) <= set(table.column_names)
+    axes_of = _AXES | (_UNKNOWN_AXES if is_partial else {})
+    names = ["clip_id", "video", *axes_of]
+    columns += [_flat_values(table[name], axes) for name, axes in axes_of.items()]
     num_actors = table["true_valid"].combine_chunks().value_lengths().to_pylist()
     records = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
     num_scores = sum(record["actor_scores"].size for record in records)
@@ -174,4 +241,8 @@ def _shaped(record: Record, num_actors: int, num_labels: int) -> Record:
         "true_labels": (num_actors, num_frames, num_labels),
         "true_valid": (num_actors, num_frames),
     }
+    if "unknown_boxes" in record:
+        num_unknown = len(record["unknown_is_region"])
+        shapes["unknown_boxes"] = (num_unknown, num_frames, 4)
+        shapes["unknown_labels"] = (num_unknown, num_frames, num_labels)
     return record | {name: record[name].reshape(shape) for name, shape in shapes.items()}

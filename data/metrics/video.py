@@ -31,7 +31,14 @@ from classquery.data.metrics.checks import (
     validated_scores,
     validated_thresholds,
 )
-from classquery.data.metrics.frame import area_under_envelope, mean_over_labels, validated_columns, validated_table
+from classquery.data.metrics.frame import (
+    MOSTLY,
+    area_under_envelope,
+    mean_over_labels,
+    share_inside,
+    validated_columns,
+    validated_table,
+)
 from classquery.data.metrics.linking import Tube
 from classquery.data.metrics.protocols import (
     ClassQueryJhmdbProtocol,
@@ -59,6 +66,7 @@ def video_map(
     protocol: ProtocolName,
     iou_thresholds: float | Sequence[float] = (0.2, 0.5),
     label_ids: Iterable[int] | None = None,
+    unknown: Sequence[Mapping[str, Any]] = (),
     **options: Any,
 ) -> dict[str, Any]:
     """Link detections into tubes and compute the mean over labels of their average precision.
@@ -75,6 +83,9 @@ def video_map(
         protocol: Way of counting, see above.
         iou_thresholds: Smallest overlap of a true positive, in (0, 1]; several are evaluated in one pass.
         label_ids: The labels to score, as 1-based ids, as for `frame_map`; by default all.
+        unknown: Of partial annotations, dicts as of tubes, but with `"labels"`, what may be true there, and
+            `"is_region"`. A tube of such a label that has no ground truth to reach is left out if its overlap reaches
+            the threshold, or, of a region, if its boxes are inside by more than half on average.
         options: Fields of the protocol to be changed, such as `spatial_only=False`.
 
     Returns:
@@ -116,7 +127,8 @@ def video_map(
     true_names = rules.true_names(found, truth)
     judged = [{**tube, "video": true_names.get(tube["video"])} for tube in linked]
     columns = validated_columns(label_ids, num_labels)
-    result = _mean_ap(judged, truth, num_labels, rules, iou_thresholds, columns) | {"tubes": linked}
+    open_tubes = _validated_unknown(unknown, num_labels)
+    result = _mean_ap(judged, truth, num_labels, rules, iou_thresholds, columns, open_tubes) | {"tubes": linked}
     _warn_if_zero(result, found, truth)
     return result
 
@@ -168,6 +180,7 @@ def _mean_ap(
     rules: TubeProtocol,
     iou_thresholds: float | Sequence[float],
     columns: Sequence[int],
+    unknown: Sequence[Tube] = (),
 ) -> dict[str, Any]:
     """Score linked tubes whose `"video"` is the one of the ground truth they are compared with, None for none."""
     thresholds = validated_thresholds("video_map", iou_thresholds)
@@ -178,7 +191,8 @@ def _mean_ap(
     for label in columns:
         of_label = [tube for tube in linked if tube["label"] == label]
         num_truth = sum(tube["label"] == label for tube in truth)
-        ap[:, label] = _average_precision(of_label, true_tubes, num_truth, thresholds.values(), rules)
+        open_tubes = [tube for tube in unknown if tube["label"] == label]
+        ap[:, label] = _average_precision(of_label, true_tubes, num_truth, thresholds.values(), rules, open_tubes)
 
     means = {name: mean_over_labels(row) for name, row in zip(thresholds, ap, strict=True)}
     coco_names = [f"video_map_{percent}" for percent in range(50, 100, 5)]
@@ -193,6 +207,7 @@ def _average_precision(
     num_truth: int,
     thresholds: Iterable[float],
     rules: TubeProtocol,
+    unknown: Sequence[Tube],
 ) -> list[float]:
     """Compute the average precision of one label, for each threshold.
 
@@ -202,6 +217,7 @@ def _average_precision(
         num_truth: Number of ground-truth tubes of the label.
         thresholds: Smallest overlap of a true positive.
         rules: The protocol.
+        unknown: Tubes of which nobody knows whether they have the label, and regions.
     """
     if not num_truth:
         return [0.0 if rules.count_missing_labels else float("nan")] * len(thresholds)
@@ -211,11 +227,30 @@ def _average_precision(
         [rules.overlap(tube, true_tube) for true_tube in true_tubes.get(key, [])]
         for key, tube in zip(keys, ranked, strict=True)
     ]
+    excuses = [_excuse(tube, unknown, rules) for tube in ranked] if unknown else np.full(len(ranked), -np.inf)
     ap = []
     for threshold in thresholds:
-        ranks = _true_positive_ranks(keys, overlaps, threshold, rules.match_remaining)
+        counted = [
+            i for i, excuse in enumerate(excuses) if excuse < threshold or max(overlaps[i], default=0) >= threshold
+        ]
+        of_counted = [keys[i] for i in counted], [overlaps[i] for i in counted]
+        ranks = _true_positive_ranks(*of_counted, threshold, rules.match_remaining)
         ap.append(area_under_envelope(np.array(ranks), num_truth + rules.recall_epsilon))
     return ap
+
+
+def _excuse(tube: Tube, unknown: Sequence[Tube], rules: TubeProtocol) -> float:
+    """Largest overlap of a tube with those of which nobody knows; infinite inside of a region."""
+    there = [other for other in unknown if other["video"] == tube["video"]]
+    if any(other["is_region"] and _mean_share_inside(tube, other) > MOSTLY for other in there):
+        return np.inf
+    return max((rules.overlap(tube, other) for other in there if not other["is_region"]), default=-np.inf)
+
+
+def _mean_share_inside(tube: Tube, region: Tube) -> float:
+    """Part of the boxes of a tube that is in a region, on average over its frames."""
+    _, own, others = np.intersect1d(tube["frames"], region["frames"], return_indices=True)
+    return share_inside(tube["boxes"][own], region["boxes"][others]).sum() / max(len(tube["frames"]), 1)
 
 
 def _true_positive_ranks(
@@ -270,7 +305,7 @@ def _validated_detections(detections: Mapping[str, ArrayLike], *, with_actor: bo
     keys = ["video", "actor"] if with_actor else ["video"]
     if not set(keys) <= set(detections):
         raise ValueError(f"detections must have the keys {keys} beside boxes and scores, got {list(detections)}")
-    frame, boxes, scores, _ = validated_table("detections", detections, "scores")
+    frame, boxes, scores = validated_table("detections", detections, "scores")[:3]
     if len(frame) and frame.dtype.kind != "i":
         raise ValueError(
             f"detections['frame'] must hold integers, got {frame.dtype}; give the number of the frame in its video"
@@ -291,6 +326,12 @@ def _validated_detections(detections: Mapping[str, ArrayLike], *, with_actor: bo
         scores=validated_scores("detections['scores']", scores),
         actor=validated_scores("detections['actor']", columns[1]) if with_actor else None,
     )
+
+
+def _validated_unknown(unknown: Sequence[Mapping[str, Any]], num_labels: int) -> list[Tube]:
+    """Check what is unknown: one tube for each label that may be true."""
+    of_labels = [({**tube, "label": label}) for tube in unknown for label in tube["labels"]]
+    return _validated_tubes("unknown", of_labels, num_labels, ["is_region"])
 
 
 def _validated_ground_truth(tubes: Sequence[Mapping[str, Any]], num_labels: int | None) -> list[Tube]:

@@ -19,6 +19,9 @@ from classquery.data.metrics.records import (
     frame_tables,
     record_table,
     true_tubes,
+    unknown_of_clip,
+    unknown_table,
+    unknown_tubes,
     video_table,
 )
 from classquery.data.metrics.report import write_report
@@ -67,8 +70,23 @@ def clip_records(processor, outputs, labels: list[dict[str, Any]]) -> list[Recor
             "true_valid": label["valid"][:, real],
         }
         names = {"clip_id": label["clip_id"], "video": label.get("video", label["clip_id"])}
-        records.append(names | {name: tensor.cpu().numpy() for name, tensor in tensors.items()})
+        record = names | {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        records.append(record | _unknown(label, real, record))
     return records
+
+
+def _unknown(label: dict[str, Any], real: torch.Tensor, record: Record) -> Record:
+    """What partial annotations leave open in the real frames of a clip."""
+    partial = {}
+    if "labelled" in label:
+        partial["labelled"] = label["labelled"][:, real]
+    if "ignored_boxes" in label:
+        partial["ignored_boxes"] = box_convert(label["ignored_boxes"], "cxcywh", "xyxy")[:, real].float()
+    if "annotated_labels" in label:
+        partial["annotated_labels"] = label["annotated_labels"]
+    partial = {name: tensor.cpu().numpy() for name, tensor in partial.items()}
+    true = {name: record[name] for name in ("true_labels", "true_valid")}
+    return unknown_of_clip(partial | true, record["true_boxes"])
 
 
 def once_per_clip(records: Iterable[Record], clip_ids: Sequence[str]) -> list[Record]:
@@ -98,7 +116,7 @@ class FrameScorer:
     def __call__(self, records: Sequence[Record]) -> dict[str, float]:
         """Score: `frame_map_50` and `frame_ap_50/<label>`."""
         detections, ground_truth = frame_tables(records)
-        result = frame_map(detections, ground_truth, label_ids=self.label_ids)
+        result = frame_map(detections, ground_truth, label_ids=self.label_ids, unknown=unknown_table(records))
         return {"frame_map_50": result["frame_map_50"]} | _per_label(
             "frame_ap_50", result["ap_per_label"], self.id2label
         )
@@ -130,6 +148,7 @@ class TubeScorer:
             true_tubes(self.rows, sizes),
             protocol=self.protocol,
             label_ids=self.label_ids,
+            unknown=unknown_tubes(self.rows, sizes, len(self.id2label)),
         )
         return {
             **FrameScorer(self.id2label, self.label_ids)(records),
@@ -166,5 +185,6 @@ def report_errors(
     records: Sequence[Record], metrics: dict[str, float], folder: Path, scorer: FrameScorer | TubeScorer
 ) -> Path:
     """Analyze what costs frame mAP, and write a page about it; see `classquery.data.metrics.report`."""
-    analysis = analyze(*frame_tables(records), label_ids=scorer.label_ids, id2label=scorer.id2label)
+    names = {"label_ids": scorer.label_ids, "id2label": scorer.id2label}
+    analysis = analyze(*frame_tables(records), unknown=unknown_table(records), **names)
     return write_report(folder, analysis, metrics=metrics)
