@@ -89,7 +89,7 @@ def measure(recipe: str, option: str, short_side: int | None, steps: int) -> dic
     optimizer = torch.optim.AdamW(parameter_groups(model, learning_rate=1e-5, weight_decay=1e-4))
     run = torch.compile(model) if option == "compile" else model
     precision = torch.autocast(device.type, dtype=torch.bfloat16) if "bf16" in option else nullcontext()
-    average = WeightAverage(model, decay=0.999).averaged if option == "ema" else None
+    average = WeightAverage(model, decay=0.999) if option == "ema" else None
     held = resident_gigabytes()
     step(run, batch, optimizer, precision, average)
     if has_gpu():
@@ -113,7 +113,7 @@ def step(model, batch: dict, optimizer: torch.optim.Optimizer, precision, averag
     optimizer.step()
     optimizer.zero_grad()
     if average is not None:
-        average.update_parameters(model)
+        average.update(model)
 
 
 def make_batch(config: ClassQueryConfig, short_side: int, device: torch.device) -> dict:

@@ -985,6 +985,15 @@ class ClassQueryPreTrainedModel(PreTrainedModel):
         "ClassQueryClassifyingLayer",
     ]
 
+    def post_init(self) -> None:
+        """Finish the model as transformers does."""
+        super().post_init()
+        # Accelerate looks for each of them in the model, which has the layers of one backbone only.
+        self._no_split_modules &= {type(module).__name__ for module in self.modules()}
+
+    def get_input_embeddings(self) -> None:
+        """Nothing: there is no table of tokens, which Accelerate would divide by itself."""
+
     @classmethod
     def register_for_auto_class(cls, auto_class=None) -> None:
         """Do nothing: the code is saved with the configuration."""

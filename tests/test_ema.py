@@ -29,6 +29,11 @@ def states_equal(state, other):
     return state.keys() == other.keys() and all(torch.equal(state[name], other[name]) for name in state)
 
 
+def persistent(weights, model):
+    """Those that are in a state dict."""
+    return {name: weights[name] for name in model.state_dict()}
+
+
 def start(model, decay):
     """An average at the start of a run, and a function that changes the model as an update does."""
     average, progress = WeightAverage(model, decay), TrainerState()
@@ -48,7 +53,7 @@ def test_average_begins_with_the_first_update_and_decays():
     for weight in (8.0, 4.0, 0.0):
         update(weight)
 
-    assert average.module.weight.item() == 0.75 * (0.75 * 8 + 0.25 * 4)
+    assert average.weights["weight"].item() == 0.75 * (0.75 * 8 + 0.25 * 4)
 
 
 def test_statistics_are_averaged_and_counters_copied():
@@ -60,8 +65,8 @@ def test_statistics_are_averaged_and_counters_copied():
         norm.num_batches_tracked += 1
         update(1.0)
 
-    assert average.module.running_mean.item() == 3.0
-    assert average.module.num_batches_tracked.item() == 2
+    assert average.weights["running_mean"].item() == 3.0
+    assert average.weights["num_batches_tracked"].item() == 2
 
 
 def test_exchange_gives_the_weights_back_bit_by_bit():
@@ -69,13 +74,13 @@ def test_exchange_gives_the_weights_back_bit_by_bit():
     average, update = start(model, decay=0.9)
     update(1.0)
     update(1 / 3)
-    trained, averaged = copy.deepcopy(model.state_dict()), copy.deepcopy(average.module.state_dict())
+    trained, averaged = copy.deepcopy(model.state_dict()), copy.deepcopy(average.weights)
 
     with average.put_into(model):
         assert states_equal(model.state_dict(), averaged)
 
     assert states_equal(model.state_dict(), trained)
-    assert states_equal(average.module.state_dict(), averaged)
+    assert states_equal(average.weights, averaged)
 
 
 def train(*arguments, **settings):
@@ -153,7 +158,7 @@ def test_second_training_starts_a_new_average(demo_dir, tmp_path):
     trainer.train()
 
     # After a single update, the average is the trained model.
-    assert states_equal(trainer.model.state_dict(), trainer.average.module.state_dict())
+    assert states_equal(trainer.model.state_dict(), persistent(trainer.average.weights, trainer.model))
 
 
 def test_checkpoint_without_an_average_is_refused(demo_dir, tmp_path):
@@ -164,10 +169,13 @@ def test_checkpoint_without_an_average_is_refused(demo_dir, tmp_path):
         tiny_trainer(demo_dir, tmp_path, optimization={"ema_decay": 0.5}, **settings).train(True)
 
 
-@pytest.mark.parametrize("distributed_type", [DistributedType.FSDP, DistributedType.DEEPSPEED])
-def test_divided_weights_are_refused(distributed_type):
-    with pytest.raises(ValueError, match=f"--ema_decay .* {distributed_type.value} divides"):
-        WeightAverage(torch.nn.Linear(1, 1), 0.9, distributed_type)
+@pytest.mark.parametrize("distributed_type", [DistributedType.MEGATRON_LM, DistributedType.DEEPSPEED])
+def test_weights_that_are_divided_by_other_means_are_refused(demo_dir, tmp_path, monkeypatch, distributed_type):
+    trainer = tiny_trainer(demo_dir, tmp_path)
+    monkeypatch.setattr(type(trainer.accelerator), "distributed_type", distributed_type)
+
+    with pytest.raises(ValueError, match=f"--ema_decay .* with {distributed_type.value}: use FSDP2"):
+        trainer.average_weights(0.9)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])

@@ -73,7 +73,7 @@ def uninterrupted(one_thread, demo_dir, tmp_path_factory):
 
 def assert_same_run(resumed, expected):
     assert_same_bits(resumed.model.state_dict(), expected.model.state_dict())
-    assert_same_bits(resumed.average.module.state_dict(), expected.average.module.state_dict())
+    assert_same_bits(resumed.average.weights, expected.average.weights)
     assert_same_bits(resumed.optimizer.state_dict(), expected.optimizer.state_dict())
     assert_same_bits(resumed.lr_scheduler.state_dict(), expected.lr_scheduler.state_dict())
     assert logged(resumed.state.log_history) == logged(expected.state.log_history)

@@ -6,9 +6,10 @@ from contextlib import contextmanager, nullcontext
 from itertools import chain
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, save_fsdp_model
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 
 
@@ -19,59 +20,61 @@ EMA_FOLDER = "ema"
 class WeightAverage(TrainerCallback):
     """Average the weights after every update.
 
-    Buffers of floating point, as the statistics of batch norm, are averaged with the weights; others are copied.
+    Buffers of floating point, as the statistics of batch norm, are averaged with the weights; others are copied. Where
+    FSDP2 divides the weights among processes, each averages its part.
 
     Args:
         model: The model to be trained, not wrapped, on its device.
         decay: Weight in [0, 1) of the average so far against the new weights: the average spans about 1 / (1 - decay)
             updates. It starts with the weights after the first update.
-        distributed_type: How the run is distributed.
 
     Raises:
-        ValueError: If the decay is out of range, or no process has all weights.
+        ValueError: If the decay is out of range.
     """
 
-    def __init__(self, model: nn.Module, decay: float, distributed_type: DistributedType = DistributedType.NO):
+    def __init__(self, model: nn.Module, decay: float):
         if not 0 <= decay < 1:
             raise ValueError(f"--ema_decay must be at least 0 and less than 1, got {decay}")
-        if distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-            raise ValueError(
-                f"--ema_decay averages all weights in every process, but {distributed_type.value} divides them among "
-                "the processes: leave one of the two out"
-            )
-        average_floats = get_ema_multi_avg_fn(decay)
+        self.decay = decay
+        self.start(model)
 
-        def average(averaged: list[torch.Tensor], trained: list[torch.Tensor], num_averaged: torch.Tensor) -> None:
-            if averaged[0].is_floating_point():
-                average_floats(averaged, trained, num_averaged)
-            else:
-                for ours, theirs in zip(averaged, trained, strict=True):
-                    ours.copy_(theirs)
+    def start(self, model: nn.Module) -> None:
+        """Start anew with the weights of a model, divided as they are."""
+        self.num_averaged = 0
+        self.weights = {name: tensor.clone() for name, tensor in _own_tensors(model).items()}
 
-        self.averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-
-    @property
-    def module(self) -> nn.Module:
-        """The model with averaged weights."""
-        return self.averaged.module
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take the weights of a model into the average."""
+        trained = _own_tensors(model)
+        is_averaged = {name: self.num_averaged > 0 and tensor.is_floating_point() for name, tensor in trained.items()}
+        for dtype in {tensor.dtype for tensor in trained.values()}:
+            names = [name for name, tensor in trained.items() if tensor.dtype == dtype and is_averaged[name]]
+            if names:
+                of_dtype = [self.weights[name] for name in names], [trained[name] for name in names]
+                torch._foreach_lerp_(*of_dtype, 1 - self.decay)
+        for name, tensor in trained.items():
+            if not is_averaged[name]:
+                self.weights[name].copy_(tensor)
+        self.num_averaged += 1
 
     def on_train_begin(self, args, state, control, model, **kwargs):
         """Start anew, or go on with what was loaded from a checkpoint."""
         if state.global_step == 0:
-            self.module.load_state_dict(model.state_dict())
-        self.averaged.n_averaged.fill_(state.global_step)
+            self.start(model)
+        self.num_averaged = state.global_step
 
     def on_step_end(self, args, state, control, model, **kwargs):
         """Take the new weights into the average."""
-        self.averaged.update_parameters(model)
+        self.update(model)
 
     @torch.no_grad()
     def exchange(self, model: nn.Module) -> None:
         """Exchange the weights of a model and the average, bit for bit."""
-        for ours, theirs in zip(_tensors(self.module), _tensors(model), strict=True):
-            kept = ours.clone()
-            ours.copy_(theirs)
-            theirs.copy_(kept)
+        for name, trained in _own_tensors(model).items():
+            kept = trained.clone()
+            trained.copy_(self.weights[name])
+            self.weights[name].copy_(kept)
 
     @contextmanager
     def put_into(self, model: nn.Module) -> Iterator[None]:
@@ -83,8 +86,17 @@ class WeightAverage(TrainerCallback):
             self.exchange(model)
 
 
-def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
-    return chain(model.parameters(), model.buffers())
+def _own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name; of those divided among processes, the part of this one."""
+    for module in model.modules():
+        # After a forward pass alone, some are still whole.
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    with torch.no_grad():
+        return {
+            name: tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
+            for name, tensor in chain(model.named_parameters(), model.named_buffers())
+        }
 
 
 class AveragingTrainer(Trainer):
@@ -100,9 +112,16 @@ class AveragingTrainer(Trainer):
         """Average from now on; the modules of the model may not change any more.
 
         Raises:
-            ValueError: As of `WeightAverage`.
+            ValueError: As of `WeightAverage`, or if the model is divided by other means than FSDP2.
         """
-        self.average = WeightAverage(self.model, decay, self.accelerator.distributed_type)
+        kind = self.accelerator.distributed_type
+        divided = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+        if kind in divided and not self.accelerator.is_fsdp2:
+            raise ValueError(
+                f"--ema_decay averages what each process has of the weights, which is not known with {kind.value}: "
+                "use FSDP2, or leave one of the two out"
+            )
+        self.average = WeightAverage(self.model, decay)
         self.add_callback(self.average)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
@@ -116,13 +135,19 @@ class AveragingTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
         is_checkpoint = _internal_call and output_dir is not None
         if self.average is not None and is_checkpoint:
+            folder = os.path.join(output_dir, EMA_FOLDER)
             with self.average.put_into(self.model):
-                super().save_model(os.path.join(output_dir, EMA_FOLDER), _internal_call)
+                super().save_model(folder, _internal_call)
+                if self.is_fsdp_enabled:
+                    # In parts, as Trainer saves the weights beside the state of the optimizer.
+                    save_fsdp_model(self.accelerator.state.fsdp_plugin, self.accelerator, self.model, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.average is not None:
-            super()._load_from_checkpoint(os.path.join(resume_from_checkpoint, EMA_FOLDER), self.average.module)
+            self.average.start(self.model)
+            with self.average.put_into(self.model):
+                super()._load_from_checkpoint(os.path.join(resume_from_checkpoint, EMA_FOLDER), model)
 
     def _load_best_model(self):
         if self.average is None:

@@ -36,6 +36,7 @@ from classquery.engine.training.optimization import (
 )
 from classquery.engine.training.resume import ResumableTrainer
 from classquery.engine.training.saving import SavingTrainer
+from classquery.engine.training.sharding import wrap_by_class
 from classquery.engine.training.streaming import StreamingTrainer
 from classquery.loss_classquery import LOSS_COUNTS, action_detection_loss, loss_counts, loss_divisors
 
@@ -78,6 +79,7 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
         is_distributed = self.args.parallel_mode == ParallelMode.DISTRIBUTED and self.args.device.type == "cuda"
         if self.optimization.sync_batch_norm and is_distributed:
             self.model = self.model_wrapped = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        wrap_by_class(self.accelerator, self.model)
         if self.optimization.ema_decay is not None:
             self.average_weights(self.optimization.ema_decay)
 
