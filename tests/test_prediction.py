@@ -389,12 +389,13 @@ def test_attention_is_shown_where_its_class_scores_highest(videos, tmp_path, mon
         lambda image, actor, labels, note: actors.append((actor.box, note)) or image,
     )
 
-    for threshold in (highest / 2, highest + 0.01):
+    above = (highest + 1) / 2
+    for threshold in (highest / 2, above):
         processor = ClassQueryVideoProcessor(**EVERYTHING | {"class_thresholds": {"sit": threshold}})
         folder = tmp_path / str(threshold)
         predict(videos[:1], folder, (model, processor), PredictionArguments(attention="sit"), keyframes_per_second=4)
 
-    note = f", nowhere above its threshold of {highest + 0.01:.2f}"
+    note = f", nowhere above its threshold of {above:.2f}"
     assert [(frame.frame_index, options["attention_note"]) for frame, options in shown] == [
         (best[0], ""),
         (best[0], note),
