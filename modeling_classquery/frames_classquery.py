@@ -98,10 +98,10 @@ def is_one_video(video: Any) -> bool:
     """Whether something is one video, and not several: a list of images is one."""
     if not isinstance(video, list | tuple):
         return isinstance(video, str | os.PathLike | np.ndarray | torch.Tensor)
-    return bool(video) and _is_image(video[0])
+    return bool(video) and is_image(video[0])
 
 
-def _is_image(image: Any) -> bool:
+def is_image(image: Any) -> bool:
     """Whether something is a PIL image or an array of one."""
     return hasattr(image, "convert") or (isinstance(image, np.ndarray | torch.Tensor) and image.ndim == 3)
 
@@ -121,7 +121,7 @@ def open_video(video: Any, frames_per_second: float) -> VideoFrames:
     if not is_one_video(video):
         raise ValueError(f"a video is a path or link of a file, an array or a list of images, got {type(video)}")
     if not isinstance(video, str | os.PathLike):
-        return _of_images(_to_images(video), frames_per_second)
+        return _of_images(video, frames_per_second)
     if _HAS_READER:
         return _of_reader(os.fspath(video))
     if not os.path.isfile(video):
@@ -236,7 +236,7 @@ def _decode(path: str, shown: _Shown) -> Iterator[DecodedFrame]:
                 number = num_counted if shown.number_of is None else shown.number_of.get(frame.pts)
                 num_counted += 1
                 if number is not None and number < len(shown.seconds):
-                    yield DecodedFrame(number, float(shown.seconds[number]), _to_rgb(frame))
+                    yield DecodedFrame(number, float(shown.seconds[number]), _upright(frame))
             # Of most codecs a packet holds one frame.
             num_counted += frames is None
 
@@ -248,8 +248,8 @@ def _decode_packet(packet: Any, damage: type[Exception]) -> list[Any] | None:
     return None
 
 
-def _to_rgb(frame: Any) -> np.ndarray:
-    """Pixels of a frame of PyAV, rotated as the file asks for."""
+def _upright(frame: Any) -> np.ndarray:
+    """RGB pixels of a frame of PyAV, rotated as the file asks for."""
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
 
 
@@ -323,23 +323,33 @@ class DecodableFrames:
 # Images
 
 
-def _to_images(video: Any) -> Sequence[np.ndarray]:
-    """Check frames and bring them to (height, width, 3), uint8."""
-    images = [np.array(image.convert("RGB")) if hasattr(image, "convert") else np.asarray(image) for image in video]
-    sizes = {image.shape for image in images}
-    if len(sizes) != 1 or images[0].ndim != 3 or images[0].dtype != np.uint8:
-        found = f"{len(images)} frames of shapes {sorted(sizes)}"
-        raise ValueError(f"a video as an array must hold one or more RGB images of one size, uint8; got {found}")
-    channels_first = images[0].shape[0] == 3 and images[0].shape[-1] != 3
-    images = [image.transpose(1, 2, 0) if channels_first else image for image in images]
-    if images[0].shape[-1] != 3:
-        raise ValueError(f"the frames of a video must have 3 channels, got shape {images[0].shape}")
-    return images
+def _of_images(images: Sequence[Any], frames_per_second: float) -> VideoFrames:
+    if len(images) == 0:
+        raise ValueError("a video of no frames: give at least one")
+    size = to_rgb(images[0]).shape[:2]
+    frames = (
+        DecodedFrame(index, index / frames_per_second, to_rgb(image, size)) for index, image in enumerate(images)
+    )
+    return VideoFrames(len(images), size, frames)
 
 
-def _of_images(images: Sequence[np.ndarray], frames_per_second: float) -> VideoFrames:
-    frames = (DecodedFrame(index, index / frames_per_second, image) for index, image in enumerate(images))
-    return VideoFrames(len(images), images[0].shape[:2], frames)
+def to_rgb(image: Any, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Bring an image into the shape (height, width, 3), uint8.
+
+    Raises:
+        ValueError: If it is none, or not of the (height, width) `size`.
+    """
+    array = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+    if array.ndim == 3 and array.shape[-1] != 3 and array.shape[0] == 3:
+        array = array.transpose(1, 2, 0)
+    if array.ndim != 3 or array.shape[-1] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+        raise ValueError(
+            "frames must be uint8 of shape (height, width, 3) or (3, height, width), "
+            f"got {array.dtype} of shape {array.shape}"
+        )
+    if size is not None and array.shape[:2] != size:
+        raise ValueError(f"all frames of a video must have one size, got {size} and {array.shape[:2]}")
+    return array
 
 
 __all__ = [
@@ -347,7 +357,9 @@ __all__ = [
     "DecodedFrame",
     "MissingFrames",
     "VideoFrames",
+    "is_image",
     "is_one_video",
     "local_video",
     "open_video",
+    "to_rgb",
 ]

@@ -22,7 +22,7 @@ from classquery.data.video.frame_folder import count_frames, is_frame_folder, re
 from classquery.data.video.index import quarter_turns
 from classquery.data.video.pyav_file import rgb_converter
 from classquery.data.video.reader import ClipReader, Frame, VideoReadError, iterate_frames
-from classquery.frames_classquery import MissingFrames
+from classquery.frames_classquery import MissingFrames, is_image, to_rgb
 
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def list_sources(source: Source) -> list[Source]:
     if isinstance(source, str | os.PathLike):
         return _list_path(os.fspath(source))
     if isinstance(source, Sequence):
-        is_one_video = len(source) > 0 and all(_is_image(item) for item in source)
+        is_one_video = len(source) > 0 and all(is_image(item) for item in source)
         return [source] if is_one_video else [video for item in source for video in list_sources(item)]
     if isinstance(source, Iterable):
         return [source]
@@ -171,10 +171,6 @@ def _is_url(path: str) -> bool:
     return path.partition("://")[0].lower() in _NETWORK_SCHEMES and "://" in path
 
 
-def _is_image(item: Any) -> bool:
-    return isinstance(item, Image.Image) or (isinstance(item, np.ndarray | torch.Tensor) and item.ndim == 3)
-
-
 # Files and folders
 
 
@@ -221,29 +217,12 @@ def _open_images(images: Iterable, frames_per_second: float, live: bool) -> Vide
     first = next(images, None)
     if first is None:
         raise ValueError("a video of no frames: give at least one")
-    height, width = _to_rgb(first).shape[:2]
+    height, width = to_rgb(first).shape[:2]
     frames = (
-        Frame(index, index / frames_per_second, functools.partial(_to_rgb, image, (height, width)))
+        Frame(index, index / frames_per_second, functools.partial(to_rgb, image, (height, width)))
         for index, image in enumerate(itertools.chain([first], images))
     )
     return VideoSource("array", height, width, frames_per_second, num_frames, live, frames)
-
-
-def _to_rgb(image: Any, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Bring an image into the shape (height, width, 3)."""
-    if isinstance(image, Image.Image):
-        image = image.convert("RGB")
-    array = np.asarray(image)
-    if array.ndim == 3 and array.shape[-1] != 3 and array.shape[0] == 3:
-        array = array.transpose(1, 2, 0)
-    if array.ndim != 3 or array.shape[-1] != 3 or array.dtype != np.uint8 or 0 in array.shape:
-        raise ValueError(
-            "frames must be uint8 of shape (height, width, 3) or (3, height, width), "
-            f"got {array.dtype} of shape {array.shape}"
-        )
-    if size is not None and array.shape[:2] != size:
-        raise ValueError(f"all frames of a video must have one size, got {size} and {array.shape[:2]}")
-    return array
 
 
 # Cameras and streams
