@@ -21,6 +21,7 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 from huggingface_hub import constants
+from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import get_session, httpx
 from transformers.utils import is_av_available, logging
 
@@ -90,7 +91,7 @@ def _download(url: str, path: Path) -> None:
             response.raise_for_status()
             for chunk in response.iter_bytes():
                 file.write(chunk)
-    except httpx.HTTPError as error:
+    except (OfflineModeIsEnabled, httpx.HTTPError) as error:
         raise ValueError(f"the video {url} cannot be downloaded: {error}") from error
 
 

@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants as hub_constants
 from PIL import Image
 from transformers import VideoMAEConfig, VideoMAEModel, pipeline
 from utils import tiny_config
@@ -104,7 +105,9 @@ def test_top_k_and_thresholds_select(detector, movie):
     assert certain == [one for one in everything if one["score"] >= 0.8 and one["actor_score"] >= 0.9]
 
 
-def test_video_behind_a_link(detector, movie):
+@pytest.mark.parametrize("is_hub_offline", [False, True])
+def test_video_behind_a_link(is_hub_offline, detector, movie, monkeypatch):
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", is_hub_offline)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(movie.parent))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -113,6 +116,9 @@ def test_video_behind_a_link(detector, movie):
         assert detector(f"{url}/{movie.name}") == detector(movie)
         with pytest.raises(ValueError, match=r"missing\.mp4 cannot be downloaded: .*404"):
             detector(f"{url}/missing.mp4")
+        if is_hub_offline:
+            with pytest.raises(ValueError, match="cannot be downloaded: .*offline"):
+                detector(f"{hub_constants.ENDPOINT}/datasets/me/videos/resolve/main/video.mp4")
     finally:
         server.shutdown()
         server.server_close()

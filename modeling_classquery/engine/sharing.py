@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, get_token
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import httpx
 from transformers import TrainingArguments
 
@@ -151,7 +151,7 @@ def require_token(token: str | None = None) -> None:
         raise SharingError("an upload needs a token of the Hub: run `hf auth login`, or set HF_TOKEN or --hub_token")
     try:
         HfApi(token=token).whoami()
-    except (HfHubHTTPError, httpx.HTTPError) as error:
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError) as error:
         raise SharingError(f"the Hub does not take the token, or is not there: {_in_one_line(error)}") from error
 
 
@@ -194,7 +194,7 @@ def push_folder(
             operations.append(CommitOperationAdd(path.name, path))
         api.create_commit(url.repo_id, operations, commit_message=commit_message, revision=revision)
     # The last is what huggingface_hub makes of errors in the upload of a large file.
-    except (HfHubHTTPError, httpx.HTTPError, RuntimeError) as error:
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, RuntimeError) as error:
         raise SharingError(
             f"the upload to {repo_id} failed: {_in_one_line(error.__cause__ or error)}; all is still in {folder}, try "
             f"again with: python -m classquery.engine.sharing {folder} --repo_id {repo_id}"
