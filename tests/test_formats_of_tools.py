@@ -14,7 +14,9 @@ from classquery.data.annotations.coco_vid import write_coco_vid
 from classquery.data.annotations.collecting import find_attributes, video_names
 from classquery.data.annotations.entries import Content, Context, Source
 from classquery.data.annotations.formats import read_annotations
+from classquery.data.annotations.label_studio import write_label_studio
 from classquery.data.annotations.schema import AnnotationError, ProblemCollector
+from classquery.data.annotations.via3 import write_via3
 from classquery.data.annotations.writing import key_frames
 
 
@@ -54,8 +56,13 @@ def rows(content: Content) -> dict[tuple, tuple]:
             who = entry.track_id[1] if isinstance(entry.track_id, tuple) else entry.track_id
             key = (entry.video, entry.place if who is None else who, time)
             _, labels = found.get(key, (None, set()))
-            found[key] = (tuple(np.round(box, 6).tolist()), labels | set(entry.labels))
+            found[key] = (tuple(np.round(box, 6).tolist()), labels | set(entry.labels or ()))
     return found
+
+
+def unlabelled(content: Content) -> list[Any]:
+    """The tracks of which nobody said what they do."""
+    return [entry.track_id for entry in content.entries if entry.labels is None]
 
 
 VIA_ATTRIBUTES = {
@@ -367,7 +374,17 @@ def test_label_studio_choices_per_region_are_the_classes(tmp_path):
     content = read(tmp_path, {"p.json": [task]})
 
     assert {key[1]: labels for key, (_, labels) in rows(content).items()} == {"k": {"eat"}, "j": set()}
+    assert unlabelled(content) == ["j"]
     assert content.ignored == {"results of type timelinelabels": 1, "predictions": 1}
+
+
+def test_label_studio_export_as_json_min_says_the_same(tmp_path):
+    region = ls_region("k", [ls_entry(1, 10, False)])
+    task = {"video": "/data/upload/3/0f1e2d3c-a.mp4", "id": 4, "box": [region["value"]], "annotator": 1}
+
+    content = read(tmp_path, {"p.json": [task]})
+
+    assert {(key[0], key[2]): labels for key, (_, labels) in rows(content).items()} == {(task["video"], 0): {"run"}}
 
 
 def test_label_studio_reads_one_annotation_of_a_task(tmp_path):
@@ -573,6 +590,7 @@ def test_somebody_with_two_boxes_in_a_frame_is_a_problem_of_its_place(tmp_path):
         (["Person ID", "Actions"], ["Actions"]),
         (["class", "behaviour_1", "behaviour 2"], ["behaviour_1", "behaviour 2"]),
         (["ACTIVITIES", "reaction time"], ["ACTIVITIES"]),
+        (["person", "person_action"], ["person_action"]),
         (["colour"], []),
     ],
 )
@@ -641,6 +659,22 @@ def test_what_is_written_is_read_as_the_same(tmp_path, two_movies, name, time):
     # Numbers of persons from 0 are kept where the format has any.
     assert annotated(tmp_path / "after") == expected
     assert Source(output).json is not None
+
+
+@pytest.mark.parametrize("write", [write_via3, write_label_studio, write_coco_vid])
+def test_nobody_said_and_nothing_that_is_a_class_stay_apart(tmp_path, write):
+    tube = {"frames": [2], "boxes": [[0.1, 0.2, 0.3, 0.4]]}
+    tubes = [tube | {"track_id": track, "labels": labels} for track, labels in ((1, None), (2, []), (3, [0]))]
+    facts = {"width": SIZE[0], "height": SIZE[1], "fps": 10.0, "num_frames": 8}
+    row = {"clip_id": "a", "video": "videos/a.mp4", "video_seconds": None, "tubes": tubes} | facts
+    (tmp_path / "files").mkdir()
+
+    write(tmp_path / "files" / "a.json", [row | {"annotated_frames": [[0, 8, 4]]}], {0: "run"})
+
+    _, content = read_folder(tmp_path / "files")
+    assert [entry.labels for entry in content.entries] == [None, (), ("run",)]
+    if write is write_coco_vid:
+        assert content.videos["a.mp4"].annotated_frames.tolist() == [0, 2, 4]
 
 
 def test_key_frames_are_the_corners_of_a_path():

@@ -13,7 +13,7 @@ create_coco_format.py and create_ava_dataset.py of ShirleyMaxx/ChimpACT@74fc50a.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +71,9 @@ def _read(source: Source, context: Context, content: Content) -> None:
     tubes = TubeCollector(content)
     for position, annotation in enumerate(document["annotations"]):
         with reading(context, source.place(f"annotation {annotation.get('id', position)}")):
+            if annotation.get("iscrowd"):
+                content.ignored["crowds"] += 1
+                continue
             frame = frames.get(annotation["image_id"])
             if frame is None:
                 raise AnnotationError(f"there is no image {quote(annotation['image_id'])}")
@@ -136,14 +139,16 @@ def _last_number(file_name: str) -> int | None:
 # What somebody does, and who it is
 
 
-def _labels_by(source: Source, content: Content):
+def _labels_by(source: Source, content: Content) -> Callable[[Mapping[str, Any]], Collection[str] | None]:
     """Return the function that names the classes of an annotation, and take down which these are."""
     annotations = source.document["annotations"]
     behaviors = next((name for name in _BEHAVIORS if any(name in item for item in annotations)), None)
     if behaviors:
         content.notes.append(f"{source.place()}: classes are the {behaviors}")
         names = _behavior_names(source, [place for item in annotations for place in item.get(behaviors) or ()])
-        return lambda item: as_labels(_name(names, place) for place in item.get(behaviors) or ())
+        return lambda item: (
+            None if item.get(behaviors) is None else as_labels(_name(names, place) for place in item[behaviors]) or ()
+        )
     attributes = find_attributes(
         dict.fromkeys(name for item in annotations for name in _attributes(item)), CLASS_ATTRIBUTES
     )
@@ -249,9 +254,9 @@ def _written_annotations(
         for frame, corners in zip(tube.frames.tolist(), (tube.boxes * size).tolist(), strict=True):
             x1, y1, x2, y2 = corners
             box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": False}
-            behaviors = [labels[name] for name in tube.labels]
+            does = {} if tube.labels is None else {"behaviors": [labels[name] for name in tube.labels]}
             of_image = {"image_id": image_ids[frame], "video_id": number, "category_id": 1}
-            yield of_image | box | {"behaviors": behaviors} | track
+            yield of_image | box | does | track
 
 
 COCO_VID = Format(

@@ -17,21 +17,13 @@ from classquery.data.video.reader import ClipReader, VideoReadError
 # What people call the attribute that is the class, and the one that says who it is; the first that is there counts.
 CLASS_ATTRIBUTES = ("action", "activity", "behavior", "behaviour", "label", "class")
 TRACK_ATTRIBUTES = (
-    "track",
-    "person",
-    "actor",
-    "individual",
-    "animal",
-    "instance",
-    "subject",
-    "player",
-    "identity",
-    "id",
+    *("track", "person", "actor", "individual", "animal", "instance", "subject", "player", "identity"),
+    *("id", "pid", "who", "name"),
 )
 NO_ACTION = ("", "none", "__undefined__")  # Values of it that are no class, in lower case.
 MAX_FRAME = 2_000_000  # Eighteen hours at 30 frames per second: what goes on after it is a slip.
 
-_ENDINGS = ("name", "number", "label", "tag", "id")
+_ENDINGS = ("name", "number", "label", "class", "type", "category", "tag", "id")
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")
 
 
@@ -43,7 +35,10 @@ def reading(context: Context, place: str) -> Iterator[None]:
 
 
 def find_attributes(names: Iterable[str], meanings: Sequence[str]) -> list[str]:
-    """Return the names that mean the first of the meanings that any has: `Actions` and `action 2` mean "action"."""
+    """Return the names that mean the first of the meanings that any has.
+
+    `Actions`, `action 2`, `action_label` and `person_action` mean "action".
+    """
     names = list(names)
     for meaning in meanings:
         found = [name for name in names if meaning in _stems(name)]
@@ -53,10 +48,10 @@ def find_attributes(names: Iterable[str], meanings: Sequence[str]) -> list[str]:
 
 
 def _stems(name: str) -> set[str]:
-    plain = re.sub(r"[^a-z]", "", str(name).lower())
-    shorter = {plain.removesuffix(ending) for ending in _ENDINGS}
-    singular = {stem.removesuffix("s") for stem in shorter} | {f"{stem.removesuffix('ies')}y" for stem in shorter}
-    return {plain} | shorter | singular
+    words = re.findall(r"[a-z]+", name.lower()) or [""]
+    stems = {"".join(words), words[-1]}
+    stems |= {stem.removesuffix(ending) for stem in stems for ending in _ENDINGS}
+    return stems | {stem.removesuffix("s") for stem in stems} | {f"{stem.removesuffix('ies')}y" for stem in stems}
 
 
 def as_track(value: Any) -> int | str | None:
@@ -70,14 +65,15 @@ def in_file(source: Source, track: int | str | None) -> tuple[str, int | str] | 
     return None if track is None else (source.name, track)
 
 
-def as_labels(values: Iterable[Any]) -> tuple[str, ...]:
-    """Return what of some values is a class: text that is not empty or "none", each once."""
+def as_labels(values: Iterable[Any]) -> tuple[str, ...] | None:
+    """Return what of some values is a class, each once; None if they are all empty, so that nobody said what it is."""
     texts = []
     for value in values:
         if not isinstance(value, str | int | float | None):
             raise AnnotationError(f"a class must be text, got {quote(value)}")
         texts.append("" if value is None else str(value).strip())
-    return tuple(dict.fromkeys(text for text in texts if text.lower() not in NO_ACTION))
+    labels = tuple(dict.fromkeys(text for text in texts if text.lower() not in NO_ACTION))
+    return labels if any(texts) else None
 
 
 @lru_cache(maxsize=1024)
@@ -138,7 +134,7 @@ class TubeCollector:
         place: str,
         video: str,
         track_id: int | str | tuple[str, int | str] | None,
-        labels: Collection[str],
+        labels: Collection[str] | None,
         frame: int,
         box: Sequence[float],
     ) -> None:
@@ -148,7 +144,7 @@ class TubeCollector:
             place: How messages name the track, or the box itself where it has none.
             video: As the file names it.
             track_id: Who it is.
-            labels: What they do there.
+            labels: What they do there; None if nobody said it.
             frame: 0-based.
             box: Corners.
 
@@ -158,9 +154,9 @@ class TubeCollector:
         if not 0 <= frame <= MAX_FRAME:
             raise AnnotationError(f"the frame must be one from 0 on, got {frame} counted from 0")
         if track_id is None:
-            self._content.entries.append(Entry(place, video, [box], tuple(labels), [frame]))
+            self._content.entries.append(Entry(place, video, [box], labels, [frame]))
             return
-        boxes = self._tubes.setdefault((place, video, track_id, tuple(labels)), {})
+        boxes = self._tubes.setdefault((place, video, track_id, None if labels is None else tuple(labels)), {})
         if boxes.setdefault(frame, box) != box:
             who = track_id[1] if isinstance(track_id, tuple) else track_id
             raise AnnotationError(f"{who} has two boxes in frame {frame}, counted from 0")

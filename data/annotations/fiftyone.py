@@ -31,6 +31,7 @@ from classquery.data.annotations.values import whole_number
 
 
 _FIELDS = ("ground_truth", "groundtruth", "gt", "annotations", "detections", "actions", "labels")
+_KINDS = ("Detections", "Detection")
 # Of a detection itself, so that no attribute.
 _OWN_KEYS = (
     "label",
@@ -80,7 +81,7 @@ def read_fiftyone(sources: Sequence[Source], context: Context) -> Content:
 def _read(samples: Source, frames: Source, context: Context, content: Content) -> None:
     videos = {_id(sample["_id"]): sample for sample in samples.document["samples"]}
     items = frames.document["frames"]
-    field = _choose_field(frames, items)
+    field = _choose_field(frames, items, content)
     uses_attributes = bool(find_attributes(_attributes_of(items, field), CLASS_ATTRIBUTES))
     content.notes.append(
         f"{frames.place()}: boxes of the field {field!r}, classes of "
@@ -96,7 +97,7 @@ def _read(samples: Source, frames: Source, context: Context, content: Content) -
             video = sample["filepath"]
             content.videos.setdefault(video, _claim(sample))
             number = whole_number(frame["frame_number"], "frame_number") - 1
-            for index, detection in enumerate((frame.get(field) or {}).get("detections") or ()):
+            for index, detection in enumerate(_detections(frame, field)):
                 track = _track(detection)
                 box_place = place + (f", detection {index}" if track is None else f", {video}, index {track}")
                 tubes.add(
@@ -109,15 +110,15 @@ def _read(samples: Source, frames: Source, context: Context, content: Content) -
                 )
     tubes.finish()
     left = [sample["filepath"] for sample in videos.values() if sample["filepath"] not in content.videos]
-    if left:
-        content.ignored["videos without frames"] += len(left)
+    content.ignored["videos without frames"] += len(left)
+    content.ignored = +content.ignored
 
 
 def _id(value: Any) -> str:
     return str(value["$oid"] if isinstance(value, Mapping) else value)
 
 
-def _choose_field(source: Source, frames: Sequence[Mapping[str, Any]]) -> str:
+def _choose_field(source: Source, frames: Sequence[Mapping[str, Any]], content: Content) -> str:
     """Return the field of the frames that has the boxes."""
     kinds = {
         name: value["_cls"]
@@ -125,19 +126,26 @@ def _choose_field(source: Source, frames: Sequence[Mapping[str, Any]]) -> str:
         for name, value in frame.items()
         if isinstance(value, Mapping) and "_cls" in value
     }
-    fields = [name for name, kind in kinds.items() if kind == "Detections"]
+    fields = [name for name, kind in kinds.items() if kind in _KINDS]
     usual = next((name for name in _FIELDS if name in fields), None)
     if not fields or (usual is None and len(fields) > 1):
         raise AnnotationError(
             f"{source.place()}: which field has the boxes? Export one of type Detections, or call it ground_truth; "
             f"got {shorten([f'{name} ({kind})' for name, kind in kinds.items()]) or 'none'}"
         )
-    return usual or fields[0]
+    field = usual or fields[0]
+    for name, kind in kinds.items():
+        content.ignored[f"fields {name!r} ({kind})"] += name != field
+    return field
 
 
 def _attributes_of(frames: Sequence[Mapping[str, Any]], field: str) -> Counter[str]:
-    detections = (item for frame in frames for item in (frame.get(field) or {}).get("detections") or ())
-    return Counter(name for item in detections for name in _attributes(item))
+    return Counter(name for frame in frames for item in _detections(frame, field) for name in _attributes(item))
+
+
+def _detections(frame: Mapping[str, Any], field: str) -> Sequence[Mapping[str, Any]]:
+    value = frame.get(field) or {}
+    return [value] if value.get("_cls") == _KINDS[1] else value.get("detections") or ()
 
 
 def _attributes(detection: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def _read(stem: str, files: Mapping[str, Source], context: Context, content: Con
     content.videos[stem] = VideoClaim((video, _PART_OF_DAY.sub("", video)))
     kinds = _kinds(files["types"], context) if "types" in files else {}
     spans = _spans(files["activities"], context) if "activities" in files else {}
-    for kind, why in (("types", "everybody counts as a person"), ("activities", "nobody does anything")):
+    for kind, why in (("types", "everybody counts as a person"), ("activities", "nobody knows what they do")):
         if kind not in files:
             content.warnings.append(f"{video} has no {video}.{kind}.yml: {why}")
     only_persons = any(kind.lower() in _PERSON for kind in kinds.values())
@@ -87,8 +87,9 @@ def _read(stem: str, files: Mapping[str, Source], context: Context, content: Con
             corners = packet["g0"]
             box = four_numbers(corners.split() if isinstance(corners, str) else corners, "g0")
             does = {span.activity for span in spans.get(str(track), ()) if span.first <= frame <= span.last}
+            labels = tuple(sorted(does)) if "activities" in files else None
             who = in_file(source, as_track(track))
-            tubes.add(source.place(f"track {track}"), stem, who, tuple(sorted(does)), frame, box)
+            tubes.add(source.place(f"track {track}"), stem, who, labels, frame, box)
     tubes.finish()
 
 
@@ -137,7 +138,7 @@ def _kinds(source: Source, context: Context) -> dict[str, str]:
         with reading(context, source.place(f"packet {number}")):
             types = packet["types"]
             scores = next((value for key, value in types.items() if str(key).startswith("cset")), None)
-            kinds[str(types["id1"])] = _likeliest(scores)
+            kinds[str(types["id1"])] = str(types["obj_type"]) if "obj_type" in types else _likeliest(scores)
     return kinds
 
 

@@ -21,7 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from classquery.data.annotations.collecting import MAX_FRAME, as_labels, as_track, look_at_video, reading, video_names
+from classquery.data.annotations.collecting import (
+    MAX_FRAME,
+    NO_ACTION,
+    as_labels,
+    as_track,
+    look_at_video,
+    reading,
+    video_names,
+)
 from classquery.data.annotations.entries import Content, Context, Entry, Format, Source, VideoClaim
 from classquery.data.annotations.schema import VIDEO_SUFFIXES, AnnotationError
 from classquery.data.annotations.values import number, whole_number
@@ -38,11 +46,27 @@ _CHOICES = ("choices", "taxonomy", "textarea")  # Kinds of results, and what the
 
 def sniff_label_studio(source: Source) -> bool:
     """Whether it is a list of tasks with `data` and annotations."""
-    document = source.json
-    tasks = document if isinstance(document, list) else [document]
+    tasks = _tasks(source.json)
     return bool(tasks) and all(
         isinstance(task, dict) and isinstance(task.get("data"), dict) and _annotations_key(task) for task in tasks[:1]
     )
+
+
+def _full(task: Any) -> Any:
+    """Return a task as the full export has it; that of JSON_MIN has the values of its results under their names."""
+    if not isinstance(task, dict) or "data" in task:
+        return task
+    results = [
+        {"id": f"{task.get('annotation_id', task.get('id'))} {name} {place}", "type": "videorectangle", "value": value}
+        for name, values in task.items()
+        for place, value in enumerate(values if isinstance(values, list) else ())
+        if isinstance(value, dict) and "sequence" in value
+    ]
+    return {"id": task.get("id"), "data": task, "annotations": [{"result": results}]} if results else task
+
+
+def _tasks(document: Any) -> list[Any]:
+    return [_full(task) for task in (document if isinstance(document, list) else [document])]
 
 
 def _annotations_key(task: Mapping[str, Any]) -> str | None:
@@ -53,7 +77,7 @@ def read_label_studio(sources: Sequence[Source], context: Context) -> Content:
     """Read all tasks that somebody annotated."""
     content = Content(box_format="normalized")
     for source in sources:
-        tasks = source.document if isinstance(source.document, list) else [source.document]
+        tasks = _tasks(source.document)
         first = 0 if _counts_from_zero(tasks) else 1
         if not first:
             content.notes.append(f"{source.place()}: frames count from 0, as there is a frame 0")
@@ -98,7 +122,7 @@ def _read_task(source: Source, context: Context, content: Content, task: Mapping
         place = source.place(f"{task_name}, region {region['id']}")
         with reading(context, place):
             value = region["value"]
-            labels = choices.get(region["id"], ()) if choices else as_labels(value.get("labels") or ())
+            labels = choices.get(region["id"]) if choices else as_labels(value.get("labels") or ())
             if _has_another_rate(value, info):
                 rates.add(f"{_rate(value):.4g}")
             frames, boxes = _boxes(value, first, info)
@@ -138,7 +162,7 @@ def _video_of(task: Mapping[str, Any]) -> str:
     return video
 
 
-def _choices(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, tuple[str, ...]]:
+def _choices(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, tuple[str, ...] | None]:
     """Return what was chosen for single regions, by region."""
     chosen: dict[str, list[Any]] = defaultdict(list)
     for result in results.get("choices", ()):
@@ -167,8 +191,9 @@ def _boxes(value: Mapping[str, Any], first: int, video: VideoInfo | None) -> tup
     if video is not None and own_frames[-1] >= video.num_frames:
         raise AnnotationError(f"its last entry, frame {given[-1] + first}, is behind the end of the video")
     end = own_frames[-1] + 1
-    if enabled[-1] and value.get("framesCount"):
-        held = round(min(number(value["framesCount"], "framesCount"), MAX_FRAME) / ratio)
+    count = value.get("framesCount") or (video.num_frames * ratio if video else 0)
+    if enabled[-1] and count:
+        held = round(min(number(count, "framesCount"), MAX_FRAME) / ratio)
         # Players round the count, and what holds on ends with the video.
         end = max(end, min(held, video.num_frames) if video else held)
     frames = np.arange(own_frames[0], end)
@@ -269,6 +294,8 @@ def _region(name: str, tube: WrittenTube, video: WrittenVideo, tolerance: float)
         keys = (run.start + key_frames(boxes[run], tolerance)).tolist()
         # The last entry of a run shows itself and ends it.
         sequence += [_sequence_entry(frames[key], boxes[key], video.fps, key != keys[-1]) for key in keys]
+    # Saying that somebody does nothing that is a class is more than saying nothing.
+    labels = {} if tube.labels is None else {"labels": tube.labels or [NO_ACTION[1]]}
     note = {} if tube.track_id is None else {"meta": {"text": [f"person {tube.track_id}"]}}
     return {
         "id": name,
@@ -280,8 +307,8 @@ def _region(name: str, tube: WrittenTube, video: WrittenVideo, tolerance: float)
             "framesCount": video.num_frames,
             "duration": video.num_frames / video.fps,
             "sequence": sequence,
-            "labels": tube.labels,
-        },
+        }
+        | labels,
     } | note
 
 

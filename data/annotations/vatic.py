@@ -56,7 +56,7 @@ def _read(source: Source, context: Context, content: Content) -> None:
                 content.ignored["lines of people who are lost"] += 1
                 continue
             box = tuple(number(cell, "a corner of a box") for cell in cells[1:5])
-            labels = as_labels(names[1:] if have_actions else names)
+            labels = as_labels(names[1:] if have_actions else names[:1])
             track = whole_number(cells[0], "the track")
             tubes.add(source.place(f"track {track}"), video, in_file(source, track), labels, frame, box)
     tubes.finish()

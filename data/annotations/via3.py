@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from classquery.data.annotations.collecting import (
     CLASS_ATTRIBUTES,
+    NO_ACTION,
     TRACK_ATTRIBUTES,
     as_labels,
     as_track,
@@ -112,7 +113,8 @@ def _read(
             if left_out:
                 content.ignored[left_out] += 1
                 continue
-            names = list(dict.fromkeys(name for given in region.files[0] if given for name in video_names(given)))
+            given = [name for name in region.files[0] if name and not name.startswith("data:")]
+            names = list(dict.fromkeys(name for reference in given for name in video_names(reference)))
             content.videos.setdefault(names[0], VideoClaim(names))
             labels = as_labels(value for attribute in classes for value in attribute.read(region.values))
             who = as_track(" ".join(value for attribute in tracks for value in attribute.read(region.values)))
@@ -162,9 +164,12 @@ def _roles(
 
 def _attributes(given: Mapping[str, Any]) -> list[_Attribute]:
     return [
-        _Attribute(key, str(item["aname"]).strip(), int(item["type"]), {str(k): v for k, v in item["options"].items()})
-        for key, item in given.items()
+        _Attribute(key, str(item["aname"]).strip(), int(item["type"]), _options(item)) for key, item in given.items()
     ]
+
+
+def _options(attribute: Mapping[str, Any]) -> dict[str, str]:
+    return {str(key): value for key, value in (attribute.get("options") or {}).items()}
 
 
 # The two files
@@ -226,7 +231,8 @@ def write_via3(path: str | Path, rows: Iterable[Mapping[str, Any]], names: Mappi
         ValueError: If a video is missing.
     """
     videos = {str(number): video for number, video in enumerate(videos_of(rows, names), start=1)}
-    options = {str(number): name for number, name in enumerate(names.values())}
+    # The last one is for who does nothing that is a class, which is more than saying nothing.
+    options = {str(place): name for place, name in enumerate([*names.values(), NO_ACTION[1]])}
     attribute = {"anchor_id": "FILE1_Z1_XY1", "desc": "", "default_option_id": ""}
     project = {
         "pid": "__VIA_PROJECT_ID__",
@@ -260,15 +266,18 @@ def _written_regions(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the regions: one for all that somebody does at a moment."""
     for key, video in videos.items():
-        labels: dict[tuple, list[str]] = {}
+        labels: dict[tuple, list[str] | None] = {}
         for place, tube in enumerate(video.tubes):
             who = f"nobody {place}" if tube.track_id is None else tube.track_id
             for seconds, box in zip(tube.seconds.tolist(), tube.boxes.tolist(), strict=True):
-                labels.setdefault((who, round(seconds, 3), tuple(box)), []).extend(tube.labels)
+                key_of_region = who, round(seconds, 3), tuple(box)
+                known = labels.setdefault(key_of_region, None)
+                labels[key_of_region] = known if tube.labels is None else [*(known or ()), *tube.labels]
         for place, ((who, seconds, box), does) in enumerate(labels.items()):
             x1, y1, x2, y2 = (value * side for value, side in zip(box, (video.width, video.height) * 2, strict=True))
             shape = [_RECTANGLE, *(round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1))]
-            values = {"1": str(who) if isinstance(who, int) else "", "2": ",".join(options[name] for name in does)}
+            chosen = "" if does is None else ",".join(options[name] for name in does or [NO_ACTION[1]])
+            values = {"1": str(who) if isinstance(who, int) else "", "2": chosen}
             yield f"{key}_{place:08d}", {"vid": key, "flg": 0, "z": [seconds], "xy": shape, "av": values}
 
 

@@ -1,5 +1,6 @@
 """What writers of several formats share: rows with `ACTION_FEATURES` as actors by video, and key frames of tubes."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,11 +10,15 @@ import numpy as np
 from classquery.data.annotations.schema import VIDEO_SUFFIXES
 
 
+logger = logging.getLogger(__name__)
+
+
 class WrittenTube(NamedTuple):
     """Somebody who does the same at one moment or through frames."""
 
     track_id: int | None
-    labels: list[str]
+    labels: list[str] | None
+    """None where nobody said what they do."""
     frames: np.ndarray
     """int64 (n,), 0-based; of a moment the nearest one."""
     seconds: np.ndarray
@@ -47,6 +52,7 @@ def videos_of(rows: Iterable[Mapping[str, Any]], names: Mapping[int, str]) -> li
         ValueError: If a row does not know its video, because that is missing.
     """
     videos: dict[str, WrittenVideo] = {}
+    num_ignored = 0
     for row in rows:
         facts = [row.get(key) for key in ("width", "height", "fps", "num_frames")]
         if row.get("video") is None or None in facts:
@@ -56,17 +62,28 @@ def videos_of(rows: Iterable[Mapping[str, Any]], names: Mapping[int, str]) -> li
         name = _video_name(row)
         video = videos.setdefault(name, WrittenVideo(name, *facts, np.arange(0), []))
         moment = row["video_seconds"]
-        looked_at = np.arange(row["num_frames"]) if moment is None else [_frame_at(moment, video)]
-        videos[name] = video._replace(frames=np.union1d(video.frames, looked_at).astype(np.int64))
-        video.tubes.extend(_tube(tube, moment, video, names) for tube in row["tubes"])
+        tubes = [_tube(tube, moment, video, names) for tube in row["tubes"]]
+        looked_at = _annotated_frames(row) if moment is None else [_frame_at(moment, video)]
+        frames = np.concatenate([video.frames, looked_at, *(tube.frames for tube in tubes)])
+        videos[name] = video._replace(frames=np.unique(frames).astype(np.int64), tubes=[*video.tubes, *tubes])
+        num_ignored += len(row.get("ignored") or ())
+    if num_ignored:
+        logger.warning(f"Left out {num_ignored} regions in which nobody looked, which the format cannot say.")
     return list(videos.values())
+
+
+def _annotated_frames(row: Mapping[str, Any]) -> np.ndarray:
+    ranges = row.get("annotated_frames")
+    parts = [(0, row["num_frames"])] if ranges is None else ranges
+    return np.concatenate([np.arange(0), *(np.arange(*part) for part in parts)])
 
 
 def _tube(tube: Mapping[str, Any], moment: float | None, video: WrittenVideo, names: Mapping[int, str]) -> WrittenTube:
     frames = np.array([_frame_at(moment, video)] if moment is not None else tube["frames"], dtype=np.int64)
     seconds = np.array([round(moment, 3)]) if moment is not None else frames / video.fps
     boxes = np.array(tube["boxes"], dtype=np.float64)
-    return WrittenTube(tube["track_id"], [names[label] for label in tube["labels"] or ()], frames, seconds, boxes)
+    labels = None if tube["labels"] is None else [names[label] for label in tube["labels"]]
+    return WrittenTube(tube["track_id"], labels, frames, seconds, boxes)
 
 
 def _frame_at(seconds: float, video: WrittenVideo) -> int:
