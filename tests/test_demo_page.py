@@ -5,11 +5,16 @@ import json
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,8 +22,10 @@ from test_detection import make_model, write_video
 
 from classquery import ClassQueryVideoProcessor
 from classquery.data.demo.movies import write_demo_movie
+from classquery.engine import demo
 from classquery.engine.checkpoint import load_detector
 from classquery.engine.demo import VideoPage, build_page, write_space
+from classquery.engine.detection.prediction import PredictionArguments, PredictionStoppedError, predict_videos
 
 
 ROOT = Path(__file__).parent.parent
@@ -87,6 +94,83 @@ def test_what_is_no_video_raises_a_message(content, page, tmp_path):
 
     with pytest.raises(ValueError, match="no video|not a video"):
         page.detect(content and str(path), 0.5, 1.0)
+
+
+def test_messages_and_files_do_not_name_folders_of_the_server(page, movie, tmp_path):
+    (tmp_path / "secret").mkdir()
+    broken, good = tmp_path / "secret" / "broken.mp4", tmp_path / "secret" / "x .mp4"
+    broken.write_bytes(b"no video")
+    shutil.copy(movie, good)
+
+    with pytest.raises(ValueError, match="cannot read broken.mp4") as raised:
+        page.detect(str(broken), 0.5, 1.0)
+    found = page.detect(str(good), 0.5, 1.0)
+    good.unlink()
+    with pytest.raises(ValueError, match="cannot read x .mp4") as raised_again:
+        page.attention(found, 0)
+
+    assert "secret" not in f"{raised.value} {raised_again.value}"
+    assert json.loads((found.written / "detections.json").read_text())["video"] == "x .mp4"
+    assert not [
+        path
+        for path in found.written.iterdir()
+        if path.suffix != ".mp4" and b"secret" in path.read_bytes() and path.name != "summary.json"
+    ]
+
+
+def test_request_that_is_stuck_does_not_block_others(page, movie, monkeypatch):
+    stuck, stopped = VideoPage(page.model, page.processor, max_seconds=0.2), threading.Event()
+
+    def hang(*arguments, is_stopped, **options):
+        while not is_stopped():
+            time.sleep(0.01)
+        stopped.set()
+
+    monkeypatch.setattr(demo, "predict_videos", hang)
+    with pytest.raises(ValueError, match=r"more than 0.2 seconds, the limit here"):
+        stuck.detect(movie, 0.5, 1.0)
+    assert stopped.wait(10)
+    # Whoever closes the page does not wait for it, either.
+    waiting = VideoPage(page.model, page.processor)
+    with ThreadPoolExecutor() as pool:
+        request = pool.submit(waiting.detect, movie, 0.5, 1.0)
+        while not waiting._time_limit._running:
+            time.sleep(0.01)
+        waiting.close()
+        with pytest.raises(ValueError, match="page was closed"):
+            request.result(10)
+
+
+def test_detection_ends_when_nobody_waits_for_it(movie, tmp_path):
+    asked = iter([False, True])
+
+    with pytest.raises(PredictionStoppedError):
+        predict_videos(
+            [movie], tmp_path, *load_detector("demo"), PredictionArguments(), is_stopped=lambda: next(asked)
+        )
+
+    assert list((tmp_path / "demo_val_000").iterdir()) == []
+
+
+def test_what_a_session_leaves_is_removed_and_what_others_need_is_not(page, movie, tmp_path):
+    page = VideoPage(page.model, page.processor, folder=tmp_path)
+    for name in ("shared", "own"):
+        (tmp_path / name).mkdir()
+        page.keep_for("one", tmp_path / name)
+    page.keep_for("two", tmp_path / "shared")
+    page.keep_for("one", tmp_path)
+    page.keep_for("one", ROOT)
+    found = page.detect(movie, 0.5, 1.0)
+    page.keep_for("one", found.folder.name)
+    with pytest.raises(ValueError, match="no video"):
+        page.detect("", 0.5, 1.0)
+
+    page.end_session("one")
+    assert [path.name for path in tmp_path.iterdir()] == ["shared"]
+    page.end_session("two")
+    page.end_session("never seen")
+    assert list(tmp_path.iterdir()) == []
+    assert ROOT.is_dir()
 
 
 def test_missing_gradio_is_named(page, monkeypatch):
@@ -169,6 +253,61 @@ def test_browser_upload_detect_click_a_class_and_download(width, url, browser, m
     assert len(json.loads((tmp_path / "detections.json").read_text())["keyframes"]) == 4
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     tab.close()
+
+
+SERVER = """
+import sys, time
+from classquery.engine import demo
+if sys.argv[2] == "stuck":
+    demo.predict_videos = lambda *arguments, **options: time.sleep(1000)
+demo.launch(max_upload_mb=1, server_port=int(sys.argv[1]), quiet=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("request_is", ["done", "stuck"])
+def test_page_takes_no_large_files_and_leaves_nothing_when_it_is_interrupted(request_is, movie, tmp_path):
+    client = pytest.importorskip("gradio_client")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "of_server").mkdir()
+    environment = os.environ | {"TMPDIR": str(tmp_path / "of_server")}
+    server = subprocess.Popen([sys.executable, "-c", SERVER, str(port), request_is], env=environment)
+    try:
+        user = connect(client, port)
+        if request_is == "stuck":
+            user.submit(client.handle_file(movie), 0.5, 1.0, api_name="/show_result")
+            time.sleep(2)
+        else:
+            large = tmp_path / "large.mp4"
+            large.write_bytes(bytes(2_000_000))
+            with pytest.raises(ValueError, match="maximum file size"):
+                user.predict(client.handle_file(str(large)), 0.5, 1.0, api_name="/show_result")
+            user.predict(client.handle_file(movie), 0.5, 1.0, api_name="/show_result")
+            assert list((tmp_path / "of_server").rglob("annotated.mp4"))
+            # The session ends, the server goes on.
+            user.close()
+            deadline = time.monotonic() + 60
+            while list((tmp_path / "of_server").rglob("*.mp4")):
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 0
+    finally:
+        server.kill()
+    assert not list((tmp_path / "of_server").glob("classquery*"))
+
+
+def connect(client, port: int):
+    """A client of the server, once that answers."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return client.Client(f"http://127.0.0.1:{port}", verbose=False)
+        except (OSError, ValueError, httpx.HTTPError):
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
 
 
 @pytest.mark.slow

@@ -3,20 +3,30 @@
     python -m classquery.engine.demo [--model DIR_OR_NAME] [--port 7860]
     python -m classquery.engine.demo --write_space DIR [--model NAME]
 
+Uploads and results go when their session ends, and all of them when the page does. Nobody waits longer for others than
+`--max_seconds`.
+
 The second command writes a Space for the Hub that needs nothing else: `app.py`, `requirements.txt`, the package itself
 and a README with its metadata; with `--push_to_hub USER/NAME` it is uploaded, too.
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
-import json
+import logging
+import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,14 +43,19 @@ from classquery.data.video.reader import ClipReader, VideoReadError
 from classquery.engine.checkpoint import demo_notice, load_detector
 from classquery.engine.detection.detection import with_attention
 from classquery.engine.detection.drawing import draw_keyframe
+from classquery.engine.detection.naming import name_videos
 from classquery.engine.detection.people import Person, list_people
-from classquery.engine.detection.prediction import SUMMARY_FILE, PredictionArguments, predict_videos
+from classquery.engine.detection.prediction import PredictionArguments, predict_videos
+from classquery.engine.detection.result_folder import ResultFolder
 from classquery.engine.detection.results import FrameDetections
-from classquery.engine.detection.writing import read_detections
+from classquery.engine.detection.writing import read_detections, write_detections
+from classquery.engine.time_limit import TimeLimit
 
 
 if TYPE_CHECKING:
     import gradio
+
+logger = logging.getLogger(__name__)
 
 _TITLE = "Who does what, where and when"
 _HELP = "Drop a video, press **Detect**, then click a line of the table to see where the class looks for that person."
@@ -48,6 +63,8 @@ _COLUMNS = ["person", "action", "seconds", "score"]
 _DOWNLOADS = ("detections.json", "detections.csv", "timeline.csv", "cvat.xml", "cvat_labels.json", "annotated.mp4")
 _DEFAULT_KEYFRAMES_PER_SECOND = 2
 _MAX_KEYFRAMES_PER_SECOND = 10
+_MAX_SECONDS = 300.0
+_MAX_UPLOAD_MB = 500
 # The table scrolls by itself on narrow screens, the page does not.
 _CSS = "img, video { max-width: 100%; height: auto; } .gradio-container { overflow-x: hidden; }"
 
@@ -83,11 +100,23 @@ class VideoPage:
     Args:
         model: The detector, in evaluation mode.
         processor: The processor that belongs to it.
+        folder: Where uploads and results are; by default where temporary files are.
+        max_seconds: How long a request may take.
     """
 
-    def __init__(self, model: ClassQueryForVideoActionDetection, processor: ClassQueryVideoProcessor):
+    def __init__(
+        self,
+        model: ClassQueryForVideoActionDetection,
+        processor: ClassQueryVideoProcessor,
+        *,
+        folder: str | Path | None = None,
+        max_seconds: float = _MAX_SECONDS,
+    ):
         self.model = model
         self.processor = processor
+        self.folder = folder
+        self._time_limit = TimeLimit(max_seconds)
+        self._folders_of_sessions: dict[str, set[str]] = defaultdict(set)
 
     @property
     def notice(self) -> str | None:
@@ -98,35 +127,59 @@ class VideoPage:
         """Detect in a video file.
 
         Raises:
-            ValueError: If there is no video, or it cannot be read.
+            ValueError: If there is no video, it cannot be read, or it takes too long.
         """
         if not video:
             raise ValueError("There is no video yet: drop one, or take the example.")
-        folder = tempfile.TemporaryDirectory(prefix="classquery-")
+        folder = tempfile.TemporaryDirectory(prefix="result-", dir=self.folder, ignore_cleanup_errors=True)
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(folder.cleanup)
+            result = self._detect_into(folder, video, threshold, keyframes_per_second)
+            on_error.pop_all()
+        return result
+
+    def _detect_into(
+        self, folder: tempfile.TemporaryDirectory, video: str, threshold: float, keyframes_per_second: float
+    ) -> _Result:
         processor = copy.copy(self.processor)
         # What is set on the page holds for all classes, whatever is saved for some.
         processor.score_threshold, processor.class_thresholds = threshold, None
-        predict_videos(
-            [video],
-            folder.name,
-            self.model,
-            processor,
-            PredictionArguments(tubes=True),
-            keyframes_per_second=keyframes_per_second,
+        self._time_limit.run(
+            lambda is_stopped: predict_videos(
+                [video],
+                folder.name,
+                self.model,
+                processor,
+                PredictionArguments(tubes=True),
+                keyframes_per_second=keyframes_per_second,
+                is_stopped=is_stopped,
+            )
         )
-        written = Path(folder.name) / Path(video).stem
-        summary = json.loads((written / SUMMARY_FILE).read_text(encoding="utf-8"))
+        (name,) = name_videos([video])
+        written = Path(folder.name) / name.folder
+        summary = ResultFolder(written).summary
         if "error" in summary:
-            raise ValueError(summary["error"])
+            raise ValueError(_without_path(summary["error"], video))
         facts, frames = read_detections(written / "detections.json")
-        return _Result(folder, written, video, frames, list_people(frames, end_seconds=facts.duration_seconds))
+        people = list_people(frames, end_seconds=facts.duration_seconds)
+        write_detections(written / "detections.json", dataclasses.replace(facts, path=name.file), frames, people)
+        return _Result(folder, written, video, frames, people)
 
     def attention(self, result: _Result, row: int) -> tuple[Image.Image, str]:
         """Draw where the class of a row of the table looks, in the frame in which its score is highest.
 
         Returns:
             The picture, and what it shows.
+
+        Raises:
+            ValueError: If the video cannot be read any more, or it takes too long.
         """
+        try:
+            return self._time_limit.run(lambda _: self._draw_attention(result, row))
+        except VideoReadError as error:
+            raise ValueError(_without_path(str(error), result.video)) from error
+
+    def _draw_attention(self, result: _Result, row: int) -> tuple[Image.Image, str]:
         person, segment = [(person, segment) for person in result.people for segment in person.timeline][row]
         scores = [
             dict(actor.actions).get(segment.label, -1.0) * (segment.start_seconds <= seconds <= segment.end_seconds)
@@ -139,6 +192,31 @@ class VideoPage:
         image = Image.fromarray(ClipReader().read(result.video, [frame.frame_index])[0])
         picture = draw_keyframe(image, shown, attention_label=segment.label, attention_person=person.person_id)
         return picture, f"Person {person.person_id}, **{segment.label}**, at {frame.seconds:.1f} s"
+
+    def write_example(self) -> str:
+        """Write a movie to try the page with."""
+        return str(write_demo_movie(tempfile.mkdtemp(prefix="example-", dir=self.folder), "validation", 0))
+
+    def keep_for(self, session: str, folder: str | Path) -> None:
+        """Note that a session needs a folder among those of the page."""
+        if self.folder is not None and Path(self.folder) in Path(folder).parents:
+            self._folders_of_sessions[session].add(str(folder))
+
+    def end_session(self, session: str) -> None:
+        """Remove what no other session needs."""
+        folders = self._folders_of_sessions.pop(session, set())
+        # A video that two sessions uploaded is there once.
+        for folder in folders.difference(*self._folders_of_sessions.values()):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Give up whatever is being done."""
+        self._time_limit.close()
+
+
+def _without_path(message: str, path: str) -> str:
+    """What is wrong with an uploaded file, without where it is on the server."""
+    return message.replace(path, Path(path).name)
 
 
 def build_page(page: VideoPage) -> "gradio.Blocks":
@@ -177,26 +255,49 @@ def build_page(page: VideoPage) -> "gradio.Blocks":
         timeline = gradio.Image(label="timeline", interactive=False, elem_id="timeline")
         files = gradio.Files(label="files", interactive=False, elem_id="files")
 
+        @contextlib.contextmanager
+        def shown_errors() -> Iterator[None]:
+            try:
+                yield
+            except ValueError as error:
+                raise gradio.Error(str(error), print_exception=False) from error
+            except OSError as error:
+                logger.exception("a request failed")
+                message = "The server cannot write its results now. Try again later."
+                raise gradio.Error(message, print_exception=False) from error
+
         # As a default, gradio finds it, and shows the bar of `predict_videos`.
         bar = gradio.Progress(track_tqdm=True)
 
-        def show_result(path: str, lowest: float, keyframes_per_second: float, progress=bar) -> tuple:
-            try:
+        def note_upload(path: str, request: gradio.Request) -> None:
+            page.keep_for(request.session_hash, Path(path).parent)
+
+        def take_example(request: gradio.Request) -> str:
+            path = page.write_example()
+            note_upload(path, request)
+            return path
+
+        def show_result(
+            path: str, lowest: float, keyframes_per_second: float, request: gradio.Request, progress=bar
+        ) -> tuple:
+            with shown_errors():
+                note_upload(path or "", request)
                 found = page.detect(path, lowest, keyframes_per_second)
-            except ValueError as error:
-                raise gradio.Error(str(error)) from error
+            page.keep_for(request.session_hash, found.folder.name)
             written = found.written
             downloads = [str(written / name) for name in _DOWNLOADS if (written / name).exists()]
             pictures = str(written / "annotated.mp4"), str(written / "timeline.png")
             return found, *pictures, found.rows, downloads, None, "" if found.rows else "Nothing was found."
 
         def show_attention(found: _Result | None, event: gradio.SelectData) -> tuple:
-            try:
+            with shown_errors():
                 return page.attention(found, event.index[0])
-            except VideoReadError as error:
-                raise gradio.Error(str(error)) from error
 
-        example.click(lambda: str(write_demo_movie(tempfile.mkdtemp(), "validation", 0)), outputs=video)
+        def end_session(request: gradio.Request) -> None:
+            page.end_session(request.session_hash)
+
+        video.upload(note_upload, video)
+        example.click(take_example, outputs=video)
         detect.click(
             show_result,
             [video, threshold, rate],
@@ -205,19 +306,45 @@ def build_page(page: VideoPage) -> "gradio.Blocks":
             show_progress_on=annotated,
         )
         table.select(show_attention, result, [attention, caption], concurrency_limit=1)
+        blocks.unload(end_session)
     return blocks
 
 
-def launch(model: str = "demo", **options) -> None:
-    """Serve the page until it is stopped; `options` are those of gradio's `launch`."""
-    import gradio
+def launch(
+    model: str = "demo", *, max_upload_mb: int = _MAX_UPLOAD_MB, max_seconds: float = _MAX_SECONDS, **options
+) -> None:
+    """Serve the page until it is stopped, and remove all that was uploaded and made.
 
-    page = VideoPage(*load_detector(model))
-    if page.notice:
-        print(page.notice)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    page.model.eval().to(device)
-    build_page(page).queue(max_size=20).launch(css=_CSS, theme=gradio.themes.Soft(), **options)
+    Args:
+        model: Folder or Hub name of a model, or `demo`.
+        max_upload_mb: Size of the largest video to take, in megabytes.
+        max_seconds: How long a request may take, while others wait.
+        options: Those of gradio's `launch`.
+    """
+    with tempfile.TemporaryDirectory(prefix="classquery-page-", ignore_cleanup_errors=True) as folder:
+        # Where gradio puts uploads; what is there already, it does not copy.
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        import gradio
+
+        page = VideoPage(*load_detector(model), folder=folder, max_seconds=max_seconds)
+        if page.notice:
+            print(page.notice)
+        page.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        # Whoever ends a service sends this signal, not Ctrl-C.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        blocks = build_page(page).queue(max_size=20)
+        options |= {"css": _CSS, "theme": gradio.themes.Soft(), "max_file_size": f"{max_upload_mb}mb"}
+        blocks.launch(prevent_thread_lock=True, **options)
+        try:
+            while True:
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            print("The page is closed.")
+        finally:
+            # First, or the server would wait for what hangs.
+            page.close()
+            blocks.close(verbose=False)
 
 
 # A Space
@@ -290,6 +417,18 @@ def main() -> None:
     parser.add_argument("--model", default="demo", help="folder or Hub name of a model; default: %(default)s")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines, too")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    parser.add_argument(
+        "--max_upload_mb",
+        type=int,
+        default=_MAX_UPLOAD_MB,
+        help="size of the largest video to take; default: %(default)s",
+    )
+    parser.add_argument(
+        "--max_seconds",
+        type=float,
+        default=_MAX_SECONDS,
+        help="how long a request may take, while others wait; default: %(default)s",
+    )
     parser.add_argument("--write_space", metavar="DIR", help="write a Space instead of serving the page")
     parser.add_argument("--push_to_hub", metavar="USER/NAME", help="upload it, too")
     arguments = parser.parse_args()
@@ -299,7 +438,13 @@ def main() -> None:
             if arguments.push_to_hub:
                 push_space(folder, arguments.push_to_hub)
             return
-        launch(arguments.model, server_name=arguments.host, server_port=arguments.port)
+        launch(
+            arguments.model,
+            max_upload_mb=arguments.max_upload_mb,
+            max_seconds=arguments.max_seconds,
+            server_name=arguments.host,
+            server_port=arguments.port,
+        )
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 

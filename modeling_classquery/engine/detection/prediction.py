@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,10 @@ _MAX_NAMED_ACTIONS = 3
 _MAX_NAMED_FAULTS = 5
 _MAX_CLASSES_IN_GRID = 8
 _BAR = "{desc}{percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f}, {rate_noinv_fmt}, {remaining} left"
+
+
+class PredictionStoppedError(RuntimeError):
+    """Raised by `predict_videos` when it is asked to stop."""
 
 
 @dataclass
@@ -163,6 +167,7 @@ def predict_videos(
     process_index: int = 0,
     num_processes: int = 1,
     show_progress: bool = True,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> None:
     """Detect actions in videos, and write for each a folder with `detections.json`, `detections.csv` and pictures.
 
@@ -180,8 +185,10 @@ def predict_videos(
         keyframes_per_second, batch_size: See `detect`.
         process_index, num_processes: Which of how many processes this is: each video is done by one.
         show_progress: Whether to show a bar, with the seconds of video done and to do.
+        is_stopped: Asked after each keyframe whether to give up.
 
     Raises:
+        PredictionStoppedError: If `is_stopped` says so.
         OSError: If nothing can be written; where the disk is full, with what is needed.
         ValueError: If a class is unknown.
     """
@@ -200,6 +207,7 @@ def predict_videos(
         arguments,
         draws=arguments.save_video or len(sources) == 1,
         digests=digest_detector(model, processor),
+        is_stopped=is_stopped,
     )
     to_do = _not_done(_jobs(sources, folder)[process_index::num_processes], work)
     total = _total_seconds(to_do)
@@ -253,6 +261,7 @@ class _Work:
     arguments: PredictionArguments
     draws: bool
     digests: dict[str, str]
+    is_stopped: Callable[[], bool]
 
     def made_with(self, name: VideoName) -> dict[str, Any]:
         """Everything but the content of the video that its results depend on, as JSON holds it."""
@@ -339,7 +348,7 @@ def _detect_and_write(job: _Job, folder: Path, work: _Work, progress: tqdm) -> d
     """Write all files of a video, and return what its summary says of them."""
     source = open_source(job.source, frames_per_second=work.detector.model.config.frames_per_second)
     progress.set_description(f"detecting in {job.name.file}")
-    frames = list(_with_progress(detect_in(source, work.detector, work.sampling), progress))
+    frames = list(_with_progress(detect_in(source, work.detector, work.sampling), work, progress))
     if work.arguments.tubes:
         frames = link_people(frames)
     num_people = _write_files(folder, source, job.name, frames, work)
@@ -379,9 +388,11 @@ def _naming_what_is_needed(folder: Path, source: Source | None = None) -> Iterat
         raise OSError(f"the disk of {folder} is full: {need}; {remedy}") from error
 
 
-def _with_progress(frames: Iterator[FrameDetections], progress: tqdm) -> Iterator[FrameDetections]:
+def _with_progress(frames: Iterator[FrameDetections], work: _Work, progress: tqdm) -> Iterator[FrameDetections]:
     done = 0.0
     for frame in frames:
+        if work.is_stopped():
+            raise PredictionStoppedError("detection was stopped")
         yield frame
         progress.update(frame.seconds - done)
         done = frame.seconds
