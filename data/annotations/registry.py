@@ -24,6 +24,7 @@ from classquery.data.demo.movies import actor_crop_baseline, write_demo
 from classquery.data.demo.tubes import tube_crop_baseline, write_demo_tubes
 from classquery.data.metrics import ava_label_ids
 from classquery.data.metrics.video import ProtocolName
+from classquery.data.names import DatasetName
 from classquery.data.streaming import ClipStream
 
 
@@ -122,10 +123,6 @@ _READERS |= {
     ),
 }
 PUBLISHED_COUNTING = {name: reader.counting for name, reader in _READERS.items() if reader.counting}
-# The names above.
-DatasetName = Literal[
-    "ava", "ucf101_24", "jhmdb_21", "multisports", "custom", "parquet", "demo", "demo_ucf101_24", "demo_jhmdb_21"
-]
 
 
 def prepare_dataset(name: DatasetName, data_dir: str | Path) -> Path:

@@ -18,11 +18,11 @@ from tqdm.auto import tqdm
 
 from classquery.data.annotations.registry import load_action_dataset, load_action_labels
 from classquery.data.annotations.schema import AnnotationError, AnnotationWarning
+from classquery.data.names import SPLITS
 from classquery.data.video.frame_folder import count_frames, read_frame_folder
 from classquery.data.video.reader import ClipReader, VideoReadError, iterate_frames
 
 
-SPLITS = ("train", "validation")
 # Clips are chosen by time, and the last frame repeats: a keyframe may lie this much after it.
 _KEYFRAME_TOLERANCE_SECONDS = 0.5
 # A change of size, as by re-encoding, may round a side by a pixel or two.

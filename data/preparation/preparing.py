@@ -23,7 +23,8 @@ from tqdm.auto import tqdm
 from classquery.data.annotations.parquet import PARQUET_FOLDER, save_action_dataset
 from classquery.data.annotations.registry import load_action_dataset, load_action_labels
 from classquery.data.annotations.schema import AnnotationError
-from classquery.data.preparation.checking import SPLITS, Video, digest_of, map_in_processes, videos_of
+from classquery.data.names import SPLITS
+from classquery.data.preparation.checking import Video, digest_of, map_in_processes, videos_of
 from classquery.data.preparation.prepared_folder import RECORD_FILE, VIDEO_FOLDER, PreparedFolder, append_record
 from classquery.data.video.frame_folder import count_frames, read_frame_folder
 from classquery.data.video.reader import ClipReader, VideoReadError, iterate_frames

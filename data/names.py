@@ -1,0 +1,9 @@
+"""What commands offer before anything is read: the names of data sets and splits, importable at once."""
+
+from typing import Literal
+
+
+DatasetName = Literal[
+    "ava", "ucf101_24", "jhmdb_21", "multisports", "custom", "parquet", "demo", "demo_ucf101_24", "demo_jhmdb_21"
+]
+SPLITS = ("train", "validation")
