@@ -179,6 +179,41 @@ def assemble_clips(
         yield from assembler.add(frame, None)
 
 
+class _KnownFrame(NamedTuple):
+    """A frame of which only the time is known."""
+
+    index: int
+    seconds: float
+
+    @property
+    def image(self) -> int:
+        """Its number."""
+        return self.index
+
+
+def needed_frames(frame_seconds: Sequence[float], plan: ClipPlan) -> Iterator[int]:
+    """Tell which frames `assemble_clips` will look at, if all come.
+
+    Args:
+        frame_seconds: The times of all frames of a video.
+        plan: Where the frames of clips are.
+
+    Yields:
+        Their numbers, increasing.
+    """
+    numbers: list[int] = []
+    nothing = torch.empty(0)
+
+    def note(number: int) -> torch.Tensor:
+        numbers.append(number)
+        return nothing
+
+    frames = (_KnownFrame(index, float(seconds)) for index, seconds in enumerate(frame_seconds))
+    for _ in itertools.chain(assemble_clips(frames, plan, note), [None]):
+        yield from numbers
+        numbers.clear()
+
+
 class _PreparedFrame(NamedTuple):
     index: int
     seconds: float
@@ -494,5 +529,6 @@ __all__ = [
     "assemble_clips",
     "clip_around",
     "label_id_of",
+    "needed_frames",
     "tiles",
 ]

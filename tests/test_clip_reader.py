@@ -286,6 +286,31 @@ def test_iterate_frames_starts_at_a_time(recipe, path_of):
         assert numbers_on([frame.image for frame in frames]) == list(range(start, NUM_FRAMES))
 
 
+@each_recipe
+def test_needed_frames_come_as_ever_among_others_that_are_not_decoded(recipe, path_of, monkeypatch):
+    path = path_of(recipe.file_name)
+    monkeypatch.setattr(clip_reader, "_NUM_FRAMES_AHEAD", 4)
+    needed = [2, 3, 9, *range(20, 44, 4), 57]
+
+    frames = list(iterate_frames(path, needed=iter(needed)))
+
+    assert [frame.index for frame in frames] == list(range(NUM_FRAMES))
+    assert [number_on(frames[index].image) for index in needed] == needed
+    # Nobody said so, but it can be looked at.
+    assert number_on(frames[5].image) == 5
+
+
+def test_needed_frames_of_few_references_take_less_decoding(path_of, monkeypatch):
+    path = path_of("h264_flat.mp4")
+    decoded = []
+    monkeypatch.setattr(pyav_file, "decode", lambda packet: decoded.extend(frames := opening.decode(packet)) or frames)
+
+    list(iterate_frames(path, needed=range(1, NUM_FRAMES, 10)))
+
+    # Those that others refer to, and the few that are asked for.
+    assert len(decoded) < 30
+
+
 def test_iterate_frames_yields_nothing_after_the_end(path_of):
     assert list(iterate_frames(path_of("h264.mkv"), start_seconds=100.0)) == []
 
@@ -878,6 +903,24 @@ def test_clips_without_damaged_frames_are_read_and_others_raise(file_name, path_
     for clip in ([36], [30, 40], [41, 50]):
         with pytest.raises(VideoReadError, match=r"^frames? .*: frames? .*cannot be decoded, the data is damaged"):
             ClipReader().read(path, clip)
+
+
+@pytest.mark.parametrize("file_name", ["h264_b_frames.mp4", "vp9.webm"])
+def test_around_a_needed_frame_that_is_lost_others_are_decoded(file_name, path_of, tmp_path):
+    path = damage(path_of(file_name), 36, tmp_path / file_name)
+    frames, seen = iterate_frames(path, needed=range(0, NUM_FRAMES, 6)), {}
+
+    def stream() -> None:
+        seen.update((frame.index, frame) for frame in frames)
+
+    with pytest.raises(VideoReadError, match=r"frames? 3[56].* cannot be decoded"):
+        stream()
+
+    assert 36 not in seen
+    assert list(seen) == sorted(seen)
+    intact = [*range(33), *range(48, NUM_FRAMES)]
+    assert set(intact) <= set(seen)
+    assert [number_on(seen[index].image) for index in intact[::6]] == intact[::6]
 
 
 def test_counted_frames_behind_damage_are_shown_and_not_trained_on(path_of, tmp_path):

@@ -77,7 +77,7 @@ class PyavFile:
 
     def _feed_all(self, first: int) -> Iterator[None]:
         """Feed packets one by one so that all frames come out, at the latest from number `first` on."""
-        if self._next_index - len(self._came_out) > first or self._first_damage is not None:
+        if self._next_index - len(self._came_out) > first:
             self._reopen()
         yield
         while (packet := self._next_packet()) is not None:

@@ -11,7 +11,15 @@ from transformers.utils import logging
 
 from classquery.configuration_classquery import ClassQueryConfig
 from classquery.data.video.reader import ClipReader, VideoReadError
-from classquery.detection_classquery import Clip, ClipDetector, Sampling, assemble_clips, clip_around, tiles
+from classquery.detection_classquery import (
+    Clip,
+    ClipDetector,
+    Sampling,
+    assemble_clips,
+    clip_around,
+    needed_frames,
+    tiles,
+)
 from classquery.engine.checkpoint import demo_notice, load_detector
 from classquery.engine.detection.background import Background
 from classquery.engine.detection.results import ActorDetection, FrameDetections
@@ -138,8 +146,11 @@ def detect_in(source: VideoSource, detector: ClipDetector, sampling: Sampling) -
     """Detect in an opened video; what `detect` does for each."""
     config, size = detector.model.config, (source.height, source.width)
     label_ids = {name: label_id for label_id, name in config.id2label.items()}
-    frames = DecodableFrames(source.frames, source.name, None, VideoReadError, source.missing)
-    clips = assemble_clips(frames, sampling.plan(config, source), detector.resize)
+    plan, frames = sampling.plan(config, source), source.frames
+    if source.frame_seconds is not None:
+        frames = source.frames_with(needed_frames(source.frame_seconds, plan))
+    decodable = DecodableFrames(frames, source.name, None, VideoReadError, source.missing)
+    clips = assemble_clips(decodable, plan, detector.resize)
     capacity = detector.batch_size if source.is_live else 2 * detector.batch_size
     total_dropped = 0
     with Background(clips, capacity=capacity, drop_oldest=source.is_live) as background:

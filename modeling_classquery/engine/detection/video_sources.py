@@ -70,6 +70,12 @@ class VideoSource:
     """Time of the first frame; more than 0 where a file starts with sound alone."""
     missing: list[MissingFrames] = field(default_factory=list)
     """Which frames could not be decoded, so far as `detect_in` has come."""
+    frame_seconds: np.ndarray | None = None
+    """Times of all frames, (num_frames,), of a file; None where they are not known beforehand."""
+
+    def frames_with(self, needed: Iterator[int]) -> Iterator[Frame]:
+        """Give the frames of a file, of which only those numbers will be looked at: less has to be decoded."""
+        return iterate_frames(self.name, needed=needed)
 
     @property
     def duration_seconds(self) -> float | None:
@@ -175,8 +181,8 @@ def _is_url(path: str) -> bool:
 
 
 def _open_file(path: str) -> VideoSource:
-    frames = iterate_frames(path)
-    info = ClipReader().info(path)
+    frames, reader = iterate_frames(path), ClipReader()
+    info = reader.info(path)
     return VideoSource(
         path,
         info.height,
@@ -186,6 +192,7 @@ def _open_file(path: str) -> VideoSource:
         False,
         frames,
         start_seconds=info.start_seconds,
+        frame_seconds=reader.seconds_of(path, range(info.num_frames)),
     )
 
 
