@@ -3,10 +3,11 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import center_to_corners_format
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling, SizeDict
 from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput
@@ -105,11 +106,16 @@ class ClassQueryVideoProcessor(SavedWithCode, BaseVideoProcessor):
         Raises:
             ValueError: If the clips differ in their number of frames.
         """
-        return super().preprocess(videos, **kwargs)
+        return super().preprocess(_channels_first(videos), **kwargs)
 
     def _preprocess(
         self,
         videos: list[torch.Tensor],
+        do_resize: bool,
+        size: SizeDict,
+        resample: PILImageResampling | int | None,
+        do_center_crop: bool,
+        crop_size: SizeDict,
         do_rescale: bool,
         rescale_factor: float,
         do_normalize: bool,
@@ -119,27 +125,20 @@ class ClassQueryVideoProcessor(SavedWithCode, BaseVideoProcessor):
         **kwargs,
     ) -> BatchFeature:
         scaling = (do_rescale, rescale_factor, do_normalize, image_mean, image_std)
-        # Resized only: as 8-bit frames, clips are a quarter of the size.
-        resized = super()._preprocess(
-            videos,
-            do_rescale=False,
-            rescale_factor=rescale_factor,
-            do_normalize=False,
-            image_mean=image_mean,
-            image_std=image_std,
-            **kwargs,
-        )
-        clips = resized["pixel_values_videos"]
+        # Not in groups of one size, as usual: for that they would be copied.
+        clips = [self.resize(clip, size=size, resample=resample) for clip in videos] if do_resize else videos
+        clips = [self.center_crop(clip, crop_size) for clip in clips] if do_center_crop else clips
         lengths = {len(clip) for clip in clips}
         if len(lengths) > 1:
             raise ValueError(f"all clips of a batch must have the same number of frames, got {sorted(lengths)}")
         height, width = (max(clip.shape[axis] for clip in clips) for axis in (-2, -1))
         one_pixel = self.rescale_and_normalize(clips[0][:1, :, :1, :1], *scaling)
-        pixel_values = one_pixel.new_zeros(len(clips), *clips[0].shape[:2], height, width)
+        pixel_values = one_pixel.new_empty(len(clips), *clips[0].shape[:2], height, width)
         pixel_mask = torch.zeros(len(clips), height, width, dtype=torch.long, device=pixel_values.device)
         for clip, values, mask in zip(clips, pixel_values, pixel_mask, strict=True):
             clip_height, clip_width = clip.shape[-2:]
             mask[:clip_height, :clip_width] = 1
+            values[..., clip_height:, :], values[..., clip_width:] = 0, 0
             # A frame at a time, what is computed of it stays in the cache: a third of the time of the whole clip.
             for frame, frame_values in zip(clip, values, strict=True):
                 frame_values[:, :clip_height, :clip_width] = self.rescale_and_normalize(frame, *scaling)
@@ -200,6 +199,14 @@ def _is_side(value: Any) -> bool:
 def _require(name: str, value: Any, is_met: bool, expected: str) -> None:
     if not is_met:
         raise ValueError(f"`{name}` of the processor must be {expected}, got {str(value)[:100]}")
+
+
+def _channels_first(videos: VideoInput) -> VideoInput:
+    """Turn arrays of 8-bit frames into tensors (num_frames, 3, height, width) without moving a pixel."""
+    if isinstance(videos, list | tuple):
+        return [_channels_first(video) for video in videos]
+    is_clip = isinstance(videos, np.ndarray) and videos.ndim == 4 and videos.shape[-1] == 3 and videos.shape[1] > 3
+    return torch.from_numpy(videos).permute(0, 3, 1, 2) if is_clip and videos.flags.writeable else videos
 
 
 __all__ = ["ClassQueryVideoProcessor"]
