@@ -236,6 +236,7 @@ class _Assembler:
         self._prepare = prepare
         self._open: deque[_OpenClip] = deque()
         self._num_opened: int | None = None
+        self._upcoming: tuple[int, np.ndarray] | None = None
         self._last_reported = -1
         self._next_seconds = -math.inf
 
@@ -271,7 +272,9 @@ class _Assembler:
     def _open_clips(self, position: float, next_position: float, begins: Callable[[np.ndarray], bool]) -> None:
         while self._num_opened < self._plan.num_clips:
             self._num_opened = self._plan.pass_over(self._num_opened, position, next_position)
-            positions = self._plan.positions(self._num_opened)
+            if self._upcoming is None or self._upcoming[0] != self._num_opened:
+                self._upcoming = self._num_opened, self._plan.positions(self._num_opened)
+            positions = self._upcoming[1]
             if not begins(positions):
                 return
             self._open.append(_OpenClip(self._num_opened, positions, []))
@@ -440,8 +443,7 @@ class ClipDetector:
 
         Taken when a frame arrives, it is done once for all clips that share the frame, and no large frame is kept.
         """
-        resized = self.processor(image[None], do_center_crop=False, do_rescale=False, do_normalize=False)
-        return resized["pixel_values"][0, 0]
+        return self.processor.resize_frame(image)
 
     def detect_all(self, clips: Iterable[Clip], size: tuple[int, int]) -> Iterator[DetectedFrame]:
         """Detect in clips of a video, batch by batch."""

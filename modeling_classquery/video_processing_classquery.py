@@ -108,6 +108,14 @@ class ClassQueryVideoProcessor(SavedWithCode, BaseVideoProcessor):
         """
         return super().preprocess(_channels_first(videos), **kwargs)
 
+    def resize_frame(self, image: np.ndarray) -> torch.Tensor:
+        """Take the first step of `preprocess` with one frame, from (height, width, 3) to (3, height, width), uint8."""
+        image = image if image.flags.writeable else image.copy()
+        frame = torch.from_numpy(image).permute(2, 0, 1)[None]
+        if self.do_resize:
+            frame = self.resize(frame, size=SizeDict(**dict(self.size)), resample=self.resample)
+        return frame[0]
+
     def _preprocess(
         self,
         videos: list[torch.Tensor],

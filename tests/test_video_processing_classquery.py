@@ -123,3 +123,16 @@ def test_saved_processor_is_found_by_the_auto_classes(tmp_path):
         loaded = auto.from_pretrained(tmp_path)
         assert isinstance(loaded, ClassQueryVideoProcessor)
         assert loaded.size["shortest_edge"] == 48
+
+
+@pytest.mark.parametrize("size", [(36, 64), (64, 36), (40, 40)])
+def test_frame_alone_is_resized_like_a_clip_in_any_layout(size):
+    processor = ClassQueryVideoProcessor(size={"shortest_edge": 24})
+    clip = np.random.default_rng(0).integers(0, 256, (3, *size, 3), dtype=np.uint8)
+    options = {"do_rescale": False, "do_normalize": False}
+
+    expected = processor(torch.from_numpy(clip).permute(0, 3, 1, 2).contiguous(), **options)["pixel_values"][0]
+
+    assert torch.equal(processor(clip, **options)["pixel_values"][0], expected)
+    clip.flags.writeable = False
+    assert torch.equal(torch.stack([processor.resize_frame(image) for image in clip]), expected)
