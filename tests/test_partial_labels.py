@@ -1,6 +1,8 @@
 """Partial annotations: actors whose actions nobody labelled, regions where nobody looked, classes not looked for."""
 
+import importlib
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from torchvision.ops import box_convert
 
 from classquery import ClassQueryConfig, ClassQueryVideoProcessor
 from classquery.data.annotations.parquet import load_parquet, save_action_dataset
+from classquery.data.annotations.schema import to_dataset
 from classquery.data.clips import ClipCollator, KeyframeClips, TubeClips, keyframes_of_tubes
 from classquery.data.transforms import ClipTransform
 from classquery.loss_classquery import ActionTargets, action_detection_loss, match_actors
@@ -225,3 +228,23 @@ def test_parquet_keeps_what_is_open(rows, tmp_path):
     save_action_dataset(rows, dict(enumerate("abc")), tmp_path, "train")
 
     assert load_parquet(tmp_path, "train")[0] == rows[0]
+
+
+def test_benchmark_leaves_out_every_second_actor(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    benchmark = importlib.import_module("partial_labels")
+    box, frames = [0.0, 0.0, 0.5, 0.5], [0]
+    tubes = [{"track_id": index, "labels": [index % 3], "frames": frames, "boxes": [box]} for index in range(100)]
+    rows = to_dataset([{"clip_id": "a", "tubes": tubes}, {"clip_id": "b", "tubes": tubes[:1]}])
+
+    arms = {arm: benchmark.partly(rows, arm, seed=1) for arm in benchmark.ARMS}
+
+    assert arms["all boxed"][:] == rows[:]
+    kept = [tube["track_id"] for tube in arms["half boxed"][0]["tubes"]]
+    assert 30 < len(kept) < 70
+    with_regions = arms["half boxed, regions"][0]
+    assert [tube["track_id"] for tube in with_regions["tubes"]] == kept
+    assert len(with_regions["ignored"]) == 100 - len(kept)
+    labelled = [tube["track_id"] for tube in arms["half labelled"][0]["tubes"] if tube["labels"] is not None]
+    assert labelled == kept
+    assert len(arms["half labelled"][0]["tubes"]) == 100
