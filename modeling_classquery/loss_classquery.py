@@ -32,7 +32,7 @@ LOSS_COUNTS = ("actors", "frames", "candidate_weight")
 
 
 class NotFiniteError(ValueError):
-    """Raised when predictions cannot be matched because they are not finite."""
+    """Raised when predictions cannot be matched, or weights not be used, because they are not finite."""
 
 
 def inverse_sigmoid(probabilities: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:

@@ -14,7 +14,7 @@ import itertools
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_classquery import ClassQueryConfig
-from .loss_classquery import action_detection_loss, action_scores, inverse_sigmoid
+from .loss_classquery import NotFiniteError, action_detection_loss, action_scores, inverse_sigmoid
 from .model_card_classquery import make_model_card, replace_template
 from .modeling_classquery_csn import ClassQueryCSNBackbone, ClassQueryInputProjection
 from .modeling_classquery_tokens import TOKEN_BACKBONES
@@ -1003,13 +1003,18 @@ class ClassQueryPreTrainedModel(PreTrainedModel):
         """Load as transformers does, to a model that computes bit for bit what the saved one did.
 
         Tensors that are mapped from a file begin at any multiple of eight bytes, and on CPU that alone makes kernels
-        sum in another order; here they are moved to where PyTorch would have put them.
+        sum in another order; here they are moved to where PyTorch would have put them. So are those that a
+        `device_map` leaves on disk, whenever they are needed.
+
+        Raises:
+            NotFiniteError: If weights are not finite.
         """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
-                tensor.data = tensor.data.clone()
+            tensor.data = _aligned(tensor.data)
+        _align_offloaded(model)
+        _check_finite(model)
         return loaded
 
     def save_pretrained(self, *args, save_original_format: bool = False, **kwargs) -> None:
@@ -1058,6 +1063,51 @@ def evaluate_frozen_parts(module: nn.Module) -> None:
             evaluate_frozen_parts(part)
     elif next(module.parameters(), None) is not None:
         module.eval()
+
+
+def _aligned(tensor: torch.Tensor) -> torch.Tensor:
+    is_misplaced = tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT
+    return tensor.clone() if is_misplaced else tensor
+
+
+class _AlignedWeights(Mapping):
+    """Weights that are read when they are needed, moved to where PyTorch would put them."""
+
+    def __init__(self, weights: Mapping[str, torch.Tensor]):
+        self.weights = weights
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return _aligned(self.weights[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
+def _align_offloaded(model: nn.Module) -> None:
+    """Change where the hooks of Accelerate, if there are any, take weights from."""
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for one in getattr(hook, "hooks", [hook]):
+            if getattr(one, "weights_map", None) is not None:
+                one.weights_map = _AlignedWeights(one.weights_map)
+
+
+def _check_finite(model: nn.Module) -> None:
+    """Refuse weights that are not finite; what is offloaded is not looked at."""
+    tensors = {
+        name: tensor
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if tensor.is_floating_point() and tensor.element_size() > 1 and not tensor.is_meta
+    }
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise NotFiniteError(
+            f"{len(broken)} of {len(tensors)} tensors of the checkpoint are not finite, as {broken[0]}: "
+            "it was saved after training diverged, or is damaged; take an earlier one"
+        )
 
 
 def _reset_matrices(module: nn.Module) -> None:

@@ -274,3 +274,18 @@ def test_notice_is_for_the_demo_model_and_not_for_what_was_made_from_it(tmp_path
         model.actor_head.bias[0] += 1e-3
     assert demo_notice(model) is None
     assert demo_notice(ClassQueryForVideoActionDetection(tiny_config())) is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    model = ClassQueryForVideoActionDetection(tiny_config())
+    with torch.no_grad():
+        model.actor_head.weight[1, 2] = value
+    model.save_pretrained(tmp_path)
+    ClassQueryVideoProcessor().save_pretrained(tmp_path)
+
+    message = r"1 of \d+ tensors of the checkpoint are not finite, as actor_head.weight"
+    with pytest.raises(CheckpointError, match=message):
+        load_detector(str(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        ClassQueryForVideoActionDetection.from_pretrained(tmp_path)

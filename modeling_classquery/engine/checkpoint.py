@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor, demo_checkpoint
 from classquery.checkpoint_files_classquery import DAMAGED, CheckpointError, read_tensors, reading
 from classquery.checkpoint_layouts_classquery import without_prefix, wrapping_prefix
+from classquery.loss_classquery import NotFiniteError
 
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def load_detector(
 
     Raises:
         CheckpointError: If there is no such model, it is none of ours or of a newer version, a file is damaged or
-            weights are missing, left over or of another shape, or there is no processor that could work.
+            weights are missing, left over, of another shape or not finite, or there is no processor that could work.
     """
     path = demo_checkpoint() if name_or_path == "demo" else name_or_path
     config = _load_config(path, name_or_path)
@@ -62,7 +63,10 @@ def load_detector(
         empty = ClassQueryForVideoActionDetection(config)
     _check_size(path, empty, files)
     with reading(f"the weights in {path}", "damaged or not complete"):
-        model, report = _load_weights(path, empty, files, allow_pickle)
+        try:
+            model, report = _load_weights(path, empty, files, allow_pickle)
+        except NotFiniteError as error:
+            raise CheckpointError(f"the weights in {path} are of no use: {error}") from error
     problems = {kind: sorted(map(str, report[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
     if any(problems.values()):
         found = "; ".join(f"{len(keys)} {kind}, as {keys[0][:200]}" for kind, keys in problems.items() if keys)
