@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classquery.data.annotations import ava
 from classquery.data.annotations.ava import AVA_LABELS, load_ava, load_ava_labels
 from classquery.data.annotations.schema import ACTION_FEATURES, AnnotationError, ProblemCollector, parse_box
 from classquery.data.clips import KeyframeClips
@@ -178,14 +177,37 @@ def test_load_ava_names_the_row_of_a_problem(tmp_path, row, message):
         load_ava(folder, "train")
 
 
-@pytest.mark.parametrize("rows", [ROWS, ROWS.replace("0.995", "1.0005"), ROWS.replace(",0902", ", 902"), ""])
-def test_load_ava_reads_all_rows_at_once_as_one_by_one(tmp_path, rows, monkeypatch):
-    folder = write_ava(tmp_path, rows, excluded="1a2b3c4d5e6,0903\n")
-    at_once = list(load_ava(folder, "train"))
+@pytest.mark.parametrize(
+    "rows",
+    [ROWS.replace(",0902", ", 902"), ROWS.replace("1a2b3c4d5e6", '"1a2b3c4d5e6"'), ROWS.replace("\n", "\r\n\r\n")],
+)
+def test_load_ava_reads_rows_however_they_are_written(tmp_path, rows):
+    expected = list(load_ava(write_ava(tmp_path, ROWS), "train"))
 
-    monkeypatch.setattr(ava, "_are_sound", lambda *_: False)
+    (tmp_path / "annotations" / "ava_train_v2.2.csv").write_text(rows, newline="")
 
-    assert at_once == list(load_ava(folder, "train"))
+    assert list(load_ava(tmp_path, "train")) == expected
+
+
+def test_load_ava_moves_corners_just_outside_to_the_edge(tmp_path):
+    rows = load_ava(write_ava(tmp_path, GOOD_ROW.replace("0.4", "1.0005") + "\n"), "train")
+
+    assert max(rows[0]["tubes"][0]["boxes"][0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{}\n"{}\n{}\n', "row 2: a quote is not closed"),
+        ("{}\n\0{}\n{}\n", "NUL byte in line 2"),
+        ("{}\n{}9999999999999999999999\n{}\n", "row 2: person_id must be a whole number, got .1e.22"),
+    ],
+)
+def test_load_ava_names_the_row_of_what_no_csv_may_hold(tmp_path, text, message):
+    folder = write_ava(tmp_path, text.format(GOOD_ROW, GOOD_ROW, GOOD_ROW))
+
+    with pytest.raises(AnnotationError, match=message):
+        load_ava(folder, "train")
 
 
 def test_load_ava_takes_rows_in_any_order(tmp_path):

@@ -357,7 +357,7 @@ def test_row_numbers_count_empty_lines_and_odd_rows(folder):
     with pytest.raises(AnnotationError) as error:
         load_custom(write(folder, "train.csv", HEADER + rows), "train")
 
-    assert [line.split(":")[0] for line in str(error.value).splitlines()[1:]] == ["  row 6", "  row 5", "  row 7"]
+    assert [line.split(":")[0] for line in str(error.value).splitlines()[1:]] == ["  row 5", "  row 6", "  row 7"]
 
 
 def test_missing_annotations_say_what_to_give(folder):

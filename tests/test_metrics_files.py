@@ -119,7 +119,7 @@ def test_frames_of_tubes_count_from_one(tmp_path, row):
 def test_missing_and_empty_files_say_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing.csv"):
         read_detections(tmp_path / "nothing.csv", FrameNames())
-    with pytest.raises(AnnotationError, match="Empty CSV"):
+    with pytest.raises(AnnotationError, match="is empty: a row is video,"):
         read_detections(written(tmp_path), FrameNames())
 
 

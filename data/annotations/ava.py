@@ -14,7 +14,6 @@ no row is dropped because of its person id (that would lose everybody with id 0)
 two, and missing videos are an error instead of being replaced by random other ones.
 """
 
-import csv
 import json
 import logging
 import re
@@ -25,18 +24,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
 from datasets import Dataset
 
+from classquery.data.annotations.csv_columns import parse_csv, read_bytes
 from classquery.data.annotations.schema import (
     BOX_TOLERANCE,
     VIDEO_SUFFIXES,
     AnnotationError,
     ProblemCollector,
+    abbreviate,
     columns_to_dataset,
+    nest_tubes,
     parse_box,
+    parsing,
+    quote,
     shorten,
+    unit_boxes,
 )
+from classquery.data.annotations.values import MAX_WHOLE_NUMBER
 
 
 logger = logging.getLogger(__name__)
@@ -227,12 +232,14 @@ def load_ava_labels(data_dir: str | Path) -> dict[int, str]:
 def parse_label_map(path: Path) -> dict[int, str]:
     """Return 1-based id to name, from `item { name: "x" id: 1 }` or `label { name: "x" label_id: 1 ... }`."""
     names: dict[int, str] = {}
-    for entry in re.findall(r"\b(?:item|label)\s*\{(.*?)\}", path.read_text(encoding="utf-8"), flags=re.DOTALL):
+    with parsing(path, "it cannot be read as text"):
+        text = path.read_text(encoding="utf-8")
+    for entry in re.findall(r"\b(?:item|label)\s*\{(.*?)\}", text, flags=re.DOTALL):
         name = re.search(r"\bname:\s*([\"'])(.*)\1", entry)
         label_id = re.search(r"\b(?:label_)?id:\s*(\d+)", entry)
         if not (name and label_id) or int(label_id[1]) < 1 or int(label_id[1]) in names:
             raise AnnotationError(
-                f"{path}: every entry needs a name and an id of its own from 1, got {entry.strip()!r}"
+                f"{path}: every entry needs a name and an id of its own from 1, got {quote(entry.strip())}"
             )
         names[int(label_id[1])] = name[2]
     if not names:
@@ -265,60 +272,39 @@ def _annotation_file(data_dir: Path, split: str) -> Path:
 
 
 def _read_csv(path: Path, num_labels: int, movie_start_seconds: float) -> pd.DataFrame:
-    """Read all rows at once, several times as fast; one by one, to say what is wrong, if something is."""
-    actions = _parse_columns(path)
-    if actions is None or not _are_sound(actions, num_labels, movie_start_seconds):
-        actions = _parse_rows(path, num_labels, movie_start_seconds)
-    return actions
-
-
-def _parse_columns(path: Path) -> pd.DataFrame | None:
-    """Parse the columns of the csv, or return None if it is not made of such columns."""
-    types = dict.fromkeys(_COLUMNS, pa.int64()) | {"video_id": pa.string()} | dict.fromkeys(_CORNERS, pa.float64())
-    try:
-        table = pa.csv.read_csv(
-            path,
-            read_options=pa.csv.ReadOptions(column_names=_COLUMNS),
-            convert_options=pa.csv.ConvertOptions(column_types=types),
-        )
-    except pa.ArrowInvalid:
-        return None
-    if any(column.null_count for column in table.columns):
-        return None
-    actions = table.to_pandas()
-    actions["label"] -= 1
-    return actions
-
-
-def _are_sound(actions: pd.DataFrame, num_labels: int, movie_start_seconds: float) -> bool:
-    """Check everything that `_parse_row` checks, and move corners to the edge of the frame as `parse_box` does."""
-    boxes = actions[_CORNERS].to_numpy()
-    actions[_CORNERS] = boxes.clip(0, 1)
-    return bool(
-        # False for what is not a number.
-        (abs(boxes - 0.5) <= 0.5 + BOX_TOLERANCE).all()
-        and (actions["x1"] < actions["x2"]).all()
-        and (actions["y1"] < actions["y2"]).all()
-        and actions["label"].between(0, num_labels - 1).all()
-        and (actions["timestamp"] >= movie_start_seconds).all()
+    csv = parse_csv(path, read_bytes(path), _COLUMNS, texts=("video_id",), numbers=_COLUMNS[1:])
+    boxes = np.stack([csv.numbers[name] for name in _CORNERS], 1)
+    boxes, are_boxes = unit_boxes(boxes, np.ones((1, 2)), BOX_TOLERANCE)
+    timestamp, label_id, person_id = (csv.numbers[name] for name in ("timestamp", "label", "person_id"))
+    right = (
+        are_boxes
+        & (csv.texts["video_id"].codes >= 0)
+        & (timestamp >= movie_start_seconds)
+        & (label_id >= 1)
+        & (label_id <= num_labels)
+        & (np.stack([timestamp, label_id, person_id]) % 1 == 0).all(0)
+        & (abs(person_id) <= MAX_WHOLE_NUMBER)
     )
-
-
-def _parse_rows(path: Path, num_labels: int, movie_start_seconds: float) -> pd.DataFrame:
-    rows = []
     problems = ProblemCollector(path)
-    for number, cells in _csv_rows(path):
-        with problems.in_row(number):
-            rows.append(_parse_row(cells, num_labels, movie_start_seconds))
+
+    def why(cells: list[str]) -> str:
+        return _why_wrong(cells, num_labels, movie_start_seconds)
+
+    csv.note_wrong(right, problems, lambda row: why(csv.list_cells(row)), why)
     problems.raise_if_any()
-    return pd.DataFrame(rows, columns=_COLUMNS)
+    video_id = pd.Categorical.from_codes(csv.texts["video_id"].codes, csv.texts["video_id"].values)
+    columns = {"video_id": video_id.astype(object), "timestamp": timestamp.astype(np.int64)}
+    columns |= dict(zip(_CORNERS, boxes.T, strict=True))
+    columns |= {"label": label_id.astype(np.int64) - 1, "person_id": person_id.astype(np.int64)}
+    return pd.DataFrame(columns)
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of each row that is not empty, counted from 1, and its cells."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        yield from ((reader.line_num, cells) for cells in reader if cells)
+def _why_wrong(cells: list[str], num_labels: int, movie_start_seconds: float) -> str:
+    try:
+        _parse_row(cells, num_labels, movie_start_seconds)
+    except AnnotationError as problem:
+        return str(problem)
+    return f"has a value out of range: {quote(cells)}"
 
 
 def _parse_row(cells: list[str], num_labels: int, movie_start_seconds: float) -> tuple:
@@ -326,7 +312,7 @@ def _parse_row(cells: list[str], num_labels: int, movie_start_seconds: float) ->
     if len(cells) != 8:
         raise AnnotationError(
             "a row needs 8 columns (video_id, timestamp, x1, y1, x2, y2, action_id, person_id), "
-            f"got {len(cells)}: {','.join(cells)}"
+            f"got {len(cells)}: {abbreviate(','.join(cells))}"
         )
     video_id, timestamp, *corners, label_id, person_id = cells
     _refuse_detection(label_id, person_id)
@@ -366,7 +352,7 @@ def _whole_number(value: Any, name: str) -> int:
     except (OverflowError, TypeError, ValueError):
         number = None
     if number is None or (isinstance(value, float) and number != value):
-        raise AnnotationError(f"{name} must be a whole number, got {value!r}")
+        raise AnnotationError(f"{name} must be a whole number, got {quote(value)}")
     return number
 
 
@@ -376,15 +362,18 @@ def _read_excluded(data_dir: Path, split: str) -> set[_Keyframe]:
     if path is None:
         logger.warning("No %s in %s: no keyframe is excluded.", names[0], data_dir)
         return set()
-    excluded: set[_Keyframe] = set()
+    csv = parse_csv(path, read_bytes(path), ("video_id", "timestamp"), texts=("video_id",), numbers=("timestamp",))
+    names, seconds = csv.texts["video_id"], csv.numbers["timestamp"]
     problems = ProblemCollector(path)
-    for number, cells in _csv_rows(path):
-        with problems.in_row(number):
-            if len(cells) != 2:
-                raise AnnotationError(f"a row needs 2 columns (video_id, timestamp), got {len(cells)}")
-            excluded.add(_Keyframe(cells[0], _whole_number(cells[1], "timestamp in seconds")))
+    csv.note_wrong(
+        (names.codes >= 0) & (seconds % 1 == 0) & (abs(seconds) <= MAX_WHOLE_NUMBER),
+        problems,
+        lambda row: f"needs a video and a timestamp in whole seconds, got {quote(csv.list_cells(row))}",
+        lambda cells: f"a row needs 2 columns (video_id, timestamp), got {len(cells)}",
+    )
     problems.raise_if_any()
-    return excluded
+    videos = [names.values[code] for code in names.codes]
+    return {_Keyframe(video, int(at)) for video, at in zip(videos, seconds, strict=True)}
 
 
 # The JSON
@@ -413,10 +402,8 @@ def _read_json(path: Path, num_labels: int, movie_start_seconds: float) -> pd.Da
 
 def _load_json(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Return the keyframes by key, and the keys of those that count."""
-    try:
+    with parsing(path, "it is no valid JSON, perhaps cut off"):
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AnnotationError(f"{path} is no valid JSON, perhaps cut off: {error}") from error
     keyframes = content.get("video_frame_bbox") if isinstance(content, dict) else None
     if not isinstance(keyframes, dict):
         raise AnnotationError(
@@ -469,25 +456,13 @@ def _group(actions: pd.DataFrame) -> tuple[pd.DataFrame, pa.Array]:
 
 def _tubes(actors: pd.DataFrame, labels: pd.DataFrame) -> pa.Array:
     """Nest the labels (actor, label) in the actors, and these in their keyframes."""
-    boxes = pa.array(actors[_CORNERS].to_numpy(np.float32).ravel())
-    tubes = pa.StructArray.from_arrays(
-        [
-            pa.array(actors["track_id" if "track_id" in actors else "person_id"], pa.int32(), from_pandas=True),
-            pa.ListArray.from_arrays(_offsets(labels["actor"]), pa.array(labels["label"], pa.int16())),
-            pa.nulls(len(actors), pa.list_(pa.int32())),
-            # A list of one box for each actor.
-            pa.ListArray.from_arrays(
-                pa.array(np.arange(len(actors) + 1, dtype=np.int32)), pa.FixedSizeListArray.from_arrays(boxes, 4)
-            ),
-        ],
-        ["track_id", "labels", "frames", "boxes"],
+    tracks = pa.array(actors["track_id" if "track_id" in actors else "person_id"], pa.int32(), from_pandas=True)
+    return nest_tubes(
+        np.bincount(actors["keyframe"]),
+        tracks,
+        (np.bincount(labels["actor"]), labels["label"].to_numpy(), None),
+        (np.ones(len(actors), np.int64), actors[_CORNERS].to_numpy(np.float32)),
     )
-    return pa.ListArray.from_arrays(_offsets(actors["keyframe"]), tubes)
-
-
-def _offsets(groups: pd.Series) -> pa.Array:
-    """Return where each group 0, 1, ... begins in an ascending series, and where the last one ends."""
-    return pa.array(np.cumsum([0, *np.bincount(groups)]), pa.int32())
 
 
 # The videos

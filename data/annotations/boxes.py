@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,8 @@ def table_of(entries: Sequence[Entry], problems: ProblemCollector) -> BoxTable:
     corners, times, used = [], [], []
     for entry in entries:
         with problems.at(entry.place):
+            for name in (entry.video, *(entry.labels or ())):
+                _refuse_no_name(name)
             boxes = _corners(entry)
             times.append([entry.timestamp] if entry.frames is None else np.asarray(entry.frames, np.float64))
             corners.append(boxes)
@@ -63,6 +66,13 @@ def _count_up(lengths: np.ndarray) -> np.ndarray:
     """Return 0, 1, ... for each of some lengths, one after the other."""
     ends = np.cumsum(lengths)
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+
+
+@lru_cache(maxsize=4096)
+def _refuse_no_name(name: str) -> None:
+    """Refuse what cannot be written to a file: halves of characters, and what controls a terminal."""
+    if any(0xD800 <= ord(character) <= 0xDFFF or ord(character) < 0x20 for character in name):
+        raise AnnotationError(f"a name must be text, got {quote(name)}")
 
 
 def _corners(entry: Entry) -> np.ndarray:

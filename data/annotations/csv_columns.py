@@ -2,8 +2,10 @@
 
 import csv
 import gzip
+import heapq
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from classquery.data.annotations.schema import AnnotationError, parsing, quote
+from classquery.data.annotations.schema import AnnotationError, ProblemCollector, parsing, quote
 
 
+_MAX_CELL = csv.field_size_limit()
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 
 
@@ -51,6 +54,37 @@ class CsvColumns(NamedTuple):
         """Return the cells of one row that are not empty, as written."""
         values = {name: column[index].as_py() for name, column in self.written.items()}
         return {name: value for name, value in values.items() if value not in (None, "")}
+
+    def list_cells(self, index: int) -> list[str]:
+        """Return all cells of one row as text."""
+        cells = (column[index].as_py() for column in self.written.values())
+        return ["" if cell is None else f"{cell:.15g}" if isinstance(cell, float) else cell for cell in cells]
+
+    def note_wrong(
+        self,
+        right: np.ndarray,
+        problems: ProblemCollector,
+        why: Callable[[int], str],
+        why_odd: Callable[[list[str]], str],
+        place_of: Callable[[str], str] = lambda row: row,
+    ) -> None:
+        """Note all rows that are not right, and the odd ones, in their order.
+
+        Args:
+            right: Boolean (n,).
+            problems: Takes note.
+            why: Says what is wrong with a row, by its index.
+            why_odd: The same, by the cells of an odd row.
+            place_of: Completes "row 3" to a place in the files.
+        """
+        wrong = np.flatnonzero(~right).tolist()
+        rows = heapq.merge(
+            ((row.number, why_odd, row.cells) for row in self.odd_rows),
+            ((self.row[index], why, index) for index in wrong),
+            key=itemgetter(0),
+        )
+        places = ((place_of(f"row {number}"), explain(row)) for number, explain, row in rows)
+        problems.note(len(self.odd_rows) + len(wrong), places)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -99,8 +133,9 @@ def parse_csv(
     Raises:
         AnnotationError: If it is no csv: a quote is not closed, or a line is longer than a megabyte.
     """
-    if has_header and not content.partition(b"\n")[2].strip():
-        content += b"\n" + b"," * (len(columns) - 1) + b"\n"  # One empty row: Arrow refuses a header alone.
+    header, _, rows = content.partition(b"\n") if has_header else (b"", b"", content)
+    if not rows.strip():
+        content = header + b"\n" * has_header + b"," * (len(columns) - 1) + b"\n"  # Arrow refuses a file without rows.
     wanted = [name for name in columns if name in (*texts, *numbers)]
     repeated = [name for name in wanted if columns.count(name) > 1]
     if repeated:
@@ -139,7 +174,9 @@ def _parse(
         if row.text.count('"') % 2:
             unclosed.append(row)
         else:
-            odd_rows.append(OddRow(row.number, next(csv.reader([row.text]), [])))
+            # What is raised here would get lost: cells of any length.
+            cells = next(csv.reader([row.text]), []) if len(row.text) < _MAX_CELL else row.text.split(",")
+            odd_rows.append(OddRow(row.number, cells))
         return "skip"
 
     with parsing(path, "it is no table of values separated by commas"):

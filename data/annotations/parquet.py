@@ -18,6 +18,7 @@ from classquery.data.annotations.schema import (
     PARTIAL_COLUMNS,
     AnnotationError,
     columns_to_dataset,
+    parsing,
     shorten,
 )
 from classquery.data.whole_files import replacing
@@ -45,7 +46,7 @@ def save_action_dataset(rows: Dataset, id2label: dict[int, str], data_dir: str |
     columns = {name: table[name].combine_chunks() for name in ACTION_FEATURES}
     columns["video"] = [_relative(video, Path(data_dir)) for video in table["video"].to_pylist()]
     with replacing(path) as unfinished:
-        columns_to_dataset(columns, len(rows)).to_parquet(unfinished)
+        columns_to_dataset(columns, len(rows)).to_parquet(unfinished, write_page_checksum=True)
     with replacing(folder / CLASSES_FILE) as unfinished:
         Path(unfinished).write_text(
             "".join(f"{id2label[label]}\n" for label in range(len(id2label))), encoding="utf-8"
@@ -84,7 +85,9 @@ def load_parquet(data_dir: str | Path, split: str, *, require_videos: bool = Tru
 
 def load_parquet_labels(data_dir: str | Path) -> dict[int, str]:
     """Read the names of the classes, 0-based."""
-    lines = _find(Path(data_dir), CLASSES_FILE).read_text(encoding="utf-8").splitlines()
+    path = _find(Path(data_dir), CLASSES_FILE)
+    with parsing(path, "it cannot be read as text"):
+        lines = path.read_text(encoding="utf-8").splitlines()
     return dict(enumerate(line for line in lines if line))
 
 
@@ -104,14 +107,16 @@ def _find(data_dir: Path, name: str) -> Path:
 
 
 def _read(path: Path) -> Dataset:
-    try:
-        table = pq.read_table(path)
+    content = pa.py_buffer(path.read_bytes())
+    with parsing(path, "it holds no rows as `save_action_dataset` writes them, or is damaged: write it again"):
+        try:
+            table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+        except OSError as error:  # The file itself has been read.
+            raise ValueError(error) from error
         # Files of earlier versions know nothing of what is partly annotated.
         present = ACTION_FEATURES.keys() - (PARTIAL_COLUMNS - set(table.column_names))
         columns = {name: table[name].combine_chunks() for name in present}
         columns = {
             name: column.cast(ACTION_FEATURES.arrow_schema.field(name).type) for name, column in columns.items()
         }
-    except (pa.ArrowException, KeyError) as error:
-        raise AnnotationError(f"{path} holds no rows as `save_action_dataset` writes them: {error}") from error
     return columns_to_dataset(columns, len(table))

@@ -16,7 +16,7 @@ import pandas as pd
 from classquery.data.annotations.csv_columns import CsvColumns, Names, header_of, parse_csv, read_bytes
 from classquery.data.annotations.entries import NOBODY, BoxTable, Content, Context, Format, Source, VideoClaim
 from classquery.data.annotations.json_lines import parse_row
-from classquery.data.annotations.schema import AnnotationError, ProblemCollector, parse_box, quote
+from classquery.data.annotations.schema import AnnotationError, parse_box, quote
 from classquery.data.annotations.values import MAX_WHOLE_NUMBER, in_splits
 
 
@@ -46,15 +46,14 @@ def read_csv(sources: Sequence[Source], context: Context) -> Content:
 
 def _read(source: Source, context: Context) -> BoxTable:
     csv, columns = _parse(source)
-    context.problems.note(
-        len(csv.odd_rows),
-        (
-            (source.place(f"row {row.number}"), f"a row needs {len(columns)} cells, as the header has")
-            for row in csv.odd_rows
-        ),
-    )
-    rows = np.flatnonzero(_of_splits(source, csv, context))
-    return _table(source, csv, rows[_are_right(source, csv, rows, context.problems)])
+    asked_for = _of_splits(source, csv, context)
+    right = _are_right(csv)
+
+    def why_odd(cells: list[str]) -> str:
+        return f"a row needs {len(columns)} cells, as the header has"
+
+    csv.note_wrong(right | ~asked_for, context.problems, lambda row: _why_wrong(csv.cells(row)), why_odd, source.place)
+    return _table(source, csv, np.flatnonzero(right & asked_for))
 
 
 def _parse(source: Source) -> tuple[CsvColumns, list[str]]:
@@ -88,8 +87,8 @@ def _of_splits(source: Source, csv: CsvColumns, context: Context) -> np.ndarray:
     return is_asked_for[split.codes]
 
 
-def _are_right(source: Source, csv: CsvColumns, rows: np.ndarray, problems: ProblemCollector) -> np.ndarray:
-    """Check what each of some rows says by itself, and note what is wrong."""
+def _are_right(csv: CsvColumns) -> np.ndarray:
+    """Check what each row says by itself, (n,)."""
     nothing = np.zeros(len(csv.row), bool)
     is_given = {name: csv.written[name].is_valid().to_numpy() for name in _NUMBERS if name in csv.written}
     at_moment, in_frame, has_track = (is_given.get(name, nothing) for name in ("timestamp", "frame", "track_id"))
@@ -100,11 +99,7 @@ def _are_right(source: Source, csv: CsvColumns, rows: np.ndarray, problems: Prob
     for name, given in (("frame", in_frame), ("track_id", has_track)):
         values = csv.numbers.get(name, nothing)
         right &= ~given | ((values >= 0) & (values <= MAX_WHOLE_NUMBER) & (values % 1 == 0))
-    right &= (_videos(csv).codes != NOBODY) & (csv.texts["label"].codes != NOBODY)
-    wrong = rows[~right[rows]]
-    places = ((source.place(f"row {csv.row[row]}"), _why_wrong(csv.cells(row))) for row in wrong.tolist())
-    problems.note(len(wrong), places)
-    return right[rows]
+    return right & (_videos(csv).codes != NOBODY) & (csv.texts["label"].codes != NOBODY)
 
 
 def _why_wrong(cells: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import gzip
 import math
 import struct
 import xml.etree.ElementTree as ET
@@ -77,6 +78,7 @@ PARSER_ERRORS = (
     ValueError,
     ET.ParseError,
     csv.Error,
+    gzip.BadGzipFile,
     pa.ArrowException,
     struct.error,
     zlib.error,
@@ -180,7 +182,7 @@ class ProblemCollector:
 def shorten(names: Sequence[str]) -> str:
     """Join the first names with commas and say how many more there are."""
     more = f", ... and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
-    return ", ".join(names[:MAX_SHOWN]) + more
+    return ", ".join(map(abbreviate, names[:MAX_SHOWN])) + more
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -11,18 +11,17 @@ alone is a keyframe without boxes. Files may be compressed (`.csv.gz`).
 """
 
 import csv
-import gzip
 import heapq
+import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv as pa_csv
 
-from classquery.data.annotations.schema import AnnotationError, ProblemCollector
+from classquery.data.annotations.csv_columns import Names, parse_csv, read_bytes
+from classquery.data.annotations.schema import AnnotationError, ProblemCollector, abbreviate, parsing, quote
 from classquery.data.metrics.arrays import first_of_each, groups_of_equal_rows, occurrences
 
 
@@ -134,9 +133,8 @@ def read_ground_truth(path: str | Path, names: FrameNames) -> BoxRows:
 
 def read_frames(path: str | Path, names: FrameNames) -> np.ndarray:
     """Read a csv of a video and a timestamp per row, such as the keyframes that AVA excludes: (M,)."""
-    values, _ = _parse(Path(path), _FRAMES)
-    video = names.video_codes(values["video"].dictionary.to_pylist())[values["video"].indices.to_numpy()]
-    return names.codes(video, values["timestamp"])
+    values, videos, _ = _parse(Path(path), _FRAMES)
+    return names.codes(names.video_codes(videos.values)[videos.codes], values["timestamp"])
 
 
 def cap_per_frame(rows: BoxRows, max_rows: int = 50) -> BoxRows:
@@ -216,14 +214,12 @@ def dense_scores(rows: BoxRows, num_labels: int) -> tuple[np.ndarray, np.ndarray
     return first, scores
 
 
-# Reading: whole columns at once, and row by row only to say what is wrong.
+# Reading
 
 
 def _read(path: str | Path, layout: _Layout, names: FrameNames) -> BoxRows:
-    path = Path(path)
-    values, short_rows = _parse(path, layout)
-    videos = values.pop("video")
-    video = names.video_codes(videos.dictionary.to_pylist())[videos.indices.to_numpy()]
+    values, videos, short_rows = _parse(Path(path), layout)
+    video = names.video_codes(videos.values)[videos.codes]
     time = values[layout.columns[1]]
     others = [values[column] for column in layout.columns[_NUM_REQUIRED:] if column in values]
     return BoxRows(
@@ -239,56 +235,46 @@ def _read(path: str | Path, layout: _Layout, names: FrameNames) -> BoxRows:
     )
 
 
-def _parse(path: Path, layout: _Layout) -> tuple[dict[str, Any], list[list[str]]]:
-    """Parse a file into columns, numbers but for the dictionary of videos, and rows of a video and a time alone."""
-    columns = _columns_of(path, layout)
-    short_rows, wrong_rows = [], []
-
-    def note(row: pa_csv.InvalidRow) -> str:
-        (short_rows if row.actual_columns == _NUM_KEY_COLUMNS else wrong_rows).append(row.text.split(","))
-        return "skip"
-
-    names, numbers = pa.dictionary(pa.int32(), pa.string()), dict.fromkeys(columns[1:], pa.float64())
-    try:
-        table = pa_csv.read_csv(
-            path,
-            read_options=pa_csv.ReadOptions(column_names=columns, use_threads=False),
-            parse_options=pa_csv.ParseOptions(invalid_row_handler=note),
-            convert_options=pa_csv.ConvertOptions(column_types={"video": names} | numbers),
-        )
-    except pa.ArrowInvalid as error:
-        _explain(path, layout)
-        raise AnnotationError(f"{path}: {error}") from error
-    values = {column: table[column].to_numpy() for column in columns[1:]}
-    are_right = [np.isfinite(column).all() for column in values.values()]
-    are_right += [check.is_right(values).all() for check in layout.checks if check.column in values]
-    if wrong_rows or short_rows or not all(are_right):
-        _explain(path, layout)
-    return {"video": table["video"].unify_dictionaries().combine_chunks(), **values}, short_rows
+def _parse(path: Path, layout: _Layout) -> tuple[dict[str, np.ndarray], Names, list[list[str]]]:
+    """Parse a file into columns of numbers, the names of the videos, and rows of a video and a time alone."""
+    content = read_bytes(path)
+    if not content.strip():
+        raise AnnotationError(f"{path} is empty: a row is {','.join(layout.columns)}")
+    with parsing(path, "it is no table of values separated by commas"):
+        columns = _columns_of(content, layout)
+    rows = parse_csv(path, content, columns, texts=("video",), numbers=columns[1:])
+    values, videos = rows.numbers, rows.texts["video"]
+    right = (videos.codes >= 0) & np.logical_and.reduce([np.isfinite(column) for column in values.values()])
+    right &= np.logical_and.reduce([check.is_right(values) for check in layout.checks if check.column in values])
+    short_rows, odd_rows = [], []
+    for row in rows.odd_rows:
+        is_short = len(row.cells) == _NUM_KEY_COLUMNS and not _why_wrong(row.cells, layout)
+        short_rows.append(row.cells) if is_short else odd_rows.append(row)
+    problems = ProblemCollector(path)
+    rows._replace(odd_rows=odd_rows).note_wrong(
+        right,
+        problems,
+        lambda row: _why_wrong(rows.list_cells(row), layout) or "must name a video",
+        lambda cells: _why_wrong(cells, layout),
+    )
+    problems.raise_if_any()
+    return values, videos, short_rows
 
 
-def _columns_of(path: Path, layout: _Layout) -> tuple[str, ...]:
+def _columns_of(content: bytes, layout: _Layout) -> tuple[str, ...]:
     """The columns that a file has: some layouts have optional ones at the end."""
     fewest = len(layout.columns) - layout.num_optional
-    widths = (len(cells) for _, cells in _rows(path) if len(cells) > _NUM_KEY_COLUMNS)
-    return layout.columns[: max(next(widths, fewest), fewest)]
+    widths = (len(next(csv.reader([line.decode("utf-8")]), [])) for line in io.BytesIO(content))
+    return layout.columns[: max(next((width for width in widths if width > _NUM_KEY_COLUMNS), fewest), fewest)]
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of each row that is not empty, counted from 1, and its cells."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        yield from ((reader.line_num, cells) for cells in reader if cells)
-
-
-def _explain(path: Path, layout: _Layout) -> None:
-    """Raise with the problems of a file by row, if it has any."""
-    problems = ProblemCollector(path)
-    for number, cells in _rows(path):
-        with problems.in_row(number):
-            _check_row(cells, layout)
-    problems.raise_if_any()
+def _why_wrong(cells: Sequence[str], layout: _Layout) -> str:
+    """Say what is wrong with a row; nothing if nothing is."""
+    try:
+        _check_row(cells, layout)
+    except AnnotationError as problem:
+        return str(problem)
+    return ""
 
 
 def _check_row(cells: Sequence[str], layout: _Layout) -> None:
@@ -296,16 +282,16 @@ def _check_row(cells: Sequence[str], layout: _Layout) -> None:
     if len(cells) not in counts:
         raise AnnotationError(
             f"a row needs {' or '.join(map(str, sorted(counts)))} columns ({', '.join(layout.columns)}), "
-            f"got {len(cells)}: {','.join(cells)}"
+            f"got {len(cells)}: {abbreviate(','.join(cells))}"
         )
     values = {}
     for name, cell in zip(layout.columns[1:], cells[1:], strict=False):
         try:
             values[name] = float(cell)
         except ValueError:
-            raise AnnotationError(f"{name} must be a number, got {cell!r}") from None
+            raise AnnotationError(f"{name} must be a number, got {quote(cell)}") from None
         if not math.isfinite(values[name]):
-            raise AnnotationError(f"{name} must be finite, got {cell}")
+            raise AnnotationError(f"{name} must be finite, got {abbreviate(cell)}")
     for check in layout.checks:
         if check.column in values and not check.is_right(values):
             raise AnnotationError(f"{check.column} is {values[check.column]:g} but must be {check.expected}")
