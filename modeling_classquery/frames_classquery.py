@@ -267,6 +267,10 @@ class MissingFrames(NamedTuple):
     num_frames: int
     """How many; 0 if that is not known."""
 
+    def __str__(self) -> str:
+        end = "on" if self.before_seconds is None else f"to {self.before_seconds:.1f} s"
+        return f"{self.after_seconds:.1f} s {end}"
+
 
 class DecodableFrames:
     """The frames of a video that can be decoded; the others are noted, and told about in the end.
@@ -311,12 +315,8 @@ class DecodableFrames:
             self.missing.append(MissingFrames(after_seconds, before_seconds, num_frames))
 
     def _tell(self, error: Exception | None) -> None:
-        spans = [
-            f"{gap.after_seconds:.1f} s on" if gap.before_seconds is None else f"{gap[0]:.1f} s to {gap[1]:.1f} s"
-            for gap in self.missing
-        ]
-        if spans:
-            where = ", ".join([*spans[:3], "..."] if len(spans) > 3 else spans)
+        if self.missing:
+            where = ", ".join(map(str, self.missing[:3])) + (", ..." if len(self.missing) > 3 else "")
             reason = error or "frames cannot be decoded, the data is damaged"
             logger.warning("%s: nothing is detected from %s: %s", self._name, where, reason)
 

@@ -70,6 +70,8 @@ def test_every_video_gets_its_files_and_broken_ones_are_listed(videos, detector,
         assert files_of(tmp_path / name) == {"detections.json", "detections.csv", "summary.json"}
     assert files_of(tmp_path / "none") == {"summary.json"}
     assert [line.split()[0] for line in table.splitlines()[1:]] == ["one.mp4", "two.mp4", "cut.mp4", "none.mp4", "1"]
+    assert "; the video is damaged, nothing from " in table.splitlines()[3]
+    assert "damaged" not in table.splitlines()[2]
     assert "not a video" in table.splitlines()[4]
     assert "1 of 4 videos could not be read" in table
     assert "none.mp4" in caplog.text

@@ -360,6 +360,7 @@ def _detect_and_write(job: _Job, folder: Path, work: _Work, progress: tqdm) -> d
         "num_dropped": sum(frame.num_dropped for frame in frames),
         "num_people": num_people,
         "actions": dict(counts.most_common()),
+        "damaged": [str(gap) for gap in source.missing],
     }
     if work.draws and local_path(job.source) is not None:
         progress.set_description(f"drawing {job.name.file}")
@@ -508,4 +509,6 @@ def _table_cells(summary: dict[str, Any]) -> tuple[str, ...]:
     more = f", and {len(actions) - _MAX_NAMED_ACTIONS} others" if len(actions) > _MAX_NAMED_ACTIONS else ""
     people = "" if summary["num_people"] is None else str(summary["num_people"])
     left_out = f"; {summary['left_out']}" if "left_out" in summary else ""
+    if summary.get("damaged"):
+        left_out += f"; the video is damaged, nothing from {', '.join(summary['damaged'][:_MAX_NAMED_ACTIONS])}"
     return f"{summary['video_seconds']:.1f} s", f"{summary['seconds']:.1f} s", people, named + more + left_out
