@@ -42,8 +42,9 @@ class DataArguments:
     timestamp_offset: float = field(
         default=0.0, metadata={"help": "Custom data: what the annotations call the start of the videos, in seconds."}
     )
-    box_format: Literal["normalized", "pixel"] = field(
-        default="normalized", metadata={"help": "Custom data: whether boxes are fractions of the frame, or pixels."}
+    box_format: str = field(
+        default="normalized",
+        metadata={"help": "Custom data: normalized, pixel, or 3840x2160 for pixels of frames of this size."},
     )
     frames_fps: float = field(
         default=30.0, metadata={"help": "Frames per second of videos that are folders of frames (AVA, custom data)."}

@@ -78,7 +78,11 @@ def _add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_custom_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--box_format", choices=("normalized", "pixel"), default="normalized", help="of custom data")
+    parser.add_argument(
+        "--box_format",
+        default="normalized",
+        help="of custom data: normalized, pixel, or 3840x2160 for pixels of such frames",
+    )
     parser.add_argument(
         "--timestamp_offset", type=float, default=0.0, help="what custom data call the start of the videos, in seconds"
     )

@@ -612,6 +612,29 @@ def test_videos_have_the_names_that_are_left_of_paths_and_links(reference, name)
     assert name in video_names(reference)
 
 
+def test_boxes_may_be_drawn_in_frames_of_another_size_than_the_video(tmp_path, two_movies):
+    (tmp_path / "videos").symlink_to(two_movies)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "demo_val_000.txt").write_text('0 384 216 768 648 3 0 0 0 "Person" "Walking"\n')
+
+    (row,) = load_action_dataset("custom", tmp_path, "train", box_format="3840x2160")
+
+    assert row["tubes"][0]["boxes"] == [pytest.approx([0.1, 0.1, 0.2, 0.3])]
+    with pytest.raises(AnnotationError, match='must lie in the 128 x 96 pixels.*box_format="3840x2160" says'):
+        load_action_dataset("custom", tmp_path, "train")
+
+
+def test_mammalps_videos_that_were_discarded_unseen_are_left_out(tmp_path):
+    files = files_of("mammalps")
+    document = json.loads(files["demo.json"])
+    document["info"]["automatically_discarded"] = True
+
+    content = read(tmp_path, files | {"other.json": document | {"frames": []}})
+
+    assert len(content.videos) == 1
+    assert content.ignored == {"videos that were discarded unseen": 1}
+
+
 # Writing
 
 

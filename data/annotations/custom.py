@@ -29,10 +29,11 @@ for training and validation.
 """
 
 import os
+import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -69,7 +70,7 @@ def load_custom(
     data_dir: str | Path,
     split: str,
     *,
-    box_format: Literal["normalized", "pixel"] = "normalized",
+    box_format: str = "normalized",
     timestamp_offset: float = 0.0,
     frames_fps: float = 30.0,
     require_videos: bool = True,
@@ -79,7 +80,8 @@ def load_custom(
     Args:
         data_dir: Folder with the annotations and the videos, see above.
         split: "train" or "validation" ("val" means the same).
-        box_format: Whether corners are fractions of width and height, or pixels. Those of CVAT are always pixels.
+        box_format: What the numbers of a box mean, if the format of the files does not say it: "normalized", fractions
+            of width and height; "pixel"; or "3840x2160", pixels of frames of this size, where the videos have another.
         timestamp_offset: What the annotations call the start of the videos, in seconds.
         frames_fps: Frames per second of videos that are folders of numbered images.
         require_videos: Whether missing videos are an error; otherwise everything that they would tell is null.
@@ -95,10 +97,11 @@ def load_custom(
         FileNotFoundError: If there are no annotations, or videos are missing; names them and the folders searched.
         ValueError: If there is no such split or box format.
     """
-    if split not in SPLITS or box_format not in ("normalized", "pixel"):
+    drawn_in = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", box_format)
+    if split not in SPLITS or (box_format not in ("normalized", "pixel") and not drawn_in):
         raise ValueError(
-            f'split must be one of {list(SPLITS)} and box_format "normalized" or "pixel", got {split!r} and '
-            f"{box_format!r}"
+            f'split must be one of {list(SPLITS)} and box_format "normalized", "pixel" or a size as "3840x2160", got '
+            f"{split!r} and {box_format!r}"
         )
     data_dir = Path(data_dir)
     files, hold_all_splits = _annotation_files(data_dir, split)
@@ -111,7 +114,8 @@ def load_custom(
     paths = {name: find_video(name) for name in claims}
     videos = look_into(paths, claims, frames_fps, problems)
     label_ids = {name: label for label, name in enumerate(_class_names(data_dir, {*files}, table.labels))}
-    unit = _Unit(content.box_format or box_format, claims, videos, timestamp_offset)
+    size = (int(drawn_in[1]), int(drawn_in[2])) if drawn_in else None
+    unit = _Unit((content.box_format or box_format) != "normalized", size, claims, videos, timestamp_offset)
     table = _checked(table, label_ids, unit, problems)
     rows, columns = _rows(table, label_ids, unit, problems)
     problems.raise_if_any()
@@ -252,7 +256,9 @@ def _resolve(
 class _Unit(NamedTuple):
     """What numbers in the annotations mean."""
 
-    box_format: str
+    in_pixels: bool
+    drawn_in: tuple[int, int] | None
+    """Width and height of the frames that pixels are of, if the user says so."""
     claims: Mapping[str, VideoClaim]
     videos: Mapping[str, Video | None]
     timestamp_offset: float
@@ -260,7 +266,7 @@ class _Unit(NamedTuple):
     def size_of(self, name: str) -> tuple[int, int] | None:
         """Width and height of the frame that boxes are meant in; None where nobody knows."""
         video = self.videos.get(name)
-        return self.claims[name].size or (video and (video.width, video.height))
+        return self.claims[name].size or self.drawn_in or (video and (video.width, video.height))
 
 
 def _checked(table: BoxTable, label_ids: Mapping[str, int], unit: _Unit, problems: ProblemCollector) -> BoxTable:
@@ -272,7 +278,7 @@ def _checked(table: BoxTable, label_ids: Mapping[str, int], unit: _Unit, problem
         return f"unknown class {quote(name)}{closest(name, label_ids)}"
 
     sizes = np.array([unit.size_of(name) or (np.nan, np.nan) for name in table.videos]).reshape(-1, 2)
-    in_pixels = unit.box_format == "pixel"
+    in_pixels = unit.in_pixels
     size = sizes[table.video] if in_pixels else np.ones((1, 2))
     boxes, are_boxes = unit_boxes(table.corners, size, 1.0 if in_pixels else BOX_TOLERANCE)
 

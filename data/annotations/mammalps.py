@@ -5,7 +5,7 @@
              "attributes": {"action": "walking", "action2": "none", "activity": "foraging", "species": "red_deer"}}]}]}
 
 Frames count from 0, boxes are corners in pixels, and nothing has to be interpolated. The classes are `action` and
-`action2`; `activity`, of the whole group, and `species` are not read. Source: DATASET.md of
+`action2`, "unknown" among them; `activity`, of the whole group, and `species` are not read. Source: DATASET.md of
 eceo-epfl/MammAlps@6fd6ff4.
 """
 
@@ -44,6 +44,10 @@ def read_mammalps(sources: Sequence[Source], context: Context) -> Content:
 
 def _read(source: Source, context: Context, content: Content) -> None:
     info, frames = source.document["info"], source.document["frames"]
+    if info.get("automatically_discarded"):
+        # There may be animals all the same.
+        content.ignored["videos that were discarded unseen"] += 1
+        return
     video = str(info.get("file_path") or info.get("file_id") or source.path.stem)
     names = [video, str(info.get("file_id") or source.path.stem), source.path.stem]
     numbers = []

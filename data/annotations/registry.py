@@ -169,7 +169,7 @@ def load_action_dataset(
     movie_start_seconds: float = 900.0,
     require_videos: bool = True,
     frames_fps: float = 30.0,
-    box_format: Literal["normalized", "pixel"] = "normalized",
+    box_format: str = "normalized",
     timestamp_offset: float = 0.0,
     streaming: bool = False,
     num_shards: int = 64,
@@ -184,7 +184,7 @@ def load_action_dataset(
         movie_start_seconds: For AVA: what the annotations call the start of the video files.
         require_videos: Whether missing videos are an error; otherwise `video` and `source` are null for them.
         frames_fps: For AVA and custom data: frames per second of videos that are folders of frames.
-        box_format: For custom data: whether corners are fractions of the frame or pixels.
+        box_format: For custom data: "normalized", "pixel", or the size of the frames that pixels are of, "3840x2160".
         timestamp_offset: For custom data: what the annotations call the start of the videos, in seconds.
         streaming: Whether to return an `IterableDataset`.
         num_shards: Its shards, at most one per row; as many as processes times workers of each, or a multiple.

@@ -256,7 +256,10 @@ def explain_box(corners: Sequence[float], size: Sequence[float] | None) -> str:
         is_outside = "lie in [0, 1]" in str(problem)
         if size is None or not is_outside:
             return str(problem)
-    return f"a box x1, y1, x2, y2 must lie in the {width:g} x {height:g} pixels of the frame, got {corners}"
+    return (
+        f"a box x1, y1, x2, y2 must lie in the {width:g} x {height:g} pixels of the frame, got {corners}; "
+        'box_format="3840x2160" says that it was drawn in frames of this size'
+    )
 
 
 def as_ranges(frames: range | np.ndarray) -> list[tuple[int, int, int]]:
