@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from deformable_attention import (
+from measuring import (
     HEAD_DIM,
     NUM_HEADS,
     NUM_POINTS,

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from deformable_attention import Cost, cost_of
+from measuring import Cost, cost_of
 
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor, kernels
 from classquery.configuration import load_recipe

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from deformable_attention import SIZES, Cost, Stopwatch, cost_of, parts_of
+from measuring import SIZES, Cost, Stopwatch, cost_of, parts_of
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from classquery.engine.detection.people import ActionSegment, Person
-from classquery.engine.training.charts import draw_timeline, draw_training_curve
+from classquery.engine.detection.timeline import draw_timeline
+from classquery.engine.training.charts import draw_training_curve
 
 
 pytest.importorskip("matplotlib")

@@ -29,6 +29,7 @@ from classquery.engine.detection.naming import VideoName, name_videos
 from classquery.engine.detection.people import link_people, list_people
 from classquery.engine.detection.result_folder import SUMMARY_FILE, ResultFolder
 from classquery.engine.detection.results import ActorDetection, FrameDetections
+from classquery.engine.detection.timeline import draw_timeline
 from classquery.engine.detection.video_sources import Source, VideoSource, list_sources, local_path, open_source
 from classquery.engine.detection.writing import (
     VideoFacts,
@@ -38,7 +39,7 @@ from classquery.engine.detection.writing import (
     write_detections,
     write_timeline,
 )
-from classquery.engine.training.charts import can_draw_charts, draw_timeline
+from classquery.engine.figures import can_draw_charts
 from classquery.modeling_classquery import ClassQueryForVideoActionDetection
 from classquery.video_processing_classquery import ClassQueryVideoProcessor
 
