@@ -17,8 +17,11 @@ from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
+
 from classquery.data.annotations.ava import AVA_LABELS
 from classquery.data.whole_files import replacing, write_json
+from classquery.engine.detection.key_frames import choose_key_frames
 from classquery.engine.detection.naming import VideoName, name_videos
 from classquery.engine.detection.people import Person
 from classquery.engine.detection.results import ActorDetection, FrameDetections
@@ -214,15 +217,26 @@ def write_cvat(
     people: Iterable[Person],
     label_ids: dict[str, int],
     name: VideoName | None = None,
+    *,
+    tolerance: float = 0.01,
 ) -> None:
     """Write "CVAT for video 1.1" annotations, to be corrected in CVAT and trained on again.
 
     Each person is a track of the label `person`, with a checkbox for every class, because somebody may do several
-    things at once. Detected boxes are the key frames, and CVAT moves them in between. A track ends with the last of
-    them; while somebody is not detected for a moment, it goes on.
+    things at once. The key frames are as few of the detected boxes as a tolerance allows, and every one with which
+    somebody starts or stops to do something; CVAT moves them in between, so that a correction need not be repeated in
+    every frame. A track ends with the last detection; while somebody is not detected for a moment, it goes on.
 
     A CVAT task needs these labels before annotations can be uploaded to it: paste `cvat_labels.json`, written beside
     the file, into the tab "Raw" of the label constructor.
+
+    Args:
+        path: The xml file.
+        video: The video.
+        people: The tracks.
+        label_ids: 0-based number of each class, as in the model.
+        name: What to call the video among others; by default the name of the file.
+        tolerance: How far boxes between key frames may be off, as a part of width and height of the frame.
     """
     path = Path(path)
     root = ET.Element("annotations")
@@ -237,7 +251,7 @@ def write_cvat(
     ET.SubElement(size, "width").text, ET.SubElement(size, "height").text = str(video.width), str(video.height)
     ET.SubElement(task, "source").text = (name or name_videos([video.path])[0]).file
     for person in people:
-        _add_track(root, person, label_ids, video.num_frames)
+        _add_track(root, person, label_ids, video, tolerance)
     ET.indent(root)
     with replacing(path) as partial_path:
         ET.ElementTree(root).write(partial_path, encoding="utf-8", xml_declaration=True)
@@ -265,12 +279,17 @@ def _add_labels(parent: ET.Element, label_ids: dict[str, int]) -> None:
             ET.SubElement(child, "values").text = "false"
 
 
-def _add_track(root: ET.Element, person: Person, label_ids: dict[str, int], num_frames: int | None) -> None:
+def _add_track(
+    root: ET.Element, person: Person, label_ids: dict[str, int], video: VideoFacts, tolerance: float
+) -> None:
     track = ET.SubElement(root, "track", id=str(person.person_id - 1), label=_CVAT_LABEL, source="auto")
-    for frame_index, actor in zip(person.frame_indices.tolist(), person.actors, strict=True):
-        _add_box(track, frame_index, actor, label_ids)
+    does = [{label for label, _ in actor.actions} for actor in person.actors]
+    # A hundredth of a pixel is lost when they are written.
+    edges = np.maximum(tolerance * np.array([video.width, video.height] * 2) - 0.01, 0)
+    for index in choose_key_frames(person.frame_indices, person.boxes, does, edges):
+        _add_box(track, int(person.frame_indices[index]), person.actors[index], label_ids)
     end = int(person.frame_indices[-1]) + 1
-    if num_frames is None or end < num_frames:
+    if video.num_frames is None or end < video.num_frames:
         _add_box(track, end, person.actors[-1], label_ids, outside=True)
 
 
