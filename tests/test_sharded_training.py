@@ -1,11 +1,14 @@
 """Training with weights that are divided among processes by FSDP2, on CPUs: the same as in one process."""
 
+import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from accelerate.state import DistributedType, PartialState
 from processes import run_forked
+from test_accelerate_files import environment
 from tiny_training import tiny_trainer
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
@@ -44,6 +47,7 @@ def train(data_dir: Path, folder: Path, wrapping: dict | None = None, resume: bo
     """Train for three updates of two clips, alone or as one of two processes, and save losses and weights."""
     if wrapping is not None:
         use_fsdp_on_cpus()
+    if wrapping:
         arguments |= {"fsdp": True, "fsdp_config": {"version": 2, **wrapping}}
     trainer = tiny_trainer(
         data_dir,
@@ -84,6 +88,22 @@ def test_two_processes_train_average_and_evaluate_as_one(wrapping, demo_dir, tmp
     run_forked(2, train, demo_dir, tmp_path, WRAPPINGS[wrapping], **more)
 
     torch.testing.assert_close(result(tmp_path), alone, **TOLERANCE)
+
+
+def train_as_told(told: dict[str, str], *arguments, **options) -> None:
+    """Train as the environment says that `accelerate launch` makes."""
+    os.environ.update({name: value for name, value in told.items() if name.startswith(("ACCELERATE", "FSDP"))})
+    train(*arguments, {}, **options)
+
+
+@pytest.mark.slow
+def test_example_file_of_accelerate_trains_as_one_process(demo_dir, tmp_path, alone):
+    with mock.patch.dict(os.environ):
+        told = environment("fsdp2.yaml")
+
+    run_forked(2, train_as_told, told, demo_dir, tmp_path)
+
+    torch.testing.assert_close(result(tmp_path)["losses"], alone["losses"], **TOLERANCE)
 
 
 @pytest.mark.slow
