@@ -47,20 +47,24 @@ class ClipPlan:
     """Indices of the frames of a clip to detect in; of the last one, all up to its end."""
     per_second: float = math.inf
     """For positions in seconds: clips per second."""
+    start_seconds: float = 0.0
+    """For positions in seconds: where the anchor of the first clip is."""
     num_clips: float = math.inf
     seconds_between: float = 0.0
     """Of the frames to detect in, only the first one at or after each multiple of so many seconds; 0 for all."""
 
     def last_until(self, position: float) -> int:
         """Number of the last clip whose anchor is not behind a position."""
-        return 0 if math.isinf(self.per_second) else max(0, math.floor(position * self.per_second + _TIME_TOLERANCE))
+        if math.isinf(self.per_second):
+            return 0
+        return max(0, math.floor((position - self.start_seconds) * self.per_second + _TIME_TOLERANCE))
 
     def pass_over(self, number: int, position: float, next_position: float) -> int:
         """Leave out clips whose anchors are between two frames that follow each other, but for the first and the last.
 
         All of them would detect in one of the two frames; in a gap of a month, there are millions.
         """
-        is_first = (number - 1) / self.per_second <= position
+        is_first = self.start_seconds + (number - 1) / self.per_second <= position
         return number if is_first else max(number, self.last_until(next_position))
 
 
@@ -72,7 +76,8 @@ class Sampling:
         keyframes_per_second: Keyframes are the frames nearest to 0, 1 / rate, 2 / rate, ... seconds, from the first to
             the last frame, each frame once; by default 1. A model of all frames reports them all by default, and at a
             given rate the first frame at or after each of these times.
-        keyframe_stride: Instead of a rate: every n-th frame is a keyframe, at the mean frame rate of the video.
+        keyframe_stride: Instead of a rate: every n-th frame is a keyframe, at the mean frame rate of the video and
+            from its first frame on.
         clip_stride: For a model of all frames: frames from the start of a clip to that of the next; by default they
             follow each other. Where they overlap, the one counts whose middle is nearest.
 
@@ -96,17 +101,23 @@ class Sampling:
 
         Args:
             config: The configuration of the model.
-            video: Has `num_frames`, None where that is not known, and for `keyframe_stride` its `frames_per_second`.
+            video: Has `num_frames`, None where that is not known; and for `keyframe_stride` its `frames_per_second`
+                and the `start_seconds` of its first frame.
         """
-        rate = self.keyframes_per_second
+        rate, start = self.keyframes_per_second, 0.0
         if self.keyframe_stride is not None:
-            rate = video.frames_per_second / self.keyframe_stride
+            rate, start = video.frames_per_second / self.keyframe_stride, video.start_seconds
         if config.output_frames == "all":
             return tiles(config, video.num_frames, self.clip_stride, 1 / rate if rate else 0.0)
         rate = rate or 1.0
         anchor = config.keyframe_index
         return ClipPlan(
-            lambda number: clip_around(config, number / rate), False, anchor, range(anchor, anchor + 1), rate
+            lambda number: clip_around(config, start + number / rate),
+            by_index=False,
+            anchor=anchor,
+            reported=range(anchor, anchor + 1),
+            per_second=rate,
+            start_seconds=start,
         )
 
 

@@ -6,6 +6,7 @@ import struct
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -134,6 +135,15 @@ def test_pictures_that_start_late_are_sought_from_their_start():
     # The frames nearest to seconds 2, 3, ..., 7, of which the last comes at 7.375 s.
     assert keyframes(clips) == [0, 4, 12, 20, 28, 36]
     assert numbers(clips)[1] == [0, 0, 4, 8]
+
+
+def test_every_so_many_frames_count_from_the_first_one():
+    video = SimpleNamespace(frames_per_second=8.0, start_seconds=2.3)
+    frames = stream(40, seconds=lambda index: index / 8 + video.start_seconds)
+
+    clips = assemble_clips(frames, Sampling(keyframe_stride=7).plan(tiny_config(), video), torch.from_numpy)
+
+    assert keyframes(clips) == [0, 7, 14, 21, 28, 35]
 
 
 @pytest.mark.parametrize("num_frames", [1, 3, 4, 7, 8, 9])
