@@ -62,7 +62,7 @@ def rows(content: Content) -> dict[tuple, tuple]:
 
 def unlabelled(content: Content) -> list[Any]:
     """The tracks of which nobody said what they do."""
-    return [entry.track_id for entry in content.entries if entry.labels is None]
+    return [entry.track_id[1] for entry in content.entries if entry.labels is None]
 
 
 VIA_ATTRIBUTES = {

@@ -34,6 +34,12 @@ def reading(context: Context, place: str) -> Iterator[None]:
         yield
 
 
+def note_once(content: Content, note: str) -> None:
+    """Take down how a file was understood, which may be the same for many of its parts."""
+    if note not in content.notes:
+        content.notes.append(note)
+
+
 def find_attributes(names: Iterable[str], meanings: Sequence[str]) -> list[str]:
     """Return the names that mean the first of the meanings that any has.
 

@@ -26,7 +26,9 @@ from classquery.data.annotations.collecting import (
     NO_ACTION,
     as_labels,
     as_track,
+    in_file,
     look_at_video,
+    note_once,
     reading,
     video_names,
 )
@@ -114,9 +116,7 @@ def _read_task(source: Source, context: Context, content: Content, task: Mapping
     for kind, left in results.items():
         if kind not in _CHOICES:
             content.ignored[f"results of type {kind}"] += len(left)
-    content.notes.append(
-        f"{source.place(task_name)}: classes are the {'choices per region' if choices else 'labels of the rectangles'}"
-    )
+    note_once(content, f"classes are the {'choices per region' if choices else 'labels of the rectangles'}")
     info, rates = look_at_video(context, names), set()
     for region in rectangles:
         place = source.place(f"{task_name}, region {region['id']}")
@@ -126,7 +126,9 @@ def _read_task(source: Source, context: Context, content: Content, task: Mapping
             if _has_another_rate(value, info):
                 rates.add(f"{_rate(value):.4g}")
             frames, boxes = _boxes(value, first, info)
-            content.entries.append(Entry(place, video, boxes, labels, frames, track_id=_track(region)))
+            content.entries.append(
+                Entry(place, video, boxes, labels, frames, track_id=in_file(source, _track(region)))
+            )
     if rates:
         content.warnings.append(
             f"{source.place(task_name)}: was annotated in {', '.join(sorted(rates))} frames per second, and the video "

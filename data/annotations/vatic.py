@@ -12,7 +12,7 @@ no box, `occluded` that it is hidden and there. Without any action in a file, th
 import re
 from collections.abc import Sequence
 
-from classquery.data.annotations.collecting import TubeCollector, as_labels, in_file, reading
+from classquery.data.annotations.collecting import TubeCollector, as_labels, in_file, note_once, reading
 from classquery.data.annotations.entries import Content, Context, Format, Source, VideoClaim
 from classquery.data.annotations.schema import AnnotationError, quote
 from classquery.data.annotations.values import number, whole_number
@@ -42,7 +42,7 @@ def _read(source: Source, context: Context, content: Content) -> None:
     content.videos[video] = VideoClaim()
     lines = source.text().splitlines()
     have_actions = any(line.count('"') > 2 for line in lines)
-    content.notes.append(f"{source.place()}: classes are the {'actions' if have_actions else 'labels'}")
+    note_once(content, f"classes are the {'actions' if have_actions else 'labels'}")
     for line_number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

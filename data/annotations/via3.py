@@ -28,6 +28,7 @@ from classquery.data.annotations.collecting import (
     as_track,
     corners_of,
     find_attributes,
+    in_file,
     reading,
     video_names,
 )
@@ -120,7 +121,9 @@ def _read(
             who = as_track(" ".join(value for attribute in tracks for value in attribute.read(region.values)))
             seconds = number(region.times[0], "the time")
             box = corners_of(list(region.shape[1:]))
-            content.entries.append(Entry(place, names[0], [box], labels, timestamp=seconds, track_id=who))
+            content.entries.append(
+                Entry(place, names[0], [box], labels, timestamp=seconds, track_id=in_file(source, who))
+            )
 
 
 def _why_left_out(region: _Region) -> str | None:
