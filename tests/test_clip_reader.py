@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,11 +19,13 @@ import av
 import numpy as np
 import pytest
 from painted_frames import HEIGHT, WIDTH, number_on, numbers_on, paint, resize
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from classquery.data.video import index as video_index
 from classquery.data.video import opening, pyav_file
 from classquery.data.video import reader as clip_reader
+from classquery.data.video.frame_folder import read_frame_folder
 from classquery.data.video.opening import identify
 from classquery.data.video.reader import ClipReader, VideoReadError, iterate_frames
 
@@ -969,6 +972,55 @@ def test_file_without_the_right_to_read_it_is_one_clean_error(path_of, tmp_path,
     monkeypatch.setattr("builtins.open", refuse)
 
     with pytest.raises(VideoReadError, match="Permission denied; check the rights"):
+        ClipReader().info(path)
+
+
+@pytest.mark.parametrize("size", [(1500, 2), (2, 2000), (40, 1400)])
+def test_long_and_narrow_frames_are_refused_before_they_are_resized(size, tmp_path):
+    path = str(tmp_path / "narrow.mkv")
+    with av.open(path, "w") as output:
+        stream = output.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        output.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((*size, 3), np.uint8), format="rgb24")))
+        output.mux(stream.encode())
+
+    with pytest.raises(VideoReadError, match=rf"{size[1]}x{size[0]} pixels, where one side may be 32 times the other"):
+        ClipReader().info(path)
+
+
+def write_huge_image(path: Path, side: int) -> str:
+    """Write a black PNG with a bit per pixel: a few kilobytes, which become gigabytes."""
+    compressor = zlib.compressobj(9)
+    row = bytes(1 + (side + 7) // 8)
+    data = b"".join(compressor.compress(row) for _ in range(side)) + compressor.flush()
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
+    content = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    return str(path)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [12_000, 30_000])
+def test_huge_images_are_refused_before_they_are_decoded(side, tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    path = write_huge_image(folder / "00001.png", side)
+
+    for read in (ClipReader().info, iterate_frames, lambda path: read_frame_folder(folder, [0])):
+        with pytest.raises(VideoReadError, match=r"pixels"):
+            read(path)
+
+
+def test_animated_webp_is_called_by_its_name(tmp_path):
+    path = tmp_path / "moving.webp"
+    pictures = [Image.fromarray(paint(number)) for number in range(3)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:])
+
+    with pytest.raises(VideoReadError, match="animated WebP, which FFmpeg does not decode; convert it"):
         ClipReader().info(path)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from classquery.data.video.reader import VideoReadError
+from classquery.data.video.opening import VideoReadError, check_size
 
 
 _IMAGE_NAME = re.compile(r"(?P<prefix>(?:[^.].*?)?)(?<!\d)(?P<number>\d+)(?P<suffix>\.(?:jpe?g|png))", re.IGNORECASE)
@@ -97,7 +97,10 @@ def count_frames(folder: str | os.PathLike[str]) -> int:
 def _read_image(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
+            check_size(os.fspath(path), image.height, image.width)
             return np.asarray(image.convert("RGB"))
+    except Image.DecompressionBombError as error:
+        raise VideoReadError(f"cannot read {path}: {error}; make its images smaller") from error
     except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG.
         raise VideoReadError(f"cannot read {path}: {error}; extract the frames of the video again") from error
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from classquery.data.video.opening import VideoFile, decode, opened, packets_of, unreadable
+from classquery.data.video.opening import VideoFile, decode, opened, packets_of, unreadable, why_not_decoded
 
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def _scan(path: str) -> _Scan:
             if packet.size > 0:  # the packet that ends the stream is empty
                 rows.append((*_times(packet), _is_shown(packet, codec_name), packet.is_keyframe, may_restart(packet)))
         if first_frame is None:
-            raise unreadable(path, "no frame can be decoded", "the file is damaged: fetch or export it again")
+            raise unreadable(path, *why_not_decoded(path))
         pts, dts, ends, is_shown, is_keyframe, is_restart = (np.array(column) for column in zip(*rows, strict=True))
         container_name = container.format.name.split(",")[0]
         # How long the stream should be: avi counts frames, mp4 states a duration, the others say nothing of use.

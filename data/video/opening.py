@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import av
 import numpy as np
 from av.stream import Disposition
+from PIL import Image
 
 
 if TYPE_CHECKING:
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+
+
+# 16K video; as RGB a frame takes 400 MB.
+MAX_PIXELS = 2**27
+# A clip of such frames, resized to a short side of 256 pixels as models want it, takes half a gigabyte.
+MAX_ASPECT = 32
 
 
 class VideoReadError(RuntimeError):
@@ -67,12 +74,34 @@ def open_video(path: str) -> tuple["InputContainer", "VideoStream"]:
         problem = "it has no video stream (audio only, or its index is cut off)", "give the whole video"
     elif stream.codec_context is None:
         problem = "FFmpeg knows no decoder for its codec", "convert it to H.264 mp4"
+    else:
+        problem = _why_size_is_refused(stream.codec_context.height, stream.codec_context.width)
     if problem:
         container.close()
         raise unreadable(path, *problem)
     # Data sets decode in many workers at once.
     stream.codec_context.thread_count = 1
     return container, stream
+
+
+def check_size(path: str, height: int, width: int) -> None:
+    """Refuse frames that would exhaust the memory, here or where they are resized.
+
+    Raises:
+        VideoReadError: If there are too many pixels, or one side is much longer than the other.
+    """
+    problem = _why_size_is_refused(height, width)
+    if problem:
+        raise unreadable(path, *problem)
+
+
+def _why_size_is_refused(height: int, width: int) -> tuple[str, str] | None:
+    if height * width > MAX_PIXELS:
+        return f"its frames have {width}x{height} pixels, more than {MAX_PIXELS:,}", "make them smaller"
+    if max(height, width) > MAX_ASPECT * min(height, width) > 0:
+        cause = f"its frames have {width}x{height} pixels, where one side may be {MAX_ASPECT} times the other at most"
+        return cause, "cut out what matters"
+    return None
 
 
 @contextlib.contextmanager
@@ -84,6 +113,23 @@ def translated_errors(path: str) -> Iterator[None]:
         raise unreadable(
             path, f"the data is damaged or truncated ({error.strerror})", "fetch or export it again"
         ) from error
+
+
+def why_not_decoded(path: str) -> tuple[str, str]:
+    """Say why a file gives no frame although it could be opened."""
+    try:
+        # Only its header is read.
+        with Image.open(path) as image:
+            if problem := _why_size_is_refused(image.height, image.width):
+                return problem
+            if getattr(image, "is_animated", False):
+                cause = f"it is an animated {image.format}, which FFmpeg does not decode"
+                return cause, "convert it to mp4 or to a folder of images"
+    except Image.DecompressionBombError as error:
+        return str(error), "make it smaller"
+    except (OSError, SyntaxError, ValueError):
+        pass  # No image.
+    return "no frame can be decoded", "the file is damaged: fetch or export it again"
 
 
 def _why_not_opened(path: str) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from PIL import Image
 from classquery.data.annotations.schema import VIDEO_SUFFIXES
 from classquery.data.video.frame_folder import count_frames, is_frame_folder, read_frame_folder
 from classquery.data.video.index import quarter_turns
+from classquery.data.video.opening import check_size
 from classquery.data.video.pyav_file import rgb_converter
 from classquery.data.video.reader import ClipReader, Frame, VideoReadError, iterate_frames
 from classquery.frames_classquery import MissingFrames, is_image, to_rgb
@@ -72,6 +73,9 @@ class VideoSource:
     """Which frames could not be decoded, so far as `detect_in` has come."""
     frame_seconds: np.ndarray | None = None
     """Times of all frames, (num_frames,), of a file; None where they are not known beforehand."""
+
+    def __post_init__(self) -> None:
+        check_size(self.name, self.height, self.width)
 
     def frames_with(self, needed: Iterator[int]) -> Iterator[Frame]:
         """Give the frames of a file, of which only those numbers will be looked at: less has to be decoded."""
@@ -135,7 +139,7 @@ def open_source(
         timeout_seconds: How long to wait for a camera or stream, also between frames, before it counts as ended.
 
     Raises:
-        VideoReadError: If it cannot be read at all.
+        VideoReadError: If it cannot be read at all, or its frames are too large or too long and narrow.
         ValueError: If an array has no frames or another shape, or a number is not positive.
     """
     if not frames_per_second > 0 or not timeout_seconds > 0:
