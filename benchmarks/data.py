@@ -2,6 +2,7 @@
 
     python benchmarks/data.py
     python benchmarks/data.py --minutes 15 --seconds 8 --workers 1 2
+    python benchmarks/data.py --against aaa7d40
 
 Clips are 16 frames, each the fourth, at random places of moving, textured pictures of 640x360 at 30 frames per second.
 Long files are made of one encoded scene, repeated; the JPEG images are those of the scene (quality 95). Every line is
@@ -10,10 +11,15 @@ all cores per clip, which other work on the machine hardly changes; ratios are o
 CPU time, both against the first line. Memory is the peak of a process beyond what it has before the first clip.
 
 Then what becomes of a clip is compared with decoding it: the training transform of AVA, and the processor.
+
+`--against COMMIT` measures something else: what clips, colours, the index and detection cost now and at an older
+commit, which is put into a temporary folder, in turns: medians of five rounds of CPU time of one thread
+(`clip_cost.py`).
 """
 
 import argparse
 import multiprocessing
+import os
 import resource
 import tempfile
 import time
@@ -23,6 +29,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from older_build import compare
 from PIL import Image
 from tqdm import tqdm
 
@@ -54,7 +61,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15.0, help="length of the long files, as AVA's movies")
     parser.add_argument("--seconds", type=float, default=5.0, help="how long each line is measured")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--against", metavar="COMMIT", help="compare with the build of an older commit instead")
     arguments = parser.parse_args()
+    if arguments.against:
+        with tempfile.TemporaryDirectory() as folder:
+            make_files_of_both(Path(folder))
+            compare(arguments.against, Path(__file__).parent / "clip_cost.py", [folder])
+        return
     with tempfile.TemporaryDirectory() as folder:
         paths = make_files(Path(folder), arguments.minutes)
         for name, path in paths.items():
@@ -98,11 +111,28 @@ def make_files(folder: Path, minutes: float) -> dict[str, Path]:
     return paths
 
 
+def make_files_of_both(folder: Path) -> None:
+    """Write the files of `clip_cost.py`: 50 s of moving pictures, a short avi, and 600 names of a short clip."""
+    frames = [av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p") for image in scene()]
+    # Back and forth, so that no picture jumps.
+    frames = [*frames, *frames[::-1], *frames[:300]]
+    for gop in (12, 250):
+        options = {"g": str(gop), "crf": "20", "x264-params": "bframes=3:b-adapt=0:scenecut=0"}
+        encode_scene(folder / f"gop_{gop}.mp4", frames, "libx264", options)
+    encode_scene(folder / "moving.mp4", frames[:600], "libx264", {"preset": "veryfast", "crf": "26"})
+    small = [frame.reformat(320, 240) for frame in frames[:170]]
+    encode_scene(folder / "xvid.avi", small, "mpeg4", {"b": "1M", "g": "250", "bf": "2"})
+    (folder / "short").mkdir()
+    encode_scene(folder / "short" / "000.mp4", small[:40], "libx264", {"g": "12"})
+    for number in range(1, 600):
+        os.link(folder / "short" / "000.mp4", folder / "short" / f"{number:03d}.mp4")
+
+
 def encode_scene(path: Path, frames: list[av.VideoFrame], encoder: str, options: dict[str, str]) -> None:
     """Encode the frames."""
     with av.open(str(path), "w") as output:
         stream = output.add_stream(encoder, rate=FRAMES_PER_SECOND, options=options)
-        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = frames[0].height, frames[0].width, "yuv420p"
         for index, frame in enumerate(frames):
             frame.pts, frame.pict_type = index, 0
             output.mux(stream.encode(frame))

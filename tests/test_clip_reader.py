@@ -1020,7 +1020,7 @@ def test_animated_webp_is_called_by_its_name(tmp_path):
     pictures = [Image.fromarray(paint(number)) for number in range(3)]
     pictures[0].save(path, save_all=True, append_images=pictures[1:])
 
-    with pytest.raises(VideoReadError, match="animated WebP, which FFmpeg does not decode; convert it"):
+    with pytest.raises(VideoReadError, match="animated WEBP, which FFmpeg does not decode; convert it"):
         ClipReader().info(path)
 
 
