@@ -46,7 +46,7 @@ from classquery.data.annotations.schema import shorten
 from classquery.data.clips import ClipCollator, KeyframeClips, TubeClips
 from classquery.data.demo.movies import write_demo_movie
 from classquery.data.streaming import ClipStream
-from classquery.data.transforms import ClipTransform
+from classquery.data.transforms import ClipTransform, mirrored_labels
 from classquery.data.video.reader import ClipReader, VideoReadError
 from classquery.detection_classquery import label_id_of
 from classquery.engine.checkpoint import demo_notice, load_detector
@@ -292,6 +292,7 @@ def load_split(
         frames_fps=data_args.frames_fps,
         box_format=data_args.box_format,
         timestamp_offset=data_args.timestamp_offset,
+        validation_fraction=data_args.validation_fraction,
         streaming=data_args.streaming,
         num_shards=training_args.world_size * max(1, training_args.dataloader_num_workers) * SHARDS_PER_WORKER,
     )
@@ -332,6 +333,7 @@ def train_and_evaluate(
         saturation_jitter=data_args.saturation_jitter,
         value_jitter=data_args.value_jitter,
         color_noise=data_args.color_noise,
+        mirrored_labels=mirrored_labels(data_args.flip_pairs or (), model.config.id2label),
     )
     data = (data_dir, model, data_args, training_args)
     validation = load_split("validation", *data)

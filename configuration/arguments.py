@@ -49,6 +49,13 @@ class DataArguments:
     frames_fps: float = field(
         default=30.0, metadata={"help": "Frames per second of videos that are folders of frames (AVA, custom data)."}
     )
+    validation_fraction: float = field(
+        default=0.0,
+        metadata={
+            "help": "Custom data without a validation file: part of each class, whose videos are validation; kept in "
+            "validation_split.json."
+        },
+    )
     streaming: bool = field(
         default=False,
         metadata={"help": "Stream the annotations, each worker a part, instead of looking each up at random."},
@@ -77,6 +84,12 @@ class DataArguments:
     flip_probability: float = field(
         default=0.5,
         metadata={"help": "Probability of mirroring a training clip; 0 where labels tell left from right."},
+    )
+    flip_pairs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Pairs of classes that mirroring turns into each other: 'kite on the left:kite on the right'."
+        },
     )
     hue_jitter: float = field(
         default=0.0, metadata={"help": "Largest random turn of the hue of a training clip, in degrees."}
@@ -110,6 +123,8 @@ class DataArguments:
         if self.max_resize_shortest_edge is not None:
             is_range = self.max_resize_shortest_edge >= shortest
             require_argument(self, "max_resize_shortest_edge", is_range, f"at least --resize_shortest_edge {shortest}")
+        is_part = 0 <= self.validation_fraction < 1
+        require_argument(self, "validation_fraction", is_part, "at least 0 and below 1")
         for name in _PARTS:
             require_argument(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         for name in _OPTIONAL_PARTS:

@@ -146,7 +146,13 @@ class _Clips(torch.utils.data.Dataset, ABC):
         orig_size = tuple(frames.shape[-2:])
         if self.transform is not None:
             generator = torch.Generator().manual_seed(_sample_seed(self.seed, self.epoch, draw))
-            frames, boxes, kept = self.transform(frames, torch.cat((actors.boxes, ignored)), generator)
+            boxes = torch.cat((actors.boxes, ignored))
+            if getattr(self.transform, "mirrored_labels", ()):
+                frames, boxes, kept, is_mirrored = self.transform.with_mirroring(frames, boxes, generator)
+                if is_mirrored:
+                    row, actors = _mirror(row, actors, self.transform.mirrored_labels)
+            else:
+                frames, boxes, kept = self.transform(frames, boxes, generator)
             boxes, ignored = boxes[: len(actors.boxes)], boxes[len(actors.boxes) :]
             actors = actors._replace(boxes=boxes, valid=actors.valid & kept[: len(boxes)])
         actors = _Actors(*(part[actors.valid.any(-1)] for part in actors))
@@ -170,6 +176,16 @@ class _Clips(torch.utils.data.Dataset, ABC):
             annotated = torch.tensor(row["annotated_labels"], dtype=torch.long)
             partial["annotated_labels"] = torch.zeros(self.num_labels, dtype=torch.bool).index_fill(0, annotated, True)
         return partial
+
+
+def _mirror(
+    row: Mapping[str, Any], actors: "_Actors", mirrored_labels: Sequence[int]
+) -> tuple[Mapping[str, Any], "_Actors"]:
+    """Turn classes into what they are in a mirrored clip."""
+    if row.get("annotated_labels") is not None:
+        row = {**row, "annotated_labels": [mirrored_labels[label] for label in row["annotated_labels"]]}
+    # What a class is now, the mirrored one was.
+    return row, actors._replace(class_labels=actors.class_labels[..., list(mirrored_labels)])
 
 
 class KeyframeClips(_Clips):

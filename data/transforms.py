@@ -1,6 +1,7 @@
 """Augmentation of a clip and its boxes together, on uint8 frames, one draw for all frames."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from classquery import kernels
+from classquery.data.annotations.schema import closest
 
 
 # Principal axes (columns) and spreads of the colours of ImageNet in [0, 1] RGB, as in the published recipes.
@@ -32,6 +34,7 @@ class ClipTransform:
         value_jitter: The same for the value, the brightest channel.
         color_noise: Standard deviation of a shift of all colours along their principal axes, in units of their
             spreads; published: 0.1, but practically off by mistake, for it is added to pixels in [0, 255].
+        mirrored_labels: What each class is in a mirrored clip, see `mirrored_labels`; nothing where all stay.
     """
 
     resize_shortest_edge: int
@@ -42,6 +45,7 @@ class ClipTransform:
     saturation_jitter: float = 0.0
     value_jitter: float = 0.0
     color_noise: float = 0.0
+    mirrored_labels: tuple[int, ...] = ()
 
     def __post_init__(self):
         if not 0 < self.crop_shortest_edge <= self.resize_shortest_edge:
@@ -73,11 +77,18 @@ class ClipTransform:
             Frames of the crop's size, boxes in [0, 1] of the crop, clipped to it, and a mask (...) that is false where
             nothing is left of a box.
         """
+        return self.with_mirroring(frames, boxes, generator)[:3]
+
+    def with_mirroring(
+        self, frames: torch.Tensor, boxes: torch.Tensor, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, bool]:
+        """Transform a clip, and say whether it is mirrored, too."""
         frames = resize_shortest_edge(frames, self._draw_shortest_edge(generator))
         frames, boxes = random_crop(frames, boxes, self.crop_shortest_edge, generator)
-        if torch.rand((), generator=generator) < self.flip_probability:
+        is_mirrored = bool(torch.rand((), generator=generator) < self.flip_probability)
+        if is_mirrored:
             frames, boxes = flip_horizontally(frames, boxes)
-        return self._recolor(frames, generator), boxes, (boxes[..., 2:] > boxes[..., :2]).all(-1)
+        return self._recolor(frames, generator), boxes, (boxes[..., 2:] > boxes[..., :2]).all(-1), is_mirrored
 
     def _draw_shortest_edge(self, generator: torch.Generator | None) -> int:
         if self.max_resize_shortest_edge is None:
@@ -93,6 +104,34 @@ class ClipTransform:
             steps = self.color_noise * torch.randn(3, generator=generator)
             frames = shift_rgb(frames, _COLOR_AXES @ (_COLOR_SPREADS * steps))
         return frames
+
+
+def mirrored_labels(pairs: Sequence[str], id2label: Mapping[int, str]) -> tuple[int, ...]:
+    """Return what each class is in a mirrored clip, by id; nothing if there are no pairs.
+
+    Args:
+        pairs: Two classes each that mirroring turns into each other: "kite on the left:kite on the right".
+        id2label: Names of the classes, by 0-based id.
+
+    Raises:
+        ValueError: If a pair is not of two classes that there are, or a class is in two pairs.
+    """
+    label2id = {name: int(label) for label, name in id2label.items()}
+    labels = list(range(len(label2id)))
+    for pair in pairs:
+        # The names may have colons.
+        cuts = [(pair[:at].strip(), pair[at + 1 :].strip()) for at, sign in enumerate(pair) if sign == ":"]
+        known = [cut for cut in cuts if set(cut) <= label2id.keys() and cut[0] != cut[1]]
+        if len(known) != 1:
+            unknown = next((name for cut in cuts for name in cut if name not in label2id), pair)
+            raise ValueError(
+                f"--flip_pairs must be two classes with a colon between them, got {pair!r}{closest(unknown, label2id)}"
+            )
+        first, second = (label2id[name] for name in known[0])
+        if labels[first] != first or labels[second] != second:
+            raise ValueError(f"--flip_pairs has a class in two pairs, see {pair!r}")
+        labels[first], labels[second] = second, first
+    return tuple(labels) if pairs else ()
 
 
 def resize_shortest_edge(frames: torch.Tensor, size: int) -> torch.Tensor:

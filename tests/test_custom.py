@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from classquery.data import load_action_dataset, load_action_labels, make_clips
 from classquery.data.annotations.custom import load_custom, load_custom_labels
 from classquery.data.annotations.schema import ACTION_FEATURES, AnnotationError
+from classquery.data.transforms import ClipTransform
 
 
 KEYFRAMES = """\
@@ -410,3 +412,18 @@ def test_tubes_become_keyframes_for_a_model_of_keyframes(folder):
     assert np.array_equal(clips[0]["frames"][2].permute(1, 2, 0), reader.read(rows[0]["video"], [4])[0])
     with pytest.raises(ValueError, match="only keyframes are annotated"):
         make_clips(clips.rows, output_frames="all", **sampling)
+
+
+def test_classes_of_mirrored_clips_change_places(folder):
+    rows = load_action_dataset("custom", write(folder, "train.csv", TUBES), "train")
+    sampling = {"num_labels": 3, "num_frames": 8, "frame_stride": 1, "frames_per_second": 15.0}
+
+    plain, mirrored = (
+        make_clips(rows, transform=ClipTransform(32, 32, flip_probability=1.0, mirrored_labels=labels), **sampling)[0]
+        for labels in ((), (2, 1, 0))
+    )
+
+    # "carry" and "walk", of which the actor does the latter first and then both.
+    assert plain["class_labels"][0, 4:6].tolist() == [[0, 0, 1], [1, 0, 1]]
+    assert mirrored["class_labels"][0, 4:6].tolist() == [[1, 0, 0], [1, 0, 1]]
+    assert torch.equal(plain["boxes"], mirrored["boxes"])

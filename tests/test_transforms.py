@@ -9,6 +9,7 @@ from classquery import kernels
 from classquery.data.transforms import (
     ClipTransform,
     flip_horizontally,
+    mirrored_labels,
     random_crop,
     resize_shortest_edge,
     shift_hsv,
@@ -271,3 +272,26 @@ def test_color_noise_has_the_published_size():
 def test_field_out_of_range_is_refused(field, value):
     with pytest.raises(ValueError, match=f"`{field}` must be .* got {value}"):
         ClipTransform(60, 40, **{field: value})
+
+
+LABELS = {0: "left", 1: "right", 2: "walk", 3: "a:b", 4: "c"}
+
+
+def test_pairs_of_classes_change_places_in_a_mirror():
+    assert mirrored_labels([], LABELS) == ()
+    assert mirrored_labels(["left:right"], LABELS) == (1, 0, 2, 3, 4)
+    assert mirrored_labels(["right:left", "a:b:c"], LABELS) == (1, 0, 2, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (["left:rigth"], "'left:rigth', did you mean 'right'"),
+        (["left"], "with a colon between them"),
+        (["left:left"], "two classes"),
+        (["left:right", "walk:left"], "in two pairs, see 'walk:left'"),
+    ],
+)
+def test_wrong_pairs_of_classes_are_refused(pairs, message):
+    with pytest.raises(ValueError, match=message):
+        mirrored_labels(pairs, LABELS)

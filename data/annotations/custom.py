@@ -55,6 +55,13 @@ from classquery.data.annotations.schema import (
     shorten,
     unit_boxes,
 )
+from classquery.data.annotations.splitting import (
+    boxes_per_class,
+    describe_split,
+    keep_split,
+    read_split,
+    split_videos,
+)
 from classquery.data.annotations.values import SPLITS
 from classquery.data.annotations.videos import Video, VideoFinder, look_into, video_id
 
@@ -74,6 +81,7 @@ def load_custom(
     timestamp_offset: float = 0.0,
     frames_fps: float = 30.0,
     require_videos: bool = True,
+    validation_fraction: float = 0.0,
 ) -> Dataset:
     """Read the annotations of one split, and look into every video once, to compare them with it.
 
@@ -85,6 +93,8 @@ def load_custom(
         timestamp_offset: What the annotations call the start of the videos, in seconds.
         frames_fps: Frames per second of videos that are folders of numbered images.
         require_videos: Whether missing videos are an error; otherwise everything that they would tell is null.
+        validation_fraction: Where there is no validation file: part of the boxes of each class, in [0, 1), whose
+            videos are the validation split, see `split_videos`. They are kept in `validation_split.json`.
 
     Returns:
         Rows with `ACTION_FEATURES`, in the order of the annotations: for `timestamp` one per keyframe, which are told
@@ -95,8 +105,10 @@ def load_custom(
     Raises:
         AnnotationError: With all problems, by row.
         FileNotFoundError: If there are no annotations, or videos are missing; names them and the folders searched.
-        ValueError: If there is no such split or box format.
+        ValueError: If there is no such split, box format or fraction, or a validation file beside a fraction.
     """
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(f"validation_fraction must be in [0, 1), got {validation_fraction}")
     drawn_in = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", box_format)
     if split not in SPLITS or (box_format not in ("normalized", "pixel") and not drawn_in):
         raise ValueError(
@@ -104,16 +116,20 @@ def load_custom(
             f"{split!r} and {box_format!r}"
         )
     data_dir = Path(data_dir)
-    files, hold_all_splits = _annotation_files(data_dir, split)
+    find_files = _undivided_files if validation_fraction else _annotation_files
+    files, hold_all_splits = find_files(data_dir, split)
     problems = ProblemCollector(files[0] if len(files) == 1 else data_dir)
-    find_video = VideoFinder(_video_folders(data_dir, split))
+    find_video = VideoFinder(_video_folders(data_dir, "train" if validation_fraction else split))
     splits = SPLITS[split] if hold_all_splits else None
     context = Context(problems, _read_classes(data_dir), splits, find_video, find_video.list_videos)
     fmt, content = read_annotations(_sources(files, data_dir), context)
     table, claims = _resolve(_table(content, problems), content, find_video, problems)
+    all_labels = table.labels
+    if validation_fraction:
+        table, claims = _divide(data_dir, split, table, claims, content, validation_fraction)
     paths = {name: find_video(name) for name in claims}
     videos = look_into(paths, claims, frames_fps, problems)
-    label_ids = {name: label for label, name in enumerate(_class_names(data_dir, {*files}, table.labels))}
+    label_ids = {name: label for label, name in enumerate(_class_names(data_dir, {*files}, all_labels))}
     size = (int(drawn_in[1]), int(drawn_in[2])) if drawn_in else None
     unit = _Unit((content.box_format or box_format) != "normalized", size, claims, videos, timestamp_offset)
     table = _checked(table, label_ids, unit, problems)
@@ -210,6 +226,43 @@ def _annotation_files(data_dir: Path, split: str) -> tuple[list[Path], bool]:
             f"folder {name}/ with such files, or annotations.csv with a column `split`."
         )
     return files, True
+
+
+def _undivided_files(data_dir: Path, split: str) -> tuple[list[Path], bool]:
+    """Return the files that are to be divided."""
+    files = _find_files(data_dir, SPLITS["validation"])
+    if files:
+        raise ValueError(f"validation_fraction divides data without a validation file, and there is {files[0]}")
+    files = _find_files(data_dir, SPLITS["train"])
+    if files:
+        return files, False
+    files = [path for path in _find_files(data_dir, _ALL_SPLITS) if path.parent == data_dir]
+    if not files:
+        raise FileNotFoundError(f"No annotations in {data_dir}: give train.csv, or a folder train/ with files.")
+    if any("split" in source.head.partition("\n")[0] for source in _sources(files, data_dir)):
+        raise ValueError(f"validation_fraction divides data without splits, and {files[0]} has a column `split`")
+    return files, False
+
+
+def _divide(
+    data_dir: Path,
+    split: str,
+    table: BoxTable,
+    claims: dict[str, VideoClaim],
+    content: Content,
+    fraction: float,
+) -> tuple[BoxTable, dict[str, VideoClaim]]:
+    """Leave the videos of one split, as they were divided before or are now."""
+    counts = boxes_per_class(table.videos, table.labels, table.video, table.label)
+    groups = {name: claim.group for name, claim in claims.items() if claim.group}
+    is_validation = split_videos(counts, groups, fraction, kept=read_split(data_dir))
+    keep_split(data_dir, is_validation, {"validation_fraction": fraction})
+    content.notes += describe_split(is_validation, counts)
+    names = [name for name in table.videos if is_validation[name] == (split != "train")]
+    number = {name: code for code, name in enumerate(names)}
+    codes = np.array([number.get(name, NOBODY) for name in table.videos], np.int32)
+    table = table.take(codes[table.video] != NOBODY)
+    return table._replace(videos=names, video=codes[table.video]), {name: claims[name] for name in names}
 
 
 def _find_files(data_dir: Path, names: Iterable[str]) -> list[Path]:

@@ -99,6 +99,8 @@ class VideoClaim:
     """Frames of the whole video."""
     annotated_frames: range | np.ndarray | None = None
     """Frames in which everybody was looked for, ascending; None for all."""
+    group: str | None = None
+    """What videos have in common that are not to be divided into training and validation, as a place or a day."""
     is_named: bool = True
     """Whether the file names the video; otherwise the only one that is there will do."""
 
@@ -115,6 +117,7 @@ class VideoClaim:
             self.fps or other.fps,
             self.num_frames or other.num_frames,
             frames,
+            self.group or other.group,
             self.is_named or other.is_named,
         )
 

@@ -39,7 +39,8 @@ def read_json_lines(sources: Sequence[Source], context: Context) -> Content:
                 if row is not None and in_splits(row.get("split"), context.splits):
                     entry = parse_row(place, row)
                     content.entries.append(entry)
-                    content.videos.setdefault(entry.video, VideoClaim())
+                    claim = content.videos.setdefault(entry.video, VideoClaim())
+                    claim.group = claim.group or (str(row["group"]) if row.get("group") is not None else None)
     return content
 
 

@@ -21,7 +21,7 @@ from classquery.data.annotations.values import MAX_WHOLE_NUMBER, in_splits
 
 
 _CORNERS = ("x1", "y1", "x2", "y2")
-_TEXTS = ("video", "file_name", "label", "split")
+_TEXTS = ("video", "file_name", "label", "split", "group")
 _NUMBERS = ("timestamp", "frame", *_CORNERS, "track_id")
 _NEEDED = (("video", "file_name"), ("timestamp", "frame"), *((name,) for name in (*_CORNERS, "label")))
 
@@ -37,14 +37,16 @@ def read_csv(sources: Sequence[Source], context: Context) -> Content:
     content = Content()
     for source in sources:
         with context.problems.at(source.place()):
-            table = _read(source, context)
+            table, groups = _read(source, context)
             content.tables.append(table)
             for video in table.videos:
-                content.videos.setdefault(video, VideoClaim())
+                claim = content.videos.setdefault(video, VideoClaim())
+                claim.group = claim.group or groups.get(video)
     return content
 
 
-def _read(source: Source, context: Context) -> BoxTable:
+def _read(source: Source, context: Context) -> tuple[BoxTable, dict[str, str]]:
+    """Return the rows, and the group of each video that has one."""
     csv, columns = _parse(source)
     asked_for = _of_splits(source, csv, context)
     right = _are_right(csv)
@@ -53,7 +55,16 @@ def _read(source: Source, context: Context) -> BoxTable:
         return f"a row needs {len(columns)} cells, as the header has"
 
     csv.note_wrong(right | ~asked_for, context.problems, lambda row: _why_wrong(csv.cells(row)), why_odd, source.place)
-    return _table(source, csv, np.flatnonzero(right & asked_for))
+    return _table(source, csv, np.flatnonzero(right & asked_for)), _groups(csv)
+
+
+def _groups(csv: CsvColumns) -> dict[str, str]:
+    if "group" not in csv.texts:
+        return {}
+    videos, groups = _videos(csv), csv.texts["group"]
+    rows = np.flatnonzero((videos.codes != NOBODY) & (groups.codes != NOBODY))
+    rows = rows[np.unique(videos.codes[rows], return_index=True)[1]]
+    return {videos.values[videos.codes[row]]: groups.values[groups.codes[row]] for row in rows}
 
 
 def _parse(source: Source) -> tuple[CsvColumns, list[str]]:

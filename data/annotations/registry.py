@@ -109,7 +109,7 @@ _READERS = {
     "custom": _Reader(
         load_custom,
         load_custom_labels,
-        options=("box_format", "timestamp_offset", "frames_fps", "require_videos"),
+        options=("box_format", "timestamp_offset", "frames_fps", "require_videos", "validation_fraction"),
     ),
     "parquet": _Reader(load_parquet, load_parquet_labels, options=("require_videos",)),
 }
@@ -171,6 +171,7 @@ def load_action_dataset(
     frames_fps: float = 30.0,
     box_format: str = "normalized",
     timestamp_offset: float = 0.0,
+    validation_fraction: float = 0.0,
     streaming: bool = False,
     num_shards: int = 64,
 ) -> Dataset | IterableDataset:
@@ -186,6 +187,7 @@ def load_action_dataset(
         frames_fps: For AVA and custom data: frames per second of videos that are folders of frames.
         box_format: For custom data: "normalized", "pixel", or the size of the frames that pixels are of, "3840x2160".
         timestamp_offset: For custom data: what the annotations call the start of the videos, in seconds.
+        validation_fraction: For custom data without a validation file: part of each class that is validation.
         streaming: Whether to return an `IterableDataset`.
         num_shards: Its shards, at most one per row; as many as processes times workers of each, or a multiple.
 
@@ -204,6 +206,7 @@ def load_action_dataset(
         "frames_fps": frames_fps,
         "box_format": box_format,
         "timestamp_offset": timestamp_offset,
+        "validation_fraction": validation_fraction,
         "require_videos": require_videos,
     }
     rows = reader.load(Path(data_dir), split, **{option: options[option] for option in reader.options})
