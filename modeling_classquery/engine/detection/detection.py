@@ -54,20 +54,17 @@ def detect(
     """Detect actors and their actions in videos, as their frames come.
 
     A model that detects in the keyframe of a clip gets a clip around each keyframe, with the frames that training
-    takes (`clip_seconds`); clips overlap where keyframes are close. A model that detects in every frame
-    (`output_frames="all"`) gets clips that tile the video (`tile_starts`), and each frame is reported once.
+    takes; clips overlap where keyframes are close. A model that detects in every frame (`output_frames="all"`) gets
+    clips that tile the video, and each frame is reported once.
 
     Args:
         source: A file, folder, pattern, camera number, stream, frames, or a list of these: see `list_sources`.
         model: The detector, which is put in evaluation mode and runs on its own device, in its own precision; or a
             folder or a name on the Hub; or `demo` for the small model in the package.
         processor: The processor that belongs to the model, if that is not a name.
-        keyframes_per_second: Keyframes are the frames nearest to 0, 1 / rate, 2 / rate, ... seconds up to the last
-            frame, each frame once. By default 1. A model that detects in all frames reports them all by default, and
-            at a given rate the first frame at or after each of these times.
-        keyframe_stride: Instead of a rate: every n-th frame is a keyframe, at the mean frame rate of the video.
-        threshold: Lowest score in [0, 1] of an action to report; by default that of the processor.
-        class_thresholds: Other thresholds for some classes; by default those of the processor.
+        keyframes_per_second, keyframe_stride: See `classquery.detection_classquery.Sampling`.
+        threshold: Lowest score in [0, 1] of an action to report, of any class; by default those of the processor.
+        class_thresholds: Other thresholds for some classes; by default, without `threshold`, those of the processor.
         actor_threshold: Lowest confidence in [0, 1] of an actor to report; by default that of the processor. Actors
             without any action are left out.
         classes: Names of the classes to report; all by default.
@@ -85,12 +82,13 @@ def detect(
         timeout_seconds: How long to wait for a camera or stream before it counts as ended.
 
     Returns:
-        The results in order. If the end of a video is damaged, or a stream stops, a warning is logged and its results
-        end at the last keyframe that can be decoded. Of several videos, one that cannot be read is passed over with a
+        The results in order. Damaged frames are passed over, and where a stream stops its results end; a warning says
+        from when to when nothing was detected. Of several videos, one that cannot be read is passed over with a
         warning.
 
     Raises:
-        ValueError: At the call, if a class is unknown or a number out of range.
+        ValueError: At the call, if a class is unknown or a number out of range; while iterating, if scores are not
+            finite.
         VideoReadError, FileNotFoundError: At the call, if there is no video, or the only one cannot be read at all.
         CheckpointError: At the call, if the model cannot be loaded.
     """
