@@ -18,6 +18,7 @@ from classquery.data.annotations.label_studio import write_label_studio
 from classquery.data.annotations.schema import AnnotationError, ProblemCollector
 from classquery.data.annotations.via3 import write_via3
 from classquery.data.annotations.writing import key_frames
+from classquery.data.preparation.preparing import Encoding, prepare_videos
 
 
 SIZE = (200, 100)  # Width and height of all videos.
@@ -622,6 +623,22 @@ def test_boxes_may_be_drawn_in_frames_of_another_size_than_the_video(tmp_path, t
     assert row["tubes"][0]["boxes"] == [pytest.approx([0.1, 0.1, 0.2, 0.3])]
     with pytest.raises(AnnotationError, match='must lie in the 128 x 96 pixels.*box_format="3840x2160" says'):
         load_action_dataset("custom", tmp_path, "train")
+
+
+def test_data_of_several_files_stay_usable_when_they_are_prepared(tmp_path, two_movies):
+    source, prepared = tmp_path / "source", tmp_path / "prepared"
+    (source / "train").mkdir(parents=True)
+    (source / "videos").symlink_to(two_movies)
+    for name, text in files_of("kpf").items():
+        (source / "train" / name.replace("a.r13", "demo_val_000")).write_text(text)
+
+    errors = prepare_videos("custom", source, prepared, splits=("train",), encoding=Encoding(gop=0))
+
+    assert errors == []
+    assert (
+        load_action_dataset("custom", prepared, "train")["tubes"][:]
+        == (load_action_dataset("custom", source, "train")["tubes"][:])
+    )
 
 
 def test_mammalps_videos_that_were_discarded_unseen_are_left_out(tmp_path):

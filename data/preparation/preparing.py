@@ -42,7 +42,7 @@ _TIME_TOLERANCE_SECONDS = float(_TIME_BASE) / 2
 # Measured on noisy pictures at crf 18: others take less.
 _BYTES_PER_PIXEL = 0.04
 _FRAMES_PER_SECOND_OF_FOLDERS = 25.0
-_ANNOTATION_SUFFIXES = (".csv", ".json", ".jsonl", ".mat", ".pbtxt", ".pkl", ".tsv", ".txt", ".xml")
+_ANNOTATION_SUFFIXES = (".csv", ".json", ".jsonl", ".mat", ".pbtxt", ".pkl", ".tsv", ".txt", ".xml", ".yaml", ".yml")
 
 
 @dataclass(frozen=True)
