@@ -540,15 +540,20 @@ class ClipLabels(list):
     """
 
     def __reduce__(self):
-        arrays = [({name: tensor.numpy(force=True) for name, tensor in label.items()}, label.about) for label in self]
-        return _labels_of_arrays, (arrays,)
+        return _labels_of_arrays, ([(_as_arrays(label), label.about) for label in self],)
 
 
-def _labels_of_arrays(arrays: list[tuple[dict[str, np.ndarray], dict[str, Any]]]) -> ClipLabels:
-    return ClipLabels(
-        ClipLabel({name: torch.from_numpy(array) for name, array in tensors.items()}, about)
-        for tensors, about in arrays
-    )
+def _as_arrays(label: ClipLabel) -> dict[str, Any]:
+    """Tensors as arrays; what others have added stays as it is."""
+    return {name: x.numpy(force=True) if isinstance(x, torch.Tensor) else x for name, x in label.items()}
+
+
+def _labels_of_arrays(clips: list[tuple[dict[str, Any], dict[str, Any]]]) -> ClipLabels:
+    return ClipLabels(ClipLabel(_of_arrays(items), about) for items, about in clips)
+
+
+def _of_arrays(items: dict[str, Any]) -> dict[str, Any]:
+    return {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in items.items()}
 
 
 class ClipCollator:
