@@ -1,13 +1,16 @@
 """Formats are found by content, named, and what they leave out is said."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from test_cvat import box, document, track
 
 from classquery.data.annotations.custom import load_custom
-from classquery.data.annotations.schema import AnnotationError, abbreviate, parsing, quote
+from classquery.data.annotations.entries import VideoClaim
+from classquery.data.annotations.schema import AnnotationError, ProblemCollector, abbreviate, parsing, quote
+from classquery.data.annotations.videos import look_into
 
 
 ROWS = "video,timestamp,x1,y1,x2,y2,label\ndemo_val_000.mp4,0.5,0.1,0.2,0.3,0.4,walk\n"
@@ -80,3 +83,51 @@ def test_messages_quote_two_hundred_characters_at_most():
     assert len(quote(["x" * 10**6])) <= 200
     assert quote("walk") == "'walk'"
     assert abbreviate("a\ud800") == "a\\ud800"
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        (VideoClaim(size=(128, 96), fps=15.0, num_frames=30), None),
+        (VideoClaim(size=(640, 480)), None),  # Drawn in larger frames of the same shape.
+        (VideoClaim(size=(96, 128)), "was annotated in frames of 96x128, and has 128x96: give the video"),
+        (
+            VideoClaim(fps=25.0),
+            r"has 15.000 frames per second and 30 frames, and the annotations say 25.000: give the",
+        ),
+        (VideoClaim(fps=25.0, num_frames=50), "say 25.000 and 50: give the video"),
+        (VideoClaim(fps=25.0, num_frames=30), None),  # The rate is a slip; the frames are the same.
+    ],
+)
+def test_what_a_file_claims_of_a_video_is_compared_with_it(two_movies, claim, message):
+    problems = ProblemCollector("a.json")
+
+    look_into({"a.mp4": two_movies / "demo_val_000.mp4"}, {"a.mp4": claim}, 30.0, problems)
+
+    assert problems.num_problems == bool(message)
+    assert not message or re.search(f"a.mp4: .*{message}", problems.report())
+
+
+def test_videos_are_found_by_the_last_part_of_a_path_on_a_server(folder):
+    rows = load_custom(write(folder, "a.csv", ROWS.replace("demo", "/home/django/data/7/demo")), "train")
+
+    assert rows["clip_id"][:] == ["demo_val_000_0.500"]
+
+
+def test_a_file_that_names_no_video_needs_its_name(folder):
+    text = document(track(box(0)))
+    text = text.replace("<source>demo_val_000.mp4</source>", "")
+
+    with pytest.raises(AnnotationError, match="names no video, and there are 2 in .*: give the file the name of its"):
+        load_custom(write(folder, "annotations.xml", text), "train")
+
+    (folder / "train" / "annotations.xml").unlink()
+    assert load_custom(write(folder, "demo_val_001.xml", text), "train")["clip_id"][:] == ["demo_val_001"]
+
+
+def test_actors_may_have_no_labels_in_json_lines(folder):
+    lines = [LINE, LINE | {"box": [0.5, 0.5, 1, 1], "label": None, "labels": None}]
+
+    rows = load_custom(write(folder, "a.jsonl", "\n".join(map(json.dumps, lines))), "train")
+
+    assert [tube["labels"] for tube in rows[0]["tubes"]] == [[0], None]

@@ -2,6 +2,8 @@
 
 {"video": "kitchen.mp4", "timestamp": 2.5, "box": [0.1, 0.2, 0.45, 0.95], "labels": ["walk", "carry"]}
 {"video": "kitchen.mp4", "frames": [62, 63], "boxes": [[0.1, 0.2, 0.4, 0.9], [0.1, 0.2, 0.5, 0.9]], "label": "sit"}
+
+Of somebody with `"labels": null`, nobody said what they do.
 """
 
 import json
@@ -76,8 +78,8 @@ def parse_row(place: str, row: Mapping[str, Any]) -> Entry:
     boxes = [[row.get(name) for name in _CORNERS]] if "x1" in row else _listed(row, "boxes", "box")
     if not all(isinstance(box, list) and len(box) == len(_CORNERS) for box in boxes):
         raise AnnotationError(f"a box has four corners x1, y1, x2, y2, got {quote(boxes)}")
-    labels = _listed(row, "labels", "label")
-    if not labels or not all(isinstance(label, str) and label for label in labels):
+    labels = None if row.get("labels", "") is None else _listed(row, "labels", "label")
+    if labels is not None and not (labels and all(isinstance(label, str) and label for label in labels)):
         raise AnnotationError(f"`label` must be the name of a class, got {quote(labels)}")
     return Entry(place, video, boxes, labels, frames, timestamp, track_id)
 
