@@ -22,10 +22,11 @@ from classquery.data.transforms import ClipTransform, shift_hsv
 from classquery.engine.checkpoint import load_detector
 
 
+# The older name first: an editable installation adds its own new modules to whatever package is called so.
 try:
-    from classquery.data.video.reader import ClipReader
-except ImportError:
     from classquery.data.clip_reader import ClipReader
+except ImportError:
+    from classquery.data.video.reader import ClipReader
 
 NUM_CLIPS = 12
 BOXES = torch.tensor([[[0.1, 0.1, 0.5, 0.9]]])

@@ -3,6 +3,7 @@
     python benchmarks/data.py
     python benchmarks/data.py --minutes 15 --seconds 8 --workers 1 2
     python benchmarks/data.py --against aaa7d40
+    python benchmarks/data.py --short
 
 Clips are 16 frames, each the fourth, at random places of moving, textured pictures of 640x360 at 30 frames per second.
 Long files are made of one encoded scene, repeated; the JPEG images are those of the scene (quality 95). Every line is
@@ -14,13 +15,15 @@ Then what becomes of a clip is compared with decoding it: the training transform
 
 `--against COMMIT` measures something else: what clips, colours, the index and detection cost now and at an older
 commit, which is put into a temporary folder, in turns: medians of five rounds of CPU time of one thread
-(`clip_cost.py`).
+(`clip_cost.py`). `--short` compares the decoders where a short file is opened for one read of many of its frames.
 """
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import resource
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -62,7 +65,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="how long each line is measured")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--against", metavar="COMMIT", help="compare with the build of an older commit instead")
+    parser.add_argument("--short", action="store_true", help="compare the decoders on short files instead")
     arguments = parser.parse_args()
+    if arguments.short:
+        compare_short()
+        return
     if arguments.against:
         with tempfile.TemporaryDirectory() as folder:
             make_files_of_both(Path(folder))
@@ -277,6 +284,40 @@ READERS = {
     "(a) reopened, decord alone": reopened_decord,
     "(b) JPEG images": extracted,
 }
+
+
+# Short files
+
+
+def compare_short() -> None:
+    """Print what one read of a short H.264 file takes, opening it included: medians of CPU time, PyAV is 1."""
+    torch.set_num_threads(1)
+    frames = [
+        av.VideoFrame.from_ndarray(image, format="rgb24").reformat(320, 240, format="yuv420p")
+        for image in itertools.islice(scene(), 160)
+    ]
+    print("| frames | GOP | wanted | PyAV, ms | decord here | decord alone |\n|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for num_frames, gop in itertools.product((40, 160), (12, 250)):
+            path = Path(folder) / f"{num_frames}_{gop}.mp4"
+            encode_scene(path, frames[:num_frames], "libx264", {"g": str(gop)})
+            middle = range(num_frames // 4, num_frames * 3 // 4)
+            for wanted, numbers in (("all", range(num_frames)), ("middle half", middle), ("every fourth", None)):
+                indices = np.array(range(0, num_frames, 4) if numbers is None else numbers)
+                pyav, decord, alone = short_reads(str(path), indices)
+                print(f"| {num_frames} | {gop} | {wanted} | {pyav:.1f} | {decord / pyav:.2f} | {alone / pyav:.2f} |")
+
+
+def short_reads(path: str, frames: np.ndarray) -> list[float]:
+    """CPU milliseconds of a read with PyAV, decord behind `ClipReader` and decord alone, measured in turns."""
+    alone, _ = reopened_decord(path, "")
+    ways = [
+        lambda: ClipReader(backend="pyav").read(path, frames),
+        lambda: ClipReader(backend="decord").read(path, frames),
+        lambda: alone(frames),
+    ]
+    rounds = [[cpu_milliseconds(way, 3) for way in ways] for _ in range(5)]
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]
 
 
 # Processing
