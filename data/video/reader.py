@@ -26,10 +26,10 @@ refers to, and goes on where the last clip of a video ended. So it is what "auto
 |                                         | middle half   | 1     | 1.24        | 1.05         | PyAV   |
 | 160 frames, one key frame               | all           | 1     | 1.45        | 1.17         | PyAV   |
 
-These are ratios of CPU time (`benchmarks/data.py --short`, November 2026, one thread, PyAV 18.1, decord 0.6): decord is
-nowhere ahead by more than 3 %. It returns wrong frames without an error for open-GOP and intra-refresh H.264, HEVC,
-MPEG-2, MPEG-4 with B-frames, trimmed mp4 (edit lists), most of avi and all of MPEG-TS (on which it can also hang); here
-it refuses these. Where both read a file their pixels are identical; only the colours of interlaced video differ
+These are ratios of CPU time (`benchmarks/data.py --short`, November 2026, one thread, PyAV 18.1, decord 0.6): decord
+is nowhere ahead by more than 3 %. It returns wrong frames without an error for open-GOP and intra-refresh H.264, HEVC,
+MPEG-2, MPEG-4 with B-frames, trimmed mp4 (edit lists), most of avi and all of MPEG-TS (on which it can also hang);
+here it refuses these. Where both read a file their pixels are identical; only the colours of interlaced video differ
 slightly. torchcodec is no way here: it needs FFmpeg from the system and is silently wrong on avi with B-frames.
 """
 
