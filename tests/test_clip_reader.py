@@ -18,6 +18,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from mutations import try_mutations
 from painted_frames import HEIGHT, WIDTH, number_on, numbers_on, paint, resize
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -973,6 +974,21 @@ def test_file_without_the_right_to_read_it_is_one_clean_error(path_of, tmp_path,
 
     with pytest.raises(VideoReadError, match="Permission denied; check the rights"):
         ClipReader().info(path)
+
+
+@pytest.mark.parametrize("file_name", ["h264_b_frames.mp4", "h264.mkv", "mpeg4_b_frames.avi", "h264.ts", "vp9.webm"])
+def test_mutated_video_is_read_or_refused_and_nothing_else(file_name, path_of, tmp_path):
+    path = tmp_path / file_name
+    shutil.copy(path_of(file_name), path)
+
+    def read(path: Path) -> None:
+        reader = ClipReader(timeout_seconds=20)
+        num_frames = reader.info(path).num_frames
+        assert reader.read(path, [0, num_frames // 2, num_frames - 1]).shape[0] == 3
+        indices = [frame.index for frame in iterate_frames(path)]
+        assert indices == sorted(set(indices))
+
+    try_mutations(read, path, VideoReadError, count=25)
 
 
 @pytest.mark.parametrize("size", [(1500, 2), (2, 2000), (40, 1400)])
