@@ -379,6 +379,20 @@ def test_label_studio_choices_per_region_are_the_classes(tmp_path):
     assert content.ignored == {"results of type timelinelabels": 1, "predictions": 1}
 
 
+def test_label_studio_choices_of_the_whole_video_are_no_classes(tmp_path):
+    scene = {"id": "s", "type": "choices", "value": {"choices": ["indoors"]}}
+    leaf = {"id": "k", "type": "taxonomy", "value": {"taxonomy": [["moves", "run"], ["eat"]]}}
+    region = ls_region("k", [ls_entry(1, 10, False)], ("person",))
+
+    contents = [
+        read(tmp_path / str(number), {"p.json": [ls_task(region, *more)]})
+        for number, more in enumerate([[scene], [scene, leaf]])
+    ]
+
+    assert [set(content.entries[0].labels) for content in contents] == [{"person"}, {"run", "eat"}]
+    assert contents[0].ignored == {"results of type choices": 1}
+
+
 def test_label_studio_export_as_json_min_says_the_same(tmp_path):
     region = ls_region("k", [ls_entry(1, 10, False)])
     task = {"video": "/data/upload/3/0f1e2d3c-a.mp4", "id": 4, "box": [region["value"]], "annotator": 1}

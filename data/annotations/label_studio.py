@@ -43,7 +43,7 @@ from classquery.data.whole_files import write_json
 _GEOMETRY = ("x", "y", "width", "height", "rotation")
 _RATE_TOLERANCE = 0.01
 _NOTE = re.compile(r"(?:person|track) (\S+)")
-_CHOICES = ("choices", "taxonomy", "textarea")  # Kinds of results, and what they hold.
+_CHOICES = ("choices", "taxonomy")  # Kinds of results, and the names of what they hold.
 
 
 def sniff_label_studio(source: Source) -> bool:
@@ -83,24 +83,40 @@ def read_label_studio(sources: Sequence[Source], context: Context) -> Content:
         first = 0 if _counts_from_zero(tasks) else 1
         if not first:
             content.notes.append(f"{source.place()}: frames count from 0, as there is a frame 0")
+        uses_choices = any(_chosen(results) for results in _results_of(tasks))
+        note_once(content, f"classes are the {'choices per region' if uses_choices else 'labels of the rectangles'}")
         for position, task in enumerate(tasks):
             with reading(context, source.place(f"task {task.get('id', position)}")):
-                _read_task(source, context, content, task, first)
+                _read_task(source, context, content, task, first, uses_choices)
     return content
 
 
 def _counts_from_zero(tasks: Iterable[Mapping[str, Any]]) -> bool:
     return any(
         entry.get("frame") == 0
-        for task in tasks
-        for annotation in task.get(_annotations_key(task) or "") or ()
-        for result in annotation.get("result") or ()
+        for results in _results_of(tasks)
+        for result in results
         if result.get("type") == "videorectangle"
         for entry in result["value"]["sequence"]
     )
 
 
-def _read_task(source: Source, context: Context, content: Content, task: Mapping[str, Any], first: int) -> None:
+def _results_of(tasks: Iterable[Mapping[str, Any]]) -> Iterator[Sequence[Mapping[str, Any]]]:
+    """Yield the results of each annotation."""
+    for task in tasks:
+        for annotation in task.get(_annotations_key(task) or "") or ():
+            yield annotation.get("result") or ()
+
+
+def _chosen(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the choices for single regions; those of the whole video have an id of their own."""
+    regions = {result.get("id") for result in results if result.get("type") == "videorectangle"}
+    return [result for result in results if result.get("type") in _CHOICES and result.get("id") in regions]
+
+
+def _read_task(
+    source: Source, context: Context, content: Content, task: Mapping[str, Any], first: int, uses_choices: bool
+) -> None:
     task_name = f"task {task.get('id')}"
     annotation = _choose_annotation(task, content)
     if annotation is None:
@@ -108,21 +124,20 @@ def _read_task(source: Source, context: Context, content: Content, task: Mapping
     video = _video_of(task)
     names = video_names(video) + video_names(task.get("file_upload") or video)
     content.videos.setdefault(video, VideoClaim(names))
-    results: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for result in annotation.get("result") or ():
-        results[result.get("type")].append(result)
-    rectangles = results.pop("videorectangle", [])
-    choices = _choices(results)
-    for kind, left in results.items():
-        if kind not in _CHOICES:
-            content.ignored[f"results of type {kind}"] += len(left)
-    note_once(content, f"classes are the {'choices per region' if choices else 'labels of the rectangles'}")
+    results = annotation.get("result") or ()
+    rectangles = [result for result in results if result.get("type") == "videorectangle"]
+    chosen = _chosen(results)
+    choices = _choices(chosen)
+    are_read = set(map(id, [*rectangles, *chosen]))
+    content.ignored += Counter(
+        f"results of type {result.get('type')}" for result in results if id(result) not in are_read
+    )
     info, rates = look_at_video(context, names), set()
     for region in rectangles:
         place = source.place(f"{task_name}, region {region['id']}")
         with reading(context, place):
             value = region["value"]
-            labels = choices.get(region["id"]) if choices else as_labels(value.get("labels") or ())
+            labels = choices.get(region["id"]) if uses_choices else as_labels(value.get("labels") or ())
             if _has_another_rate(value, info):
                 rates.add(f"{_rate(value):.4g}")
             frames, boxes = _boxes(value, first, info)
@@ -164,15 +179,12 @@ def _video_of(task: Mapping[str, Any]) -> str:
     return video
 
 
-def _choices(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, tuple[str, ...] | None]:
-    """Return what was chosen for single regions, by region."""
+def _choices(results: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, ...] | None]:
+    """Return what was chosen for single regions, by region: of a taxonomy, the last part of each path."""
     chosen: dict[str, list[Any]] = defaultdict(list)
-    for result in results.get("choices", ()):
-        chosen[result["id"]] += result["value"]["choices"]
-    for result in results.get("taxonomy", ()):
-        chosen[result["id"]] += [path[-1] for path in result["value"]["taxonomy"] if path]
-    for result in results.get("textarea", ()):
-        chosen[result["id"]] += result["value"]["text"]
+    for result in results:
+        values = result["value"][result["type"]]
+        chosen[result["id"]] += [value[-1] if isinstance(value, list) else value for value in values]
     return {region: as_labels(values) for region, values in chosen.items()}
 
 
