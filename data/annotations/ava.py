@@ -293,7 +293,7 @@ def _read_csv(path: Path, num_labels: int, movie_start_seconds: float) -> pd.Dat
     csv.note_wrong(right, problems, lambda row: why(csv.list_cells(row)), why)
     problems.raise_if_any()
     video_id = pd.Categorical.from_codes(csv.texts["video_id"].codes, csv.texts["video_id"].values)
-    columns = {"video_id": video_id.astype(object), "timestamp": timestamp.astype(np.int64)}
+    columns = {"video_id": video_id, "timestamp": timestamp.astype(np.int64)}
     columns |= dict(zip(_CORNERS, boxes.T, strict=True))
     columns |= {"label": label_id.astype(np.int64) - 1, "person_id": person_id.astype(np.int64)}
     return pd.DataFrame(columns)
@@ -445,7 +445,7 @@ def _group(actions: pd.DataFrame) -> tuple[pd.DataFrame, pa.Array]:
     An actor is told by its box and its person id. Both are needed: two people may have the same box, and all ids may
     be 0.
     """
-    actions = actions.assign(keyframe=actions.groupby(["video_id", "timestamp"], sort=False).ngroup())
+    actions = actions.assign(keyframe=actions.groupby(["video_id", "timestamp"], sort=False, observed=True).ngroup())
     actions = actions.sort_values("keyframe", kind="stable")
     actions["actor"] = actions.groupby(["keyframe", *_CORNERS, "person_id"], sort=False).ngroup()
     keyframes = actions.drop_duplicates("keyframe")[["video_id", "timestamp"]]

@@ -1,28 +1,12 @@
-"""Reader of anyone's own videos: annotations as csv, JSON lines or CVAT XML, beside the videos.
+"""Reader of anyone's own videos, with annotations in any format of which there is a reader.
 
     data_dir/train.csv, validation.csv          or .jsonl or .xml; or folders train/, validation/ of such files;
                                                 or annotations.csv or metadata.jsonl for all splits, with a `split`
     data_dir/classes.txt                        names of the classes in the order of their ids; not needed
     data_dir/videos/<video>                     or in `data_dir/<split>/` or `data_dir` itself
 
-Boxes are annotated at moments, as in AVA, or in every frame, as tubes. At moments, a row of the csv is an action of
-somebody; `track_id` is not needed:
-
-    video,timestamp,x1,y1,x2,y2,label,track_id
-    kitchen.mp4,2.5,0.10,0.20,0.45,0.95,walk,0
-
-In every frame, a row is an action in one frame; frames count from 0 in the video, and `track_id` joins them to tubes:
-
-    video,frame,x1,y1,x2,y2,label,track_id
-    kitchen.mp4,62,0.10,0.20,0.45,0.95,walk,0
-
-JSON lines say the same of somebody at a moment, or through all frames:
-
-    {"video": "kitchen.mp4", "timestamp": 2.5, "box": [0.1, 0.2, 0.45, 0.95], "labels": ["walk", "carry"]}
-    {"video": "kitchen.mp4", "frames": [62, 63], "boxes": [[0.1, 0.2, 0.4, 0.9], [0.1, 0.2, 0.5, 0.9]], "label": "sit"}
-
-XML is that of `classquery.data.annotations.cvat`, for one video each, which has the name of `<source>` or of the XML
-file.
+Boxes are annotated at moments, as in AVA, or in frames, as tubes. The format is found by content: a csv
+(`plain_csv.py`), JSON lines (`json_lines.py`), CVAT (`cvat.py`), or one of the others in `formats.py`.
 
 The classes are those of `classes.txt`, or all names in the annotations of both splits in alphabetical order: the same
 for training and validation.
@@ -31,29 +15,25 @@ for training and validation.
 import os
 import re
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
 
-from classquery.data.annotations.boxes import Check, concatenate, join, keep_right, table_of, tubes_of
+from classquery.data.annotations.boxes import concatenate, table_of
+from classquery.data.annotations.columns import Unit, checked_boxes, rows_of
 from classquery.data.annotations.entries import NOBODY, BoxTable, Content, Context, Format, Source, VideoClaim
 from classquery.data.annotations.formats import read_annotations
 from classquery.data.annotations.schema import (
-    BOX_TOLERANCE,
     VIDEO_SUFFIXES,
     AnnotationError,
     AnnotationWarning,
     ProblemCollector,
-    closest,
     columns_to_dataset,
-    explain_box,
     parsing,
     quote,
     shorten,
-    unit_boxes,
 )
 from classquery.data.annotations.splitting import (
     boxes_per_class,
@@ -63,7 +43,7 @@ from classquery.data.annotations.splitting import (
     split_videos,
 )
 from classquery.data.annotations.values import SPLITS
-from classquery.data.annotations.videos import Video, VideoFinder, look_into, video_id
+from classquery.data.annotations.videos import VideoFinder, look_into
 
 
 CLASSES_FILE = "classes.txt"
@@ -131,9 +111,9 @@ def load_custom(
     videos = look_into(paths, claims, frames_fps, problems)
     label_ids = {name: label for label, name in enumerate(_class_names(data_dir, {*files}, all_labels))}
     size = (int(drawn_in[1]), int(drawn_in[2])) if drawn_in else None
-    unit = _Unit((content.box_format or box_format) != "normalized", size, claims, videos, timestamp_offset)
-    table = _checked(table, label_ids, unit, problems)
-    rows, columns = _rows(table, label_ids, unit, problems)
+    unit = Unit((content.box_format or box_format) != "normalized", size, claims, videos, timestamp_offset)
+    table = checked_boxes(table, label_ids, unit, problems)
+    rows, columns = rows_of(table, label_ids, unit, problems)
     problems.raise_if_any()
     _refuse_too_many(label_ids)
     missing = [name for name, path in paths.items() if path is None]
@@ -304,102 +284,6 @@ def _resolve(
     codes = np.array([number[names[video]] for video in table.videos], np.int32)
     table = table._replace(videos=videos, video=codes[table.video])
     return table, claims
-
-
-class _Unit(NamedTuple):
-    """What numbers in the annotations mean."""
-
-    in_pixels: bool
-    drawn_in: tuple[int, int] | None
-    """Width and height of the frames that pixels are of, if the user says so."""
-    claims: Mapping[str, VideoClaim]
-    videos: Mapping[str, Video | None]
-    timestamp_offset: float
-
-    def size_of(self, name: str) -> tuple[int, int] | None:
-        """Width and height of the frame that boxes are meant in; None where nobody knows."""
-        video = self.videos.get(name)
-        return self.claims[name].size or self.drawn_in or (video and (video.width, video.height))
-
-
-def _checked(table: BoxTable, label_ids: Mapping[str, int], unit: _Unit, problems: ProblemCollector) -> BoxTable:
-    """Check everything that a row by itself can be wrong about, and turn its box into fractions of the frame."""
-    is_known = np.array([*(name in label_ids for name in table.labels), True, True])[table.label]
-
-    def unknown(row: int) -> str:
-        name = table.labels[table.label[row]]
-        return f"unknown class {quote(name)}{closest(name, label_ids)}"
-
-    sizes = np.array([unit.size_of(name) or (np.nan, np.nan) for name in table.videos]).reshape(-1, 2)
-    in_pixels = unit.in_pixels
-    size = sizes[table.video] if in_pixels else np.ones((1, 2))
-    boxes, are_boxes = unit_boxes(table.corners, size, 1.0 if in_pixels else BOX_TOLERANCE)
-
-    def no_box(row: int) -> str:
-        at = "" if table.is_moment[row] else f" (frame {table.time[row]:g})"
-        return f"{explain_box(table.corners[row], size[row] if in_pixels else None)}{at}"
-
-    # Without its video, nobody knows what pixels mean: there is nothing to check, and nothing to tell.
-    is_open = np.isnan(size).any(1)
-    checks = [Check(~is_known, unknown), *_time_checks(table, unit), Check(~are_boxes & ~is_open, no_box)]
-    right = keep_right(table._replace(corners=boxes), checks, problems)
-    return right.take(~np.isnan(right.corners).any(1))
-
-
-def _time_checks(table: BoxTable, unit: _Unit) -> list[Check]:
-    """Check that moments and frames are in the video, where that can be read."""
-    videos = [unit.videos.get(name) for name in table.videos]
-    last_frame = np.array([np.inf if video is None else video.num_frames - 1 for video in videos])[table.video]
-    ends = [np.inf if video is None else video.start_seconds + video.num_frames / video.fps for video in videos]
-    duration = np.array(ends)[table.video]
-    seconds = table.time - unit.timestamp_offset
-
-    def no_frame(row: int) -> str:
-        return f"frame {table.time[row]:g} is not in the video, which has frames 0 to {last_frame[row]:g}"
-
-    def no_moment(row: int) -> str:
-        return (
-            f"timestamp {table.time[row]:g} is not in the video, which lasts from {unit.timestamp_offset:g} to "
-            f"{unit.timestamp_offset + duration[row]:.2f} s; timestamp_offset says what the annotations call its start"
-        )
-
-    is_frame, is_known = ~table.is_moment, np.isfinite(duration)
-    return [
-        Check(is_frame & ((table.time > last_frame) | (table.time < 0) | (table.time % 1 != 0)), no_frame),
-        Check(table.is_moment & is_known & ~((seconds >= 0) & (seconds <= duration)), no_moment),
-    ]
-
-
-def _rows(
-    table: BoxTable, label_ids: Mapping[str, int], unit: _Unit, problems: ProblemCollector
-) -> tuple[int, dict[str, Any]]:
-    """Return how many rows there are and their columns: a row per keyframe or, if tubes are annotated, per video."""
-    have_tubes = not table.num_rows or not table.is_moment[0]
-    mixed = Check(
-        table.is_moment == have_tubes, lambda row: "the rows of a split must all have a timestamp, or all frames"
-    )
-    actors = join(keep_right(table, [mixed], problems), problems)
-    ids = np.array([label_ids.get(name, NOBODY) for name in table.labels], np.int64)
-    if have_tubes:
-        # Also those with nobody in them.
-        video, seconds = np.arange(len(table.videos)), None
-        actors = actors._replace(scene=actors.table.video)
-    else:
-        first = np.unique(actors.scene, return_index=True)[1]
-        video, seconds = actors.table.video[first], np.round(actors.table.time[first], 3)
-    names = [table.videos[code] for code in video]
-    facts = [unit.videos.get(name) for name in names]
-    columns = {
-        field: [None if video is None else getattr(video, field) for video in facts]
-        for field in ("source", "num_frames", "height", "width", "fps", "annotated_frames")
-    }
-    columns["video"] = [None if video is None else str(video.path) for video in facts]
-    columns["clip_id"] = [video_id(name) for name in names]
-    columns["tubes"] = tubes_of(actors, len(names), ids)
-    if seconds is not None:
-        columns["clip_id"] = [f"{name}_{at:.3f}" for name, at in zip(columns["clip_id"], seconds, strict=True)]
-        columns |= {"timestamp": seconds, "video_seconds": seconds - unit.timestamp_offset}
-    return len(names), columns
 
 
 def _video_folders(data_dir: Path, split: str) -> list[Path]:
