@@ -1,0 +1,86 @@
+"""Processor time that an import or a help text takes before anything is done, beside an older commit.
+
+    python benchmarks/startup.py [--against aaa7d40] [--rounds 5]
+
+Every command runs in a process of its own, in turns with the older commit, which is checked out into a temporary
+folder; the median counts. A bare `python -c pass` is the floor.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = {
+    "python -c pass": ["-c", "pass"],
+    "import classquery": ["-c", "import classquery"],
+    "python -m classquery.data --help": ["-m", "classquery.data", "--help"],
+    "python -m classquery.data check --help": ["-m", "classquery.data", "check", "--help"],
+}
+# The layout of an installed package, as links: folder of the repository -> where it is imported from.
+PACKAGES = {
+    "modeling_classquery": ".",
+    "configuration": "configuration",
+    "data": "data",
+    "kernels/torch-ext/classquery_kernels": "kernels",
+}
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--against", default="aaa7d40", metavar="COMMIT")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        old = Path(folder) / "old"
+        subprocess.run(["git", "worktree", "add", "--detach", "-q", str(old), options.against], cwd=ROOT, check=True)
+        try:
+            _print_table(_installed(old, Path(folder) / "a"), _installed(ROOT, Path(folder) / "b"), options.rounds)
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", str(old)], cwd=ROOT, check=True)
+
+
+def _installed(checkout: Path, site: Path) -> Path:
+    """Make a folder from which a checkout is imported."""
+    package = site / "classquery"
+    package.mkdir(parents=True)
+    for source, target in PACKAGES.items():
+        if target == ".":
+            for path in (checkout / source).iterdir():
+                (package / path.name).symlink_to(path)
+        else:
+            (package / target).symlink_to(checkout / source)
+    return site
+
+
+def _print_table(old: Path, new: Path, rounds: int) -> None:
+    print("| CPU seconds, median | before | now | ratio |\n|---|---|---|---|")
+    for title, command in COMMANDS.items():
+        seconds = {site: [] for site in (old, new)}
+        for _ in range(rounds):
+            for site in seconds:
+                seconds[site].append(_cpu_seconds(command, site))
+        before, now = (statistics.median(seconds[site]) for site in (old, new))
+        print(f"| {title} | {before:.2f} | {now:.2f} | {now / before:.3f} |", flush=True)
+
+
+def _cpu_seconds(command: Sequence[str], site: Path) -> float:
+    """User and system time of a process and its children."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # What is installed otherwise comes after this.
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    subprocess.run([sys.executable, *command], cwd=site, env=environment, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+if __name__ == "__main__":
+    main()
