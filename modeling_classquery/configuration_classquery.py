@@ -53,6 +53,7 @@ _NOT_NEGATIVE = (
     "eos_coefficient",
     "positive_weight",
     "focal_gamma",
+    "denoising_groups",
 )
 
 
@@ -216,11 +217,27 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
             globally.
         auxiliary_loss (`bool`, *optional*, defaults to `True`):
             Whether every decoder layer is supervised, with the same weights.
+        initial_boxes (`"random"` or `"grid"`, *optional*, defaults to `"random"`):
+            Where the learned boxes of the candidates start in training from scratch: drawn at random (released), or
+            with the size of somebody upright in the middle of the cells of a grid over the frame, as anchors of
+            detectors are laid out.
+        denoising_groups (`int`, *optional*, defaults to 0):
+            Training only: how often the annotated boxes, each time with other noise, are given to the localizing
+            layers beside the candidates, for the true boxes to be recovered from them without any matching (DN-DETR,
+            arXiv 2203.01305). They see neither each other nor the candidates, nor are they seen or classified.
+        denoising_noise (`float`, *optional*, defaults to 0.4):
+            Largest noise, between 0 and 1: a box moves by up to that part of its size, and grows or shrinks by it.
         sampling_offset_order (`"released"` or `"geometric"`, *optional*, defaults to `"released"`):
             The released encoder divides the (x, y, t) offsets by (frames, width, height); `"geometric"` by (width,
             height, frames), so that an offset of one is one cell on each axis.
-        sine_frequencies (`"released"` or `"paired"`, *optional*, defaults to `"released"`):
-            In the released position encoding the sine and the cosine of a pair have different frequencies.
+        sine_frequencies (`"released"`, `"paired"` or `"octaves"`, *optional*, defaults to `"released"`):
+            In the released position encoding the sine and the cosine of a pair have different frequencies;
+            `"paired"` gives them one. Both reach from one cycle over the frame down to a ten-thousandth, so that
+            most channels hardly tell two places of a frame apart (DAB-DETR, arXiv 2201.12329, section 4.4).
+            `"octaves"` spaces them from half a cycle to `highest_sine_frequency`, for cells and boxes, and puts
+            cells where their centres are.
+        highest_sine_frequency (`float`, *optional*, defaults to 4.0):
+            Of `"octaves"`, in cycles over the frame; at most half of the cells along the frame tell them apart.
         resampling_grid (`"released"` or `"pixel_centers"`, *optional*, defaults to `"released"`):
             The released grid that brings all levels to one size halves the outermost cells and zooms slightly (and
             swaps x and y where the level already has all frames); `"pixel_centers"` keeps a constant map constant.
@@ -290,11 +307,16 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
     class_loss_normalization: Literal["none", "frames", "actors"] = "none"
     loss_counts: Literal["global", "local"] = "global"
     auxiliary_loss: bool = True
+    # Aids to learning
+    initial_boxes: Literal["random", "grid"] = "random"
+    denoising_groups: int = 0
+    denoising_noise: float | int = 0.4
     # Origin of the weights
     weights_license: str | None = None
     # Oddities of the released checkpoints that the other value puts right
     sampling_offset_order: Literal["released", "geometric"] = "released"
-    sine_frequencies: Literal["released", "paired"] = "released"
+    sine_frequencies: Literal["released", "paired", "octaves"] = "released"
+    highest_sine_frequency: float | int = 4.0
     resampling_grid: Literal["released", "pixel_centers"] = "released"
     resampled_position: Literal["released", "nearest"] = "released"
     class_attention_heads: Literal["released", "interleaved"] = "released"
@@ -381,10 +403,11 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in _NOT_NEGATIVE:
             _require(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
-        for name in ("dropout", "classifier_dropout", "focal_alpha"):
+        for name in ("dropout", "classifier_dropout", "focal_alpha", "denoising_noise"):
             _require(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         _require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and less than 1")
         _require(self, "frames_per_second", 0 < self.frames_per_second < math.inf, "more than 0")
+        _require(self, "highest_sine_frequency", 0.5 < self.highest_sine_frequency < math.inf, "more than 0.5")
         _require(self, "num_feature_levels", 2 <= self.num_feature_levels <= 4, "2, 3 or 4")
         problem_types = ("multi_label_classification", "single_label_classification")
         _require(self, "problem_type", self.problem_type in problem_types, " or ".join(problem_types))

@@ -26,6 +26,8 @@ if is_scipy_available():
 ACTOR, BACKGROUND = 1, 2
 # What cross-entropy leaves out.
 _NO_TARGET = -100
+# Places and sizes of noised boxes keep away from 0 and 1, where logits have no bounds.
+_SMALLEST_NOISED = 1e-3
 # Part of a box that has to lie in an ignored region for the box to be ignored.
 MOSTLY = 0.5
 LOSS_COUNTS = ("actors", "frames", "candidate_weight")
@@ -61,6 +63,7 @@ def action_detection_loss(
     labels: "list[dict[str, torch.Tensor]] | ActionTargets",
     config: ClassQueryConfig,
     divisors: dict[str, torch.Tensor] | None = None,
+    denoised_boxes: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Match every decoder layer's candidates to the actors, frame by frame, and weigh up all loss terms.
 
@@ -78,22 +81,28 @@ def action_detection_loss(
         config: Weights of costs and terms.
         divisors: What the terms are divided by; by default `loss_divisors` of the batch. A trainer gives those of all
             batches of an update as a part for each, so that the mean of their losses is the loss of all their clips.
+        denoised_boxes: What the decoder layers made of `ActionTargets.noised_boxes`, (decoder_layers, num_clip_frames,
+            denoising_groups * num_actors, 4).
 
     Returns:
         The weighted sum, and the unweighted terms by name: `loss_class`, `loss_actor`, `loss_bbox` and `loss_giou` of
-        the last layer, those of layer i with the suffix `_i`.
+        the last layer, those of layer i with the suffix `_i`. With `denoised_boxes` also `loss_denoising_bbox` and
+        `loss_denoising_giou`, weighted as those of the candidates.
 
     Raises:
         ValueError: If the labels are no such labels, or those of other clips.
         NotFiniteError: If the predictions cannot be matched.
     """
-    targets = _targets_for(predictions[-1]["logits"], labels)
+    batch_size, num_frames, _, num_labels = predictions[-1]["logits"].shape
+    targets = targets_of(labels, batch_size, num_frames, num_labels)
     divisors = divisors or loss_divisors(loss_counts(targets, config))
     coefficients = {
         "loss_class": config.class_loss_coefficient,
         "loss_actor": config.actor_loss_coefficient,
         "loss_bbox": config.bbox_loss_coefficient,
         "loss_giou": config.giou_loss_coefficient,
+        "loss_denoising_bbox": config.bbox_loss_coefficient,
+        "loss_denoising_giou": config.giou_loss_coefficient,
     }
     supervised = range(len(predictions)) if config.auxiliary_loss else [len(predictions) - 1]
     # (batch, frames, ...) -> (num_clip_frames, ...)
@@ -103,6 +112,8 @@ def action_detection_loss(
     for layer, flat, pairs in zip(supervised, layers, match_layers(layers, targets, config), strict=True):
         suffix = "" if layer == len(predictions) - 1 else f"_{layer}"
         terms = _layer_loss(flat, pairs, targets, divisors, config)
+        if denoised_boxes is not None:
+            terms |= _denoising_loss(denoised_boxes[layer].float(), targets, divisors, config)
         total = total + sum(coefficients[name] * term for name, term in terms.items())
         loss_dict |= {name + suffix: term for name, term in terms.items()}
     return total, loss_dict
@@ -240,6 +251,23 @@ def _layer_loss(
     }
 
 
+def _denoising_loss(
+    denoised_boxes: torch.Tensor,
+    targets: dict[str, torch.Tensor],
+    divisors: dict[str, torch.Tensor],
+    config: ClassQueryConfig,
+) -> dict[str, torch.Tensor]:
+    """Unweighted terms of what one decoder layer made of noised boxes: the mean over their groups."""
+    boxes = targets["boxes"].repeat(1, config.denoising_groups, 1)
+    weights = targets["is_actor"].repeat(1, config.denoising_groups) / config.denoising_groups
+    distances = (denoised_boxes - boxes).abs().sum(-1)
+    overlaps = generalized_box_iou(denoised_boxes, boxes)
+    return {
+        "loss_denoising_bbox": (distances * weights).sum() / divisors["actors"],
+        "loss_denoising_giou": ((1 - overlaps) * weights).sum() / divisors["actors"],
+    }
+
+
 def _ignored_candidates(
     boxes: torch.Tensor, matched: torch.Tensor, targets: dict[str, torch.Tensor]
 ) -> torch.Tensor | None:
@@ -349,10 +377,11 @@ class ActionTargets:
         self.frame_mask = torch.cat([label["frame_mask"] for label in labels]).bool()
         self.real_frames = self.frame_mask.nonzero()[:, 0]
         self.valid = _stack_actors([label["valid"].bool() for label in labels]) & self.frame_mask[:, None]
-        # Together, so that they are sent to a device at once.
-        self.boxes_and_classes = _stack_actors(
+        boxes_and_classes = _stack_actors(
             [torch.cat((label["boxes"].float(), label["class_labels"].float()), dim=-1) for label in labels]
         )
+        # Together, so that they are sent to a device at once: boxes, classes, and whether there is an actor.
+        self.actors = torch.cat((boxes_and_classes, self.valid[..., None].float()), dim=-1)
         self.partial = _stack_partial(labels, *self.shape[1:])
 
     def __len__(self) -> int:
@@ -367,7 +396,7 @@ class ActionTargets:
 
     def pin_memory(self) -> "ActionTargets":
         """Let copies to a GPU run beside it."""
-        self.boxes_and_classes, self.real_frames = self.boxes_and_classes.pin_memory(), self.real_frames.pin_memory()
+        self.actors, self.real_frames = self.actors.pin_memory(), self.real_frames.pin_memory()
         self.partial = {name: tensor.pin_memory() for name, tensor in self.partial.items()}
         return self
 
@@ -375,26 +404,50 @@ class ActionTargets:
         """What the loss terms need on a device.
 
         Returns:
-            `boxes` (num_clip_frames, num_actors, 4) and `class_labels` (num_clip_frames, num_actors, num_labels);
-            `real_frames`, the numbers of those that are no padding; on the CPU still `valid` (num_clip_frames,
-            num_actors). Of partial annotations, `labelled` (num_clip_frames, num_actors), `annotated_labels`
-            (num_clip_frames, num_labels) and `ignored_boxes` (num_clip_frames, num_regions, 4), float32.
+            `boxes` (num_clip_frames, num_actors, 4), `class_labels` (num_clip_frames, num_actors, num_labels) and
+            `is_actor` (num_clip_frames, num_actors), 1 where there is one and 0 elsewhere; `real_frames`, the numbers
+            of those that are no padding; on the CPU still `valid` (num_clip_frames, num_actors). Of partial
+            annotations, `labelled` (num_clip_frames, num_actors), `annotated_labels` (num_clip_frames, num_labels) and
+            `ignored_boxes` (num_clip_frames, num_regions, 4), float32.
         """
-        values = self.boxes_and_classes.to(device, non_blocking=True)
-        boxes, class_labels = values.split((4, self.shape[2]), dim=-1)
+        values = self.actors.to(device, non_blocking=True)
+        boxes, class_labels, is_actor = values.split((4, self.shape[2], 1), dim=-1)
         real_frames = slice(None) if self.frame_mask.all() else self.real_frames.to(device, non_blocking=True)
         partial = {name: tensor.to(device, non_blocking=True) for name, tensor in self.partial.items()}
         return partial | {
             "boxes": boxes,
             "class_labels": class_labels,
+            "is_actor": is_actor[..., 0],
             "valid": self.valid,
             "real_frames": real_frames,
         }
 
+    @torch.compiler.disable
+    def noised_boxes(self, config: ClassQueryConfig, device: torch.device) -> torch.Tensor:
+        """Draw the boxes that denoising starts from: those of the actors, moved and scaled at random.
 
-def _targets_for(logits: torch.Tensor, labels: list[dict[str, torch.Tensor]] | ActionTargets) -> ActionTargets:
-    """Labels as targets that fit predictions."""
-    batch_size, num_frames, _, num_labels = logits.shape
+        Returns:
+            Shape (num_clip_frames, denoising_groups * num_actors, 4), (cx, cy, w, h) within the frame.
+        """
+        boxes = self.actors[..., :4].to(device, non_blocking=True).repeat(1, config.denoising_groups, 1)
+        noise = config.denoising_noise * (2 * torch.rand_like(boxes) - 1)
+        centers, sizes = boxes.split(2, dim=-1)
+        noised = torch.cat((centers + noise[..., :2] * sizes, sizes * (1 + noise[..., 2:])), dim=-1)
+        return noised.clamp(_SMALLEST_NOISED, 1 - _SMALLEST_NOISED)
+
+
+@torch.compiler.disable
+def targets_of(
+    labels: list[dict[str, torch.Tensor]] | ActionTargets,
+    batch_size: int,
+    num_frames: int,
+    num_labels: int,
+) -> ActionTargets:
+    """Labels as targets of a batch of clips with so many decoded frames.
+
+    Raises:
+        ValueError: If they are those of other clips.
+    """
     if len(labels) != batch_size:
         raise ValueError(f"`labels` must hold one dict per clip: got {len(labels)} for {batch_size} clips")
     if not isinstance(labels, ActionTargets):
@@ -490,4 +543,5 @@ __all__ = [
     "match_actors",
     "match_layers",
     "read_together",
+    "targets_of",
 ]

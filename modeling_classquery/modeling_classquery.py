@@ -30,13 +30,13 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_classquery import ClassQueryConfig
-from .loss_classquery import NotFiniteError, action_detection_loss, action_scores, inverse_sigmoid
+from .loss_classquery import NotFiniteError, action_detection_loss, action_scores, inverse_sigmoid, targets_of
 from .model_card_classquery import make_model_card, replace_template
 from .modeling_classquery_csn import ClassQueryCSNBackbone, ClassQueryInputProjection
 from .modeling_classquery_tokens import TOKEN_BACKBONES
 from .modeling_classquery_vit import ClassQueryFeaturePyramid, ClassQueryViTBackbone
 from .ops_classquery import deformable_attention_3d
-from .plan_classquery import ClipPlan, ClipPlans, Padding, interleaved_sine, join_encodings
+from .plan_classquery import ClipPlan, ClipPlans, Padding, interleaved_sine, join_encodings, sine_periods
 from .resampling_classquery import Shapes, interpolate
 
 
@@ -52,6 +52,8 @@ class ClassQueryDecoderOutput(ModelOutput):
         Boxes that each layer starts from: (cx, cy, w, h) in [0, 1].
     pred_boxes (`torch.FloatTensor` of shape `(decoder_layers, num_clip_frames, num_queries, 4)`):
         Boxes that are read from the features of each layer.
+    denoised_boxes (`torch.FloatTensor` of shape `(decoder_layers, num_clip_frames, num_boxes, 4)`, *optional*):
+        Boxes that each layer makes of `noised_boxes`.
     class_attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True`):
         Attention of the class queries of each layer, `(num_clip_frames * num_queries, heads, num_labels, num_cells)`.
     """
@@ -60,6 +62,7 @@ class ClassQueryDecoderOutput(ModelOutput):
     class_hidden_states: torch.FloatTensor | None = None
     reference_boxes: torch.FloatTensor | None = None
     pred_boxes: torch.FloatTensor | None = None
+    denoised_boxes: torch.FloatTensor | None = None
     class_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
@@ -76,6 +79,8 @@ class ClassQueryModelOutput(ModelOutput):
         Boxes that each decoder layer starts from: (cx, cy, w, h) in [0, 1].
     pred_boxes (`torch.FloatTensor` of shape `(decoder_layers, batch, num_output_frames, num_queries, 4)`):
         Boxes that are read from the features of each decoder layer.
+    denoised_boxes (`torch.FloatTensor` of shape `(decoder_layers, num_clip_frames, num_boxes, 4)`, *optional*):
+        Boxes that each decoder layer makes of `noised_boxes`.
     encoder_last_hidden_state (`torch.FloatTensor` of shape `(batch, num_cells, d_model)`, *optional*, with
         `output_hidden_states=True`):
         Output of the encoder, all levels one after the other. A detector of keyframes computes its last layer only
@@ -91,6 +96,7 @@ class ClassQueryModelOutput(ModelOutput):
     class_hidden_states: torch.FloatTensor | None = None
     reference_boxes: torch.FloatTensor | None = None
     pred_boxes: torch.FloatTensor | None = None
+    denoised_boxes: torch.FloatTensor | None = None
     encoder_last_hidden_state: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     class_attentions: tuple[torch.FloatTensor, ...] | None = None
@@ -102,7 +108,8 @@ class ClassQueryDetectionOutput(ModelOutput):
     loss (`torch.FloatTensor` of shape `()`, *optional*, with `labels`):
         Weighted sum of all loss terms of all decoder layers.
     loss_dict (`dict[str, torch.FloatTensor]`, *optional*, with `labels`):
-        Unweighted terms `loss_class`, `loss_actor`, `loss_bbox`, `loss_giou`; with suffix `_i` of decoder layer i.
+        Unweighted terms `loss_class`, `loss_actor`, `loss_bbox`, `loss_giou`, in training with denoising also
+        `loss_denoising_bbox` and `loss_denoising_giou`; with suffix `_i` of decoder layer i.
     logits (`torch.FloatTensor` of shape `(batch, num_output_frames, num_queries, num_labels)`):
         Action logits of each actor candidate.
     scores (`torch.FloatTensor` of the shape of `logits`):
@@ -133,13 +140,26 @@ class ClassQueryDetectionOutput(ModelOutput):
 # Boxes
 
 
-def box_position_embedding(boxes: torch.Tensor, d_model: int) -> torch.Tensor:
+def box_position_embedding(boxes: torch.Tensor, config: ClassQueryConfig) -> torch.Tensor:
     """Encode boxes (..., 4), (cx, cy, w, h) in [0, 1], as (..., 2 * d_model): cy, cx, w, h, each in a quarter."""
-    width = d_model // 2
-    exponents = 2 * (torch.arange(width, device=boxes.device) // 2) / width
+    width = config.d_model // 2
+    if config.sine_frequencies == "octaves":
+        periods = sine_periods(width, config, boxes.device)
+    else:
+        # Unlike those of cells, boxes are encoded in pairs in the release, too.
+        periods = 10000 ** (2 * (torch.arange(width, device=boxes.device) // 2) / width)
     cx, cy, w, h = boxes.float().unbind(-1)
     ordered = torch.stack((cy, cx, w, h), dim=-1) * 2 * math.pi
-    return interleaved_sine(ordered, 10000**exponents).flatten(-2)
+    return interleaved_sine(ordered, periods).flatten(-2)
+
+
+def grid_boxes(num_boxes: int, width: float = 0.15, height: float = 0.35) -> torch.Tensor:
+    """Boxes (num_boxes, 4) of one size, (cx, cy, w, h) in [0, 1], in the middle of the cells of a grid."""
+    num_columns = math.ceil(math.sqrt(num_boxes))
+    num_rows = math.ceil(num_boxes / num_columns)
+    index = torch.arange(num_boxes)
+    centers = ((index % num_columns + 0.5) / num_columns, (index // num_columns + 0.5) / num_rows)
+    return torch.stack((*centers, torch.full((num_boxes,), width), torch.full((num_boxes,), height)), dim=-1)
 
 
 # Building blocks
@@ -289,6 +309,14 @@ def class_group_mask(class_groups: Sequence[int] | None, class_queries: torch.Te
     labels = torch.arange(sum(class_groups), device=class_queries.device)
     groups = sum(labels >= first for first in itertools.accumulate(class_groups))
     return (groups > groups[:, None]).to(class_queries.dtype) * torch.finfo(class_queries.dtype).min
+
+
+def apart_mask(num_together: int, states: torch.Tensor) -> torch.Tensor:
+    """Let the first see each other and the rest of states (rows, length, width) only itself: (length, length)."""
+    index = torch.arange(states.shape[1], device=states.device)
+    is_apart = index >= num_together
+    hidden = (is_apart | is_apart[:, None]) & (index != index[:, None])
+    return hidden.to(states.dtype) * torch.finfo(states.dtype).min
 
 
 # Encoder
@@ -491,7 +519,7 @@ class ClassQueryMixtures(NamedTuple):
         memory[n, s] = scales[n, s] * sum_l weight[n, l] * (levels[l, s] - offset) + offset
 
     Args:
-        memory: Shape (num_clip_frames, num_queries, num_cells, d_model).
+        memory: Shape (num_clip_frames, num_memories, num_cells, d_model); of the first actors, often all.
         levels: Shape (num_levels, num_clip_frames, num_cells, d_model).
         offset: Shape (d_model,).
         scales: Shape (num_clip_frames, num_queries, num_cells).
@@ -510,14 +538,17 @@ class ClassQueryMixtureNorm(nn.LayerNorm):
     so that up to one number per cell, the inverse of its deviation, its norm is a mixture again.
     """
 
-    def forward(self, levels: torch.Tensor, covariances: torch.Tensor, weights: torch.Tensor) -> ClassQueryMixtures:
+    def forward(
+        self, levels: torch.Tensor, covariances: torch.Tensor, weights: torch.Tensor, num_memories: int
+    ) -> ClassQueryMixtures:
         """Mix and normalise.
 
         Args:
             levels, covariances: As in `ClassQueryMemory`.
             weights: Shape (num_clip_frames, num_queries, num_levels).
+            num_memories: Of how many of the first actors the mixture is wanted as it is.
         """
-        mixtures = torch.einsum("fnl,lfsc->fnsc", weights.to(levels.dtype), levels)
+        mixtures = torch.einsum("fnl,lfsc->fnsc", weights[:, :num_memories].to(levels.dtype), levels)
         # A copy: parameters may be divided among processes or elsewhere as soon as this is over.
         offset = self.bias.clone()
         scales = self._inverse_deviations(weights, covariances)
@@ -631,6 +662,7 @@ class ClassQueryLocalizingLayer(nn.Module):
         query_position: torch.Tensor,
         query_sine: torch.Tensor,
         memory: ClassQueryMemory,
+        num_candidates: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Run the layer.
 
@@ -639,21 +671,27 @@ class ClassQueryLocalizingLayer(nn.Module):
             query_position: Same shape; encoding of the reference boxes.
             query_sine: Same shape; modulated sine encoding of the centres.
             memory: What to attend to.
+            num_candidates: The actors behind so many are apart: they see themselves only and are not seen. By default
+                there are none.
 
         Returns:
-            The actor features after and before the feed-forward layer, and the memory of each actor, of shape
-            (num_clip_frames, num_queries, num_cells, d_model).
+            The actor features after and before the feed-forward layer, and the memory of each candidate, of shape
+            (num_clip_frames, num_candidates, num_cells, d_model).
         """
-        actors = self._attend_to_actors(actors, query_position)
+        num_candidates = actors.shape[1] if num_candidates is None else num_candidates
+        actors = self._attend_to_actors(actors, query_position, num_candidates)
         weights = self.level_weights(actors).softmax(-1)
-        mixtures = self.memory_layer_norm(memory.levels, memory.covariances, weights)
+        mixtures = self.memory_layer_norm(memory.levels, memory.covariances, weights, num_candidates)
         actors = self._attend_to_memory(actors, query_position, query_sine, memory, weights, mixtures)
         return self.feed_forward(actors), actors, mixtures.memory
 
-    def _attend_to_actors(self, actors: torch.Tensor, query_position: torch.Tensor) -> torch.Tensor:
+    def _attend_to_actors(
+        self, actors: torch.Tensor, query_position: torch.Tensor, num_candidates: int
+    ) -> torch.Tensor:
         query = self.self_attn_q_content(actors) + self.self_attn_q_position(query_position)
         key = self.self_attn_k_content(actors) + self.self_attn_k_position(query_position)
-        update, _ = self.self_attn(query, key, self.self_attn_v(actors))
+        mask = apart_mask(num_candidates, query) if num_candidates < actors.shape[1] else None
+        update, _ = self.self_attn(query, key, self.self_attn_v(actors), mask)
         return self.self_attn_layer_norm(actors + self.dropout(update))
 
     def _attend_to_memory(
@@ -900,7 +938,11 @@ class ClassQueryDecoder(nn.Module):
             init.zeros_(parameter)
 
     def forward(
-        self, reference_boxes: torch.Tensor, memory: ClassQueryMemory, output_attentions: bool = False
+        self,
+        reference_boxes: torch.Tensor,
+        memory: ClassQueryMemory,
+        output_attentions: bool = False,
+        noised_boxes: torch.Tensor | None = None,
     ) -> ClassQueryDecoderOutput:
         """Decode.
 
@@ -908,7 +950,11 @@ class ClassQueryDecoder(nn.Module):
             reference_boxes: Shape (num_clip_frames, num_queries, 4), (cx, cy, w, h) in [0, 1].
             memory: What to attend to.
             output_attentions: Whether to return the class attentions.
+            noised_boxes: Boxes to localize as well, but apart: (num_clip_frames, num_boxes, 4).
         """
+        num_queries = reference_boxes.shape[1]
+        if noised_boxes is not None:
+            reference_boxes = torch.cat((reference_boxes, noised_boxes.to(reference_boxes.dtype)), dim=1)
         actors = torch.zeros_like(memory.levels[0, :, :1]).expand(-1, reference_boxes.shape[1], -1)
         classes = self.class_queries[None]
         all_actors, all_classes, all_boxes, all_attentions = [], [], [], []
@@ -918,9 +964,14 @@ class ClassQueryDecoder(nn.Module):
             all_boxes.append(reference_boxes)
             anchors = reference_boxes.detach()
             query_position, query_sine = self._encode_boxes(anchors, actors, is_first=index == 0)
-            actors, classified_actors, actor_memory = localize(actors, query_position, query_sine, memory)
+            actors, localized, actor_memory = localize(actors, query_position, query_sine, memory, num_queries)
             classes, attention = classify(
-                classes, classified_actors, query_sine, actor_memory, memory, output_attentions
+                classes,
+                localized[:, :num_queries],
+                query_sine[:, :num_queries],
+                actor_memory,
+                memory,
+                output_attentions,
             )
             # Refined on the raw features; what is predicted is read from the normalised ones, as in DAB-DETR.
             reference_boxes = self._refine_boxes(actors, anchors)
@@ -928,11 +979,15 @@ class ClassQueryDecoder(nn.Module):
             all_classes.append(self.class_layer_norm(classes))
             all_attentions.append(attention)
         all_actors, all_boxes = torch.stack(all_actors), torch.stack(all_boxes)
+        # The box that a layer starts from keeps its gradient here, though not as anchor: each layer is also supervised
+        # by what the next makes of its box (look forward twice, DINO, arXiv 2203.03605).
+        pred_boxes = self._refine_boxes(all_actors, all_boxes)
         return ClassQueryDecoderOutput(
-            actor_hidden_states=all_actors,
+            actor_hidden_states=all_actors[:, :, :num_queries],
             class_hidden_states=torch.stack(all_classes),
-            reference_boxes=all_boxes,
-            pred_boxes=self._refine_boxes(all_actors, all_boxes),
+            reference_boxes=all_boxes[:, :, :num_queries],
+            pred_boxes=pred_boxes[:, :, :num_queries],
+            denoised_boxes=None if noised_boxes is None else pred_boxes[:, :, num_queries:],
             class_attentions=tuple(all_attentions) if output_attentions else None,
         )
 
@@ -945,7 +1000,7 @@ class ClassQueryDecoder(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Position query and modulated sine query of each actor, (num_clip_frames, num_queries, d_model) each."""
         d_model = self.config.d_model
-        sine = box_position_embedding(boxes, d_model).to(actors.dtype)
+        sine = box_position_embedding(boxes, self.config).to(actors.dtype)
         query_position = self.box_position_head(sine)
         query_sine = sine[..., :d_model]
         if not is_first:
@@ -1049,7 +1104,7 @@ class ClassQueryPreTrainedModel(PreTrainedModel):
         elif hasattr(module, "reset_position_table"):
             module.reset_position_table()
         elif isinstance(module, ClassQueryModel):
-            init.normal_(module.reference_boxes)
+            module.reset_reference_boxes()
         elif isinstance(module, ClassQueryForVideoActionDetection) and module.class_readout is not None:
             # A prior of 5 %, so that rare positives are not drowned at first.
             init.constant_(module.class_readout_bias, -math.log(19))
@@ -1130,6 +1185,14 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
         self._plans = ClipPlans()
         self.post_init()
 
+    def reset_reference_boxes(self) -> None:
+        """Lay out the boxes that candidates start from."""
+        if self.config.initial_boxes == "random":
+            init.normal_(self.reference_boxes)
+        else:
+            boxes = grid_boxes(self.config.num_queries).to(self.reference_boxes)
+            init.copy_(self.reference_boxes, torch.logit(boxes).expand_as(self.reference_boxes))
+
     @can_return_tuple
     def forward(
         self,
@@ -1137,6 +1200,7 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
         pixel_mask: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        noised_boxes: torch.Tensor | None = None,
     ) -> ClassQueryModelOutput:
         """Encode clips and decode actor candidates and their classes.
 
@@ -1145,6 +1209,7 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
             pixel_mask: Shape (batch, height, width), 1 on real pixels and 0 on padding; all real by default.
             output_attentions: Whether to return the class attentions.
             output_hidden_states: Whether to return the states of the encoder.
+            noised_boxes: Boxes to localize as well, but apart, as of `ActionTargets.noised_boxes`.
         """
         self._validate(pixel_values, pixel_mask)
         if output_attentions is None:
@@ -1162,7 +1227,7 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
             self.memory_mask(plan, encoded.dtype),
         )
         boxes = self._anchors(num_frames).sigmoid().repeat(batch_size, 1, 1)
-        decoded = self.decoder(boxes, memory, output_attentions)
+        decoded = self.decoder(boxes, memory, output_attentions, noised_boxes)
         clips_and_frames = (batch_size, -1)
         attentions = decoded.class_attentions
         return ClassQueryModelOutput(
@@ -1170,6 +1235,7 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
             class_hidden_states=decoded.class_hidden_states.unflatten(1, (*clips_and_frames, self.config.num_queries)),
             reference_boxes=decoded.reference_boxes.unflatten(1, clips_and_frames),
             pred_boxes=decoded.pred_boxes.unflatten(1, clips_and_frames),
+            denoised_boxes=decoded.denoised_boxes,
             encoder_last_hidden_state=encoded if output_hidden_states else None,
             hidden_states=hidden_states,
             class_attentions=self._class_attentions(attentions, batch_size, plan.shapes[-2]) if attentions else None,
@@ -1411,7 +1477,14 @@ class ClassQueryForVideoActionDetection(ClassQueryPreTrainedModel):
             output_attentions: Whether to return the class attentions.
             output_hidden_states: Whether to return the states of the encoder.
         """
-        outputs = self.model(pixel_values, pixel_mask, output_attentions, output_hidden_states, return_dict=True)
+        noised_boxes = None
+        if labels is not None and self.training and self.config.denoising_groups:
+            num_frames = len(self.config.output_frame_indices(pixel_values.shape[1]))
+            labels = targets_of(labels, len(pixel_values), num_frames, self.config.num_labels)
+            noised_boxes = labels.noised_boxes(self.config, pixel_values.device)
+        outputs = self.model(
+            pixel_values, pixel_mask, output_attentions, output_hidden_states, noised_boxes, return_dict=True
+        )
         logits = self.classify(outputs.class_hidden_states)
         actor_logits = self.actor_head(outputs.actor_hidden_states)
         predictions = [
@@ -1420,7 +1493,9 @@ class ClassQueryForVideoActionDetection(ClassQueryPreTrainedModel):
         ]
         loss, loss_dict = None, None
         if labels is not None:
-            loss, loss_dict = self.loss_function(predictions, labels, self.config, loss_divisors)
+            loss, loss_dict = self.loss_function(
+                predictions, labels, self.config, loss_divisors, outputs.denoised_boxes
+            )
         return ClassQueryDetectionOutput(
             loss=loss,
             loss_dict=loss_dict,

@@ -195,8 +195,8 @@ class ClipPlans:
 
 def _choices(config: ClassQueryConfig) -> tuple:
     """Values of the configuration that plans depend on."""
-    names = ("output_frames", "padding", "resampling_grid", "resampled_position", "sampling_offset_order")
-    return tuple(getattr(config, name) for name in (*names, "sine_frequencies", "d_model"))
+    names = ("output_frames", "padding", "resampling_grid", "resampled_position", "sampling_offset_order", "d_model")
+    return tuple(getattr(config, name) for name in (*names, "sine_frequencies", "highest_sine_frequency"))
 
 
 def _all_real(height: int, width: int, device: torch.device | str) -> torch.Tensor:
@@ -315,13 +315,22 @@ def encode_positions(mask: torch.Tensor, num_slots: int, config: ClassQueryConfi
     for cells, axis, width in lines:
         positions = cells.cumsum(axis)
         last = positions.narrow(axis, positions.shape[axis] - 1, 1)
+        if config.sine_frequencies == "octaves":
+            positions = positions - 0.5
         positions = positions / (last + 1e-6) * 2 * math.pi
-        channels = torch.arange(width, device=mask.device)
-        # The release steps the exponent at every channel; usually the sine and the cosine of a pair share it.
-        is_released = config.sine_frequencies == "released"
-        exponents = channels / width if is_released else 2 * (channels // 2) / width
-        encodings.append(interleaved_sine(positions, 10000**exponents))
+        encodings.append(interleaved_sine(positions, sine_periods(width, config, mask.device)))
     return tuple(encodings)
+
+
+def sine_periods(width: int, config: ClassQueryConfig, device: torch.device) -> torch.Tensor:
+    """Periods of the channels of an encoding, as parts of the frame: (width,)."""
+    channels = torch.arange(width, device=device)
+    if config.sine_frequencies == "octaves":
+        num_pairs = max(width // 2 - 1, 1)
+        return 2 * (2 * config.highest_sine_frequency) ** -(channels // 2 / num_pairs)
+    # The release steps the exponent at every channel; usually the sine and the cosine of a pair share it.
+    is_released = config.sine_frequencies == "released"
+    return 10000 ** (channels / width if is_released else 2 * (channels // 2) / width)
 
 
 def interleaved_sine(positions: torch.Tensor, periods: torch.Tensor) -> torch.Tensor:
@@ -344,5 +353,6 @@ __all__ = [
     "interleaved_sine",
     "join_encodings",
     "reference_points",
+    "sine_periods",
     "valid_ratios",
 ]

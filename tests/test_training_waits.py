@@ -78,7 +78,7 @@ def test_labels_come_from_workers_as_they_were_made():
 
     assert [(label["clip_id"], label["checksum"]) for label in received] == [("0", 7), ("1", 7)]
     assert received.shape == labels.shape
-    for name in ("boxes_and_classes", "valid", "frame_mask", "real_frames"):
+    for name in ("actors", "valid", "frame_mask", "real_frames"):
         assert torch.equal(getattr(received, name), getattr(labels, name))
     assert all(torch.equal(one["boxes"], other["boxes"]) for one, other in zip(received, labels, strict=True))
 
