@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 
+# PyAV knows the streams that are there when a file is opened; of another one it gives the wrong place in a list.
+_STREAM_TOO_LATE = "a stream begins in the middle of it, or the data is damaged", "export it again"
 # 16K video; as RGB a frame takes 400 MB.
 MAX_PIXELS = 2**27
 # A clip of such frames, resized to a short side of 256 pixels as models want it, takes half a gigabyte.
@@ -68,7 +70,11 @@ def open_video(path: str) -> tuple["InputContainer", "VideoStream"]:
         container = av.open(os.path.abspath(path), metadata_errors="replace")
     except av.error.FFmpegError as error:
         raise unreadable(path, *_why_not_opened(path)) from error
-    stream = container.streams.best("video")
+    try:
+        stream = container.streams.best("video")
+    except IndexError as error:
+        container.close()
+        raise unreadable(path, *_STREAM_TOO_LATE) from error
     problem = None
     if stream is None or stream.disposition & Disposition.attached_pic:
         problem = "it has no video stream (audio only, or its index is cut off)", "give the whole video"
@@ -145,7 +151,10 @@ def _why_not_opened(path: str) -> tuple[str, str]:
 
 def packets_of(container: "InputContainer", stream: "VideoStream") -> Iterator["Packet"]:
     """List the packets from the first key frame on: those before it cannot be decoded."""
-    return itertools.dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream))
+    try:
+        yield from itertools.dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream))
+    except IndexError as error:
+        raise unreadable(container.name, *_STREAM_TOO_LATE) from error
 
 
 def decode(packet: "Packet") -> list["VideoFrame"] | None:
