@@ -148,6 +148,16 @@ class OptimizationArguments:
             "rate belongs to the published batch size."
         },
     )
+    matrix_optimizer: Literal["same", "muon"] = field(
+        default="same",
+        metadata={
+            "help": "What updates the matrices of linear layers: what updates all else (--optim), or Muon, which from "
+            "scratch needs fewer steps."
+        },
+    )
+    matrix_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of --matrix_optimizer muon, by default --learning_rate."}
+    )
     backbone_learning_rate_factor: float = field(
         default=1.0, metadata={"help": "Learning rate of the backbone as part of --learning_rate."}
     )
@@ -195,6 +205,9 @@ class OptimizationArguments:
     def __post_init__(self) -> None:
         if self.total_batch_size is not None:
             require_argument(self, "total_batch_size", self.total_batch_size >= 1, "at least 1")
+        rate, is_same = self.matrix_learning_rate, self.matrix_optimizer == "same"
+        is_rate = rate is None or (0 < rate < math.inf and not is_same)
+        require_argument(self, "matrix_learning_rate", is_rate, "more than 0, with --matrix_optimizer muon")
         factor = self.backbone_learning_rate_factor
         expected = "more than 0 (--freeze backbone leaves the backbone as it is)"
         require_argument(self, "backbone_learning_rate_factor", 0 < factor < math.inf, expected)

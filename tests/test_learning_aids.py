@@ -6,7 +6,7 @@ import pytest
 import torch
 from host_waits import count_host_waits, on_device, put_on_device
 from huggingface_hub.errors import StrictDataclassError
-from utils import tiny_batch, tiny_config
+from utils import checkpoint_activations, tiny_batch, tiny_config
 
 from classquery import ClassQueryForVideoActionDetection
 from classquery.engine.training.collation import BatchLabels
@@ -168,7 +168,7 @@ def test_gradient_checkpointing_changes_nothing():
     for checkpointing in (False, True):
         model = make_model(**ALL_AIDS)
         if checkpointing:
-            model.activation_checkpointing_enable()
+            checkpoint_activations(model)
         torch.manual_seed(2)
         model(**batch_of(model)).loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])

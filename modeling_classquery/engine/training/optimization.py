@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from classquery.engine.training.matrices import BY_MUON
+
 
 def parameter_groups(
     model: nn.Module,
@@ -17,6 +19,7 @@ def parameter_groups(
     backbone_learning_rate_factor: float = 1.0,
     pyramid_scales_with_backbone: bool = False,
     decay_norms_and_biases: bool = False,
+    matrix_learning_rate: float | None = None,
 ) -> list[dict[str, Any]]:
     """Group the trained parameters of a detector by learning rate and weight decay.
 
@@ -28,6 +31,8 @@ def parameter_groups(
         pyramid_scales_with_backbone: Whether the scales of a ViT's feature pyramid are part of the backbone, under
             whose name they are published.
         decay_norms_and_biases: Whether the decay applies to vectors as well.
+        matrix_learning_rate: If given, the weights of linear layers have groups of their own with this rate, or as
+            much of it in the backbone, for `MuonForMatrices`.
 
     Returns:
         Groups for a torch optimizer, with a `name` each; empty ones are left out.
@@ -37,6 +42,7 @@ def parameter_groups(
     """
     rates = {"backbone": learning_rate * backbone_learning_rate_factor, "head": learning_rate}
     of_backbone = ("model.backbone.", *(["model.feature_pyramid.scales."] if pyramid_scales_with_backbone else []))
+    matrices = linear_weights(model) if matrix_learning_rate is not None else set()
     groups = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -45,10 +51,20 @@ def parameter_groups(
         decays = decay_norms_and_biases or parameter.ndim > 1
         group = {"name": part if decays else f"{part} without decay", "params": [], "lr": rates[part]}
         group["weight_decay"] = weight_decay if decays else 0.0
-        groups.setdefault((part, decays), group)["params"].append(parameter)
+        if matrix_learning_rate is not None:
+            group[BY_MUON] = parameter in matrices
+        if parameter in matrices:
+            factor = backbone_learning_rate_factor if part == "backbone" else 1.0
+            group |= {"name": f"{part} matrices", "lr": matrix_learning_rate * factor}
+        groups.setdefault(group["name"], group)["params"].append(parameter)
     if not groups:
         raise ValueError("no parameter is to be trained: every one is frozen")
     return list(groups.values())
+
+
+def linear_weights(model: nn.Module) -> set[nn.Parameter]:
+    """Matrices that map features to features; tables with a row per class or level are none."""
+    return {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
 
 
 def check_parameter_groups(model: nn.Module, groups: Sequence[dict[str, Any]]) -> None:

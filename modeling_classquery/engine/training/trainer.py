@@ -27,6 +27,7 @@ from classquery.engine.training.evaluation import (
     once_per_clip,
     read_outputs,
 )
+from classquery.engine.training.matrices import MuonForMatrices
 from classquery.engine.training.monitoring import LossMonitor
 from classquery.engine.training.optimization import (
     accumulation_steps,
@@ -86,6 +87,7 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimizer of the training arguments with our parameter groups."""
         if self.optimizer is None:
+            by_muon = self.optimization.matrix_optimizer == "muon"
             groups = parameter_groups(
                 self.model if model is None else model,
                 learning_rate=self.args.learning_rate,
@@ -93,8 +95,13 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
                 backbone_learning_rate_factor=self.optimization.backbone_learning_rate_factor,
                 pyramid_scales_with_backbone=self.optimization.pyramid_scales_with_backbone,
                 decay_norms_and_biases=self.optimization.decay_norms_and_biases,
+                matrix_learning_rate=(self.optimization.matrix_learning_rate or self.args.learning_rate)
+                if by_muon
+                else None,
             )
             optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            if by_muon:
+                optimizer_class, arguments = MuonForMatrices, arguments | {"of_others": optimizer_class}
             self.optimizer_cls_and_kwargs = optimizer_class, arguments | {"params": groups}
         optimizer = super().create_optimizer(model)
         check_parameter_groups(self.model if model is None else model, optimizer.param_groups)
