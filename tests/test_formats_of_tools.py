@@ -12,12 +12,12 @@ from classquery.data import load_action_dataset, load_action_labels
 from classquery.data.__main__ import main
 from classquery.data.annotations.coco_vid import write_coco_vid
 from classquery.data.annotations.collecting import find_attributes, video_names
+from classquery.data.annotations.cvat_writing import write_cvat
 from classquery.data.annotations.entries import Content, Context, Source
 from classquery.data.annotations.formats import read_annotations
 from classquery.data.annotations.label_studio import write_label_studio
 from classquery.data.annotations.schema import AnnotationError, ProblemCollector
 from classquery.data.annotations.via3 import write_via3
-from classquery.data.annotations.writing import key_frames
 from classquery.data.preparation.preparing import Encoding, prepare_videos
 
 
@@ -693,7 +693,10 @@ def annotated(data_dir: Path) -> set[tuple]:
     return said
 
 
-@pytest.mark.parametrize(("name", "time"), [("via3", "timestamp"), ("label_studio", "frame"), ("coco_vid", "frame")])
+@pytest.mark.parametrize(
+    ("name", "time"),
+    [("cvat", "frame"), ("via3", "timestamp"), ("label_studio", "frame"), ("coco_vid", "frame")],
+)
 def test_what_is_written_is_read_as_the_same(tmp_path, two_movies, name, time):
     """Somebody with a second action for one frame, and gone for another; VIA has moments, the others frames."""
     for folder in ("before", "after/train"):
@@ -703,7 +706,7 @@ def test_what_is_written_is_read_as_the_same(tmp_path, two_movies, name, time):
     times = [0, 0.1, 0.2, 0.3, 0.4] if time == "timestamp" else range(5)
     text = ROWS.format(*times, time=time).replace('carry "x"', '"carry ""x"""')
     (tmp_path / "before" / "train.csv").write_text(text)
-    output = tmp_path / "after" / "train" / "written.json"
+    output = tmp_path / "after" / "train" / ("written.xml" if name == "cvat" else "written.json")
     arguments = ["--dataset", "custom", "--data_dir", str(tmp_path / "before"), "--output", str(output)]
 
     assert main(["convert", "--format", name, *arguments]) == 0
@@ -712,10 +715,15 @@ def test_what_is_written_is_read_as_the_same(tmp_path, two_movies, name, time):
     assert len(expected) == 7
     # Numbers of persons from 0 are kept where the format has any.
     assert annotated(tmp_path / "after") == expected
-    assert Source(output).json is not None
+    if name == "cvat":
+        # A file for each task.
+        written = sorted(path.name for path in output.with_suffix("").iterdir())
+        assert written == ["demo_val_000.xml", "demo_val_001.xml"]
+    else:
+        assert Source(output).json is not None
 
 
-@pytest.mark.parametrize("write", [write_via3, write_label_studio, write_coco_vid])
+@pytest.mark.parametrize("write", [write_cvat, write_via3, write_label_studio, write_coco_vid])
 def test_nobody_said_and_nothing_that_is_a_class_stay_apart(tmp_path, write):
     tube = {"frames": [2], "boxes": [[0.1, 0.2, 0.3, 0.4]]}
     tubes = [tube | {"track_id": track, "labels": labels} for track, labels in ((1, None), (2, []), (3, [0]))]
@@ -727,17 +735,8 @@ def test_nobody_said_and_nothing_that_is_a_class_stay_apart(tmp_path, write):
 
     _, content = read_folder(tmp_path / "files")
     assert [entry.labels for entry in content.entries] == [None, (), ("run",)]
-    if write is write_coco_vid:
-        assert content.videos["a.mp4"].annotated_frames.tolist() == [0, 2, 4]
-
-
-def test_key_frames_are_the_corners_of_a_path():
-    straight = np.linspace([0, 0, 0.1, 0.1], [0.5, 0.2, 0.6, 0.3], 11)
-    bent = np.concatenate([straight, np.linspace([0.5, 0.2, 0.6, 0.3], [0, 0, 0.1, 0.1], 6)[1:]])
-
-    assert key_frames(bent, 1e-9).tolist() == [0, 10, 15]
-    assert key_frames(bent[:1], 1e-9).tolist() == [0]
-    assert key_frames(bent + np.random.default_rng(0).normal(0, 1e-4, bent.shape), 1e-3).tolist() == [0, 10, 15]
+    if write in (write_cvat, write_coco_vid):
+        assert list(content.videos["a.mp4"].annotated_frames) == [0, 2, 4]
 
 
 def test_rows_without_their_video_cannot_be_written(tmp_path):

@@ -22,6 +22,7 @@ from classquery.data.annotations.custom import load_custom
 from classquery.data.video.reader import ClipReader, VideoReadError
 from classquery.engine.checkpoint import load_detector
 from classquery.engine.detection import prediction
+from classquery.engine.detection.corrections import CORRECTION_FILES
 from classquery.engine.detection.prediction import (
     PredictionArguments,
     collect_predictions,
@@ -84,7 +85,7 @@ def test_single_video_is_drawn_and_tubes_are_written(videos, detector, tmp_path)
 
     assert files_of(tmp_path / "one") == {
         *("detections.json", "detections.csv", "summary.json", "annotated.mp4", "preview.png", "attention.png"),
-        *("timeline.csv", "timeline.png", "ava.csv", "ava_action_list.pbtxt", "cvat.xml", "cvat_labels.json"),
+        *("timeline.csv", "timeline.png", "ava.csv", "ava_action_list.pbtxt", *CORRECTION_FILES),
     }
     assert ClipReader().info(tmp_path / "one" / "annotated.mp4").num_frames == 60
     assert Image.open(tmp_path / "one" / "preview.png").size == (640, 480)

@@ -1,10 +1,7 @@
 """Files of detections: complete, readable by others, and the way back to training."""
 
 import csv
-import dataclasses
-import itertools
 import json
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +11,6 @@ from test_people import frames_of
 
 from classquery.data.annotations.ava import load_ava, load_ava_labels
 from classquery.data.annotations.custom import load_custom, load_custom_labels
-from classquery.engine.detection.key_frames import choose_key_frames
 from classquery.engine.detection.people import link_people, list_people
 from classquery.engine.detection.results import ActorDetection, FrameDetections
 from classquery.engine.detection.writing import (
@@ -22,7 +18,6 @@ from classquery.engine.detection.writing import (
     read_detections,
     write_ava,
     write_csv,
-    write_cvat,
     write_detections,
     write_timeline,
 )
@@ -188,99 +183,3 @@ def test_csv_is_read_by_the_custom_data_set(frames, tmp_path):
             np.testing.assert_allclose(np.array(tube["boxes"]) * [300, 100, 300, 100], [actor.box], atol=0.01)
             assert {labels[label] for label in tube["labels"]} == {label for label, _ in actor.actions}
         assert not tubes
-
-
-def test_cvat_xml_is_read_by_the_custom_data_set(frames, tmp_path):
-    (tmp_path / "videos").mkdir()
-    path = write_video(tmp_path / "videos" / "kitchen.mp4", np.arange(100) / 30, (300, 100))
-    people = list_people(frames)
-
-    write_cvat(tmp_path / "train.xml", dataclasses.replace(VIDEO, path=path), people, LABEL_IDS)
-
-    labels = load_custom_labels(tmp_path)
-    (row,) = load_custom(tmp_path, "train")
-    read = {}
-    for tube in row["tubes"]:
-        for frame, box in zip(tube["frames"], tube["boxes"], strict=True):
-            known_box, names = read.setdefault((tube["track_id"], frame), (box, set()))
-            assert known_box == box
-            names.update(labels[label] for label in tube["labels"])
-    for person in people:
-        for frame_index, actor in zip(person.frame_indices.tolist(), person.actors, strict=True):
-            box, names = read[person.person_id - 1, frame_index]
-            np.testing.assert_allclose(np.array(box) * [300, 100, 300, 100], actor.box, atol=0.01)
-            assert names == {label for label, _ in actor.actions}
-        # In between, boxes move in a straight line and actions go on; behind the last frame nobody is there.
-        frames_of_person = sorted(frame for track_id, frame in read if track_id == person.person_id - 1)
-        assert frames_of_person == list(range(person.frame_indices[0], person.frame_indices[-1] + 1))
-    np.testing.assert_allclose(np.array(read[0, 15][0]) * [300, 100, 300, 100], [3, 10, 23, 50], atol=0.01)
-
-
-def test_cvat_xml_has_few_key_frames_and_means_the_same(tmp_path):
-    """Somebody who walks, stops and waves, seen with noise: few boxes, each of them near, every action as it was."""
-    rng = np.random.default_rng(0)
-    actions = ["walk"] * 60 + ["stand", "talk"] * 2 + ["stand"] * 56
-    left = np.concatenate([np.linspace(0, 160, 60), np.full(60, 160)]) + rng.uniform(-1, 1, 120)
-    frames = [
-        FrameDetections(
-            index,
-            index / 30,
-            [ActorDetection((x, 20, x + 60 + rng.uniform(-1, 1), 90), 0.9, [(action, 0.8)])],
-            (100, 300),
-            "kitchen.mp4",
-        )
-        for index, (x, action) in enumerate(zip(left, actions, strict=True))
-    ]
-    labels = {"stand": 0, "walk": 1, "talk": 2}
-    (tmp_path / "videos").mkdir()
-    path = write_video(tmp_path / "videos" / "kitchen.mp4", np.arange(130) / 30, (300, 100))
-
-    write_cvat(tmp_path / "train.xml", VideoFacts(path, 30.0, 130, 100, 300), list_people(link_people(frames)), labels)
-
-    boxes = ET.parse(tmp_path / "train.xml").getroot().findall("track/box")
-    assert len(boxes) < 12
-    assert {0, 60, 61, 62, 63, 64, 119, 120} <= {int(box.get("frame")) for box in boxes}
-    names = load_custom_labels(tmp_path)
-    (row,) = load_custom(tmp_path, "train")
-    read = {
-        frame: (box, names[tube["labels"][0]])
-        for tube in row["tubes"]
-        for frame, box in zip(tube["frames"], tube["boxes"], strict=True)
-    }
-    assert sorted(read) == list(range(120))
-    for frame in frames:
-        box, label = read[frame.frame_index]
-        assert label == frame.labels[0][0]
-        np.testing.assert_allclose(box, frame.boxes[0] / [300, 100, 300, 100], atol=0.01)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_no_fewer_key_frames_would_do(seed):
-    """Against all choices of the boxes in between."""
-    rng = np.random.default_rng(seed)
-    frames = np.cumsum(rng.integers(1, 4, 9))
-    boxes = np.cumsum(rng.normal(0, 2, (9, 4)), axis=0)
-
-    chosen = choose_key_frames(frames, boxes, [0] * 9, np.full(4, 3.0))
-
-    def is_near(indices: tuple[int, ...]) -> bool:
-        between = [np.interp(frames, frames[list(indices)], boxes[list(indices), edge]) for edge in range(4)]
-        return bool(np.abs(np.stack(between, axis=1) - boxes).max() <= 3)
-
-    assert is_near(tuple(chosen))
-    fewer = itertools.combinations(range(1, 8), len(chosen) - 3) if len(chosen) > 2 else []
-    assert not any(is_near((0, *indices, 8)) for indices in fewer)
-
-
-def test_cvat_xml_has_a_track_for_each_person(frames, tmp_path):
-    write_cvat(tmp_path / "cvat.xml", VIDEO, list_people(frames), LABEL_IDS)
-
-    root = ET.parse(tmp_path / "cvat.xml").getroot()
-    assert root.findtext("meta/task/source") == "kitchen.mp4"
-    assert [track.get("id") for track in root.iter("track")] == ["0", "1"]
-    boxes = root.findall("track[@id='1']/box")
-    assert [(box.get("frame"), box.get("outside")) for box in boxes] == [("30", "0"), ("90", "0"), ("91", "1")]
-    checked = {attribute.get("name") for attribute in boxes[1] if attribute.text == "true"}
-    assert checked == {"walk", "talk to (e.g., self, a person, a group)"}
-    (label,) = json.loads((tmp_path / "cvat_labels.json").read_text())
-    assert [attribute["name"] for attribute in label["attributes"]] == list(LABEL_IDS)

@@ -38,6 +38,7 @@ import numpy as np
 
 from classquery.data.annotations.collecting import MAX_FRAME, in_file, reading
 from classquery.data.annotations.cvat_classes import Classes
+from classquery.data.annotations.cvat_writing import write_cvat
 from classquery.data.annotations.entries import Content, Context, Entry, Format, Source, VideoClaim
 from classquery.data.annotations.schema import AnnotationError, quote
 
@@ -268,4 +269,4 @@ def _enclose(corners: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     return np.where(corners[:, 4:] % 360 == 0, corners[:, :4], hull)
 
 
-CVAT = Format("cvat", "CVAT for video 1.1", sniff_cvat, read_cvat, suffixes=(".xml",))
+CVAT = Format("cvat", "CVAT for video 1.1", sniff_cvat, read_cvat, suffixes=(".xml",), write=write_cvat)

@@ -138,7 +138,8 @@ class Classes:
     def _is_class(self, label: str, said: list[str], checks: list[str]) -> bool:
         if self._names is not None and (label in self._names or _is_who(label)):
             return label in self._names
-        return not said and not checks
+        # Where others have checkboxes, somebody without any is one whom nobody looked at.
+        return not said and not checks and not (self._active and _is_who(label))
 
     def notes(self) -> list[str]:
         """Return which class came from what."""

@@ -33,9 +33,10 @@ from classquery.data.annotations.collecting import (
     video_names,
 )
 from classquery.data.annotations.entries import Content, Context, Entry, Format, Source, VideoClaim
+from classquery.data.annotations.key_frames import choose_key_frames
 from classquery.data.annotations.schema import VIDEO_SUFFIXES, AnnotationError
 from classquery.data.annotations.values import number, whole_number
-from classquery.data.annotations.writing import WrittenTube, WrittenVideo, key_frames, runs_of, videos_of
+from classquery.data.annotations.writing import WrittenTrack, WrittenVideo, runs_of, tracks_of, videos_of
 from classquery.data.video.index import VideoInfo
 from classquery.data.whole_files import write_json
 
@@ -293,24 +294,26 @@ def write_label_studio(
 
 
 def _written_regions(video: WrittenVideo, tolerance: float) -> Iterator[dict[str, Any]]:
-    counts = Counter(tube.track_id for tube in video.tubes)
-    for place, tube in enumerate(video.tubes):
-        # Regions of one person must agree where they meet: every box is written.
-        is_alone = tube.track_id is None or counts[tube.track_id] == 1
-        yield _region(f"region{place:04d}", tube, video, tolerance if is_alone else -1.0)
+    for who, track in enumerate(tracks_of(video)):
+        for what, labels in enumerate(dict.fromkeys(track.labels)):
+            yield _region(f"region{who:04d}_{what}", track, labels, video, tolerance)
 
 
-def _region(name: str, tube: WrittenTube, video: WrittenVideo, tolerance: float) -> dict[str, Any]:
-    order = np.argsort(tube.frames)
-    frames, boxes = tube.frames[order], tube.boxes[order]
+def _region(
+    name: str, track: WrittenTrack, labels: tuple[str, ...] | None, video: WrittenVideo, tolerance: float
+) -> dict[str, Any]:
+    """Return one person while they do the same."""
+    does = np.array([own == labels for own in track.labels])
+    frames, boxes = track.frames[does], track.boxes[does]
     sequence = []
     for run in runs_of(frames):
-        keys = (run.start + key_frames(boxes[run], tolerance)).tolist()
+        chosen = choose_key_frames(frames[run], boxes[run], [labels] * len(frames[run]), np.full(4, tolerance))
+        keys = [run.start + key for key in chosen]
         # The last entry of a run shows itself and ends it.
         sequence += [_sequence_entry(frames[key], boxes[key], video.fps, key != keys[-1]) for key in keys]
     # Saying that somebody does nothing that is a class is more than saying nothing.
-    labels = {} if tube.labels is None else {"labels": tube.labels or [NO_ACTION[1]]}
-    note = {} if tube.track_id is None else {"meta": {"text": [f"person {tube.track_id}"]}}
+    said = {} if labels is None else {"labels": list(labels) or [NO_ACTION[1]]}
+    note = {} if track.track_id is None else {"meta": {"text": [f"person {track.track_id}"]}}
     return {
         "id": name,
         "type": "videorectangle",
@@ -322,7 +325,7 @@ def _region(name: str, tube: WrittenTube, video: WrittenVideo, tolerance: float)
             "duration": video.num_frames / video.fps,
             "sequence": sequence,
         }
-        | labels,
+        | said,
     } | note
 
 

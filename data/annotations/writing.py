@@ -1,7 +1,7 @@
-"""What writers of several formats share: rows with `ACTION_FEATURES` as actors by video, and key frames of tubes."""
+"""What writers of several formats share: rows with `ACTION_FEATURES` as actors by video."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +39,18 @@ class WrittenVideo(NamedTuple):
     frames: np.ndarray
     """int64, ascending: the frames in which everybody is annotated."""
     tubes: list[WrittenTube]
+
+
+class WrittenTrack(NamedTuple):
+    """Somebody with all that they do in each frame."""
+
+    track_id: int | None
+    frames: np.ndarray
+    """int64 (n,), 0-based, ascending."""
+    boxes: np.ndarray
+    """float64 (n, 4), corners as fractions of the frame."""
+    labels: list[tuple[str, ...] | None]
+    """(n,): names in alphabetical order; None where nobody said what they do."""
 
 
 def videos_of(rows: Iterable[Mapping[str, Any]], names: Mapping[int, str]) -> list[WrittenVideo]:
@@ -95,33 +107,32 @@ def _video_name(row: Mapping[str, Any]) -> str:
     path = Path(row["video"])
     suffix = path.suffix if path.suffix.lower() in VIDEO_SUFFIXES else ""
     ids = [row["clip_id"], row["clip_id"].rpartition("_")[0]]
-    return next((f"{name}{suffix}" for name in ids if path.as_posix().endswith(f"/{name}{suffix}")), path.name)
+    return next((f"{name}{suffix}" for name in ids if f"/{path.as_posix()}".endswith(f"/{name}{suffix}")), path.name)
 
 
-def runs_of(frames: np.ndarray) -> Iterator[slice]:
-    """Yield the parts of ascending frames (n,) that have no gap."""
-    ends = np.flatnonzero(np.diff(frames) > 1) + 1
+def tracks_of(video: WrittenVideo) -> list[WrittenTrack]:
+    """Join the tubes of each person; those that nobody numbered are people of their own."""
+    groups: dict[tuple[str, int], list[WrittenTube]] = {}
+    for place, tube in enumerate(video.tubes):
+        who = ("nobody", place) if tube.track_id is None else ("track", tube.track_id)
+        groups.setdefault(who, []).append(tube)
+    return [_track(tubes) for tubes in groups.values()]
+
+
+def _track(tubes: Sequence[WrittenTube]) -> WrittenTrack:
+    labels: dict[int, set[str] | None] = {}
+    boxes: dict[int, np.ndarray] = {}
+    for tube in tubes:
+        for frame, box in zip(tube.frames.tolist(), tube.boxes, strict=True):
+            boxes[frame], known = box, labels.get(frame)
+            labels[frame] = known if tube.labels is None else {*(known or ()), *tube.labels}
+    frames = sorted(boxes)
+    does = [None if labels[frame] is None else tuple(sorted(labels[frame])) for frame in frames]
+    return WrittenTrack(tubes[0].track_id, np.array(frames), np.array([boxes[frame] for frame in frames]), does)
+
+
+def runs_of(frames: np.ndarray, step: int = 1) -> Iterator[slice]:
+    """Yield the parts of ascending frames (n,) that have no gap: `step` from each to the next."""
+    ends = np.flatnonzero(np.diff(frames) > step) + 1
     for start, end in zip([0, *ends.tolist()], [*ends.tolist(), len(frames)], strict=True):
         yield slice(start, end)
-
-
-def key_frames(boxes: np.ndarray, tolerance: float) -> np.ndarray:
-    """Return the places (k,) of boxes (n, 4) between which the others lie on straight lines.
-
-    Args:
-        boxes: Of frames without a gap.
-        tolerance: How far a corner may be from its place; all are kept if it is below zero.
-    """
-    kept = {0, len(boxes) - 1}
-    stretches = [(0, len(boxes) - 1)]
-    while stretches:
-        start, end = stretches.pop()
-        if end - start < 2:
-            continue
-        share = np.arange(1, end - start)[:, None] / (end - start)
-        distance = np.abs(boxes[start] + share * (boxes[end] - boxes[start]) - boxes[start + 1 : end]).max(axis=1)
-        if distance.max() > tolerance:
-            middle = start + 1 + int(distance.argmax())
-            kept.add(middle)
-            stretches += [(start, middle), (middle, end)]
-    return np.array(sorted(kept))

@@ -22,6 +22,7 @@ from classquery.data.video.frame_folder import read_frame_folder
 from classquery.data.video.reader import ClipReader, VideoReadError
 from classquery.data.whole_files import remove_left_behind, replacing, write_json
 from classquery.detection_classquery import ClipDetector, Sampling
+from classquery.engine.detection.corrections import write_for_correction
 from classquery.engine.detection.detection import detect_in, with_attention
 from classquery.engine.detection.drawing import draw_attention_grid, draw_keyframe, write_annotated_video
 from classquery.engine.detection.identity import digest_detector, digest_source
@@ -35,7 +36,6 @@ from classquery.engine.detection.writing import (
     VideoFacts,
     write_ava,
     write_csv,
-    write_cvat,
     write_detections,
     write_timeline,
 )
@@ -71,7 +71,17 @@ class PredictionArguments:
     )
     tubes: bool = field(
         default=False,
-        metadata={"help": "Number people through the video; write and draw timelines, and files for AVA and CVAT."},
+        metadata={
+            "help": "Number people through the video; write and draw timelines, and files for AVA, CVAT, Label Studio "
+            "and VIA."
+        },
+    )
+    people_only: bool = field(
+        default=False,
+        metadata={
+            "help": "With --tubes: leave out what people do from the files to be corrected, for classes that no model "
+            "knows yet."
+        },
     )
     save_video: bool = field(
         default=False,
@@ -89,6 +99,8 @@ class PredictionArguments:
     top_k: int | None = field(default=None, metadata={"help": "Report so many actions of an actor, at most."})
 
     def __post_init__(self) -> None:
+        if self.people_only and not self.tubes:
+            raise ValueError("--people_only needs --tubes, which numbers people")
         if self.attention_person is not None and not (self.tubes and self.attention):
             raise ValueError("--attention_person needs --attention and --tubes, which numbers people")
 
@@ -414,7 +426,7 @@ def _write_files(
     write_detections(folder / "detections.json", video, frames, people)
     write_timeline(folder / "timeline.csv", people)
     write_ava(folder / "ava.csv", frames, label_ids, name)
-    write_cvat(folder / "cvat.xml", video, people, label_ids, name)
+    write_for_correction(folder, video, people, label_ids, name, people_only=work.arguments.people_only)
     if can_draw_charts():
         draw_timeline(people, folder / "timeline.png", duration_seconds=source.duration_seconds)
     return len(people)

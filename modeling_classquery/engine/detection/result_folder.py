@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from classquery.data.whole_files import remove_left_behind, write_json
+from classquery.engine.detection.corrections import CORRECTION_FILES
 
 
 SUMMARY_FILE = "summary.json"
 # Everything that may be in such a folder; of what is there from an earlier run, nothing stays beside new results.
 RESULT_FILES = (
     *("detections.json", "detections.csv", "annotated.mp4", "preview.png", "attention.png", "timeline.csv"),
-    *("timeline.png", "ava.csv", "ava_action_list.pbtxt", "cvat.xml", "cvat_labels.json"),
+    *("timeline.png", "ava.csv", "ava_action_list.pbtxt", *CORRECTION_FILES),
 )
 _UNFINISHED = ".unfinished"
 

@@ -1,27 +1,22 @@
-"""Detections as files: JSON, tables, and annotations that can be corrected and trained on.
+"""Detections as files: JSON and tables.
 
-| file        | read by                                                                                       |
-|-------------|-----------------------------------------------------------------------------------------------|
-| JSON        | programs: the video, its frames with actors and actions, and its people with their timelines  |
-| csv         | tables, and the reader of one's own annotations, to train on it                               |
-| csv of AVA  | the reader of AVA, and Datumaro                                                               |
-| xml of CVAT | CVAT, to correct it there, and the reader of one's own annotations                            |
+| file       | read by                                                                                      |
+|------------|----------------------------------------------------------------------------------------------|
+| JSON       | programs: the video, its frames with actors and actions, and its people with their timelines |
+| csv        | tables, and the reader of one's own annotations, to train on it                              |
+| csv of AVA | the reader of AVA, and Datumaro                                                              |
 """
 
 import csv
 import dataclasses
 import json
 import os
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from pathlib import Path
 
-import numpy as np
-
 from classquery.data.annotations.ava import AVA_LABELS
 from classquery.data.whole_files import replacing, write_json
-from classquery.engine.detection.key_frames import choose_key_frames
 from classquery.engine.detection.naming import VideoName, name_videos
 from classquery.engine.detection.people import Person
 from classquery.engine.detection.results import ActorDetection, FrameDetections
@@ -32,7 +27,6 @@ from classquery.engine.detection.video_sources import VideoSource
 _AVA_LABEL_TYPES = ((14, "PERSON_MOVEMENT"), (63, "OBJECT_MANIPULATION"), (80, "PERSON_INTERACTION"))
 # Annotations of AVA are for whole seconds; a keyframe so near to one counts as its.
 _AVA_TOLERANCE_SECONDS = 0.1
-_CVAT_LABEL = "person"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,103 +200,3 @@ def _at_whole_seconds(frames: Iterable[FrameDetections]) -> dict[tuple[str | Non
         if is_near and (other is None or abs(frame.seconds - second) < abs(other.seconds - second)):
             nearest[frame.video, second] = frame
     return nearest
-
-
-# CVAT
-
-
-def write_cvat(
-    path: str | os.PathLike[str],
-    video: VideoFacts,
-    people: Iterable[Person],
-    label_ids: dict[str, int],
-    name: VideoName | None = None,
-    *,
-    tolerance: float = 0.01,
-) -> None:
-    """Write "CVAT for video 1.1" annotations, to be corrected in CVAT and trained on again.
-
-    Each person is a track of the label `person`, with a checkbox for every class, because somebody may do several
-    things at once. The key frames are as few of the detected boxes as a tolerance allows, and every one with which
-    somebody starts or stops to do something; CVAT moves them in between, so that a correction need not be repeated in
-    every frame. A track ends with the last detection; while somebody is not detected for a moment, it goes on.
-
-    A CVAT task needs these labels before annotations can be uploaded to it: paste `cvat_labels.json`, written beside
-    the file, into the tab "Raw" of the label constructor.
-
-    Args:
-        path: The xml file.
-        video: The video.
-        people: The tracks.
-        label_ids: 0-based number of each class, as in the model.
-        name: What to call the video among others; by default the name of the file.
-        tolerance: How far boxes between key frames may be off, as a part of width and height of the frame.
-    """
-    path = Path(path)
-    root = ET.Element("annotations")
-    ET.SubElement(root, "version").text = "1.1"
-    task = ET.SubElement(ET.SubElement(root, "meta"), "task")
-    last_frame = "" if video.num_frames is None else str(video.num_frames - 1)
-    for tag, value in (("size", video.num_frames), ("mode", "interpolation"), ("start_frame", 0)):
-        ET.SubElement(task, tag).text = "" if value is None else str(value)
-    ET.SubElement(task, "stop_frame").text = last_frame
-    _add_labels(ET.SubElement(task, "labels"), label_ids)
-    size = ET.SubElement(task, "original_size")
-    ET.SubElement(size, "width").text, ET.SubElement(size, "height").text = str(video.width), str(video.height)
-    ET.SubElement(task, "source").text = (name or name_videos([video.path])[0]).file
-    for person in people:
-        _add_track(root, person, label_ids, video, tolerance)
-    ET.indent(root)
-    with replacing(path) as partial_path:
-        ET.ElementTree(root).write(partial_path, encoding="utf-8", xml_declaration=True)
-    write_json(path.with_name("cvat_labels.json"), _cvat_labels(label_ids), indent=2, ensure_ascii=False)
-
-
-def _cvat_labels(label_ids: dict[str, int]) -> list[dict]:
-    checkbox = {"mutable": True, "input_type": "checkbox", "default_value": "false", "values": ["false"]}
-    return [
-        {"name": _CVAT_LABEL, "type": "rectangle", "attributes": [{"name": name} | checkbox for name in label_ids]}
-    ]
-
-
-def _add_labels(parent: ET.Element, label_ids: dict[str, int]) -> None:
-    for label in _cvat_labels(label_ids):
-        element = ET.SubElement(parent, "label")
-        ET.SubElement(element, "name").text = label["name"]
-        attributes = ET.SubElement(element, "attributes")
-        for attribute in label["attributes"]:
-            child = ET.SubElement(attributes, "attribute")
-            ET.SubElement(child, "name").text = attribute["name"]
-            ET.SubElement(child, "mutable").text = "True"
-            ET.SubElement(child, "input_type").text = attribute["input_type"]
-            ET.SubElement(child, "default_value").text = attribute["default_value"]
-            ET.SubElement(child, "values").text = "false"
-
-
-def _add_track(
-    root: ET.Element, person: Person, label_ids: dict[str, int], video: VideoFacts, tolerance: float
-) -> None:
-    track = ET.SubElement(root, "track", id=str(person.person_id - 1), label=_CVAT_LABEL, source="auto")
-    does = [{label for label, _ in actor.actions} for actor in person.actors]
-    # A hundredth of a pixel is lost when they are written.
-    edges = np.maximum(tolerance * np.array([video.width, video.height] * 2) - 0.01, 0)
-    for index in choose_key_frames(person.frame_indices, person.boxes, does, edges):
-        _add_box(track, int(person.frame_indices[index]), person.actors[index], label_ids)
-    end = int(person.frame_indices[-1]) + 1
-    if video.num_frames is None or end < video.num_frames:
-        _add_box(track, end, person.actors[-1], label_ids, outside=True)
-
-
-def _add_box(
-    track: ET.Element, frame_index: int, actor: ActorDetection, label_ids: dict[str, int], *, outside: bool = False
-) -> None:
-    corners = zip(("xtl", "ytl", "xbr", "ybr"), (f"{edge:.2f}" for edge in actor.box), strict=True)
-    box = ET.SubElement(
-        track,
-        "box",
-        {"frame": str(frame_index), "outside": str(int(outside)), "occluded": "0", "keyframe": "1", "z_order": "0"}
-        | dict(corners),
-    )
-    does = {label for label, _ in actor.actions}
-    for name in label_ids:
-        ET.SubElement(box, "attribute", name=name).text = "true" if name in does else "false"

@@ -19,7 +19,7 @@ def choose_key_frames(
         frames: (n,), ascending: the frames of a track, at least one.
         boxes: (n, 4): its box in each of them.
         states: (n,): what somebody does in each of them; the first box of another state is always chosen.
-        tolerance: (4,): how far each edge may be off.
+        tolerance: (4,), not negative: how far each edge may be off.
 
     Returns:
         Indices of the chosen boxes, ascending, the first and the last one among them.
