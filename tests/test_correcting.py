@@ -1,5 +1,6 @@
 """The way from detections to a tool and back to training: few key frames, corrections that hold, what changed."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -16,6 +17,7 @@ from classquery.data.annotations.key_frames import choose_key_frames
 from classquery.engine.detection.corrections import write_for_correction
 from classquery.engine.detection.people import Person, link_people, list_people
 from classquery.engine.detection.results import ActorDetection, FrameDetections
+from classquery.engine.detection.uncertain import list_uncertain, write_uncertain
 from classquery.engine.detection.writing import VideoFacts
 
 
@@ -159,6 +161,35 @@ def test_people_alone_are_written_for_other_classes(people, video, tmp_path):
     assert {frozenset(labels) for _, labels in read_back(tmp_path, tmp_path / "chosen.xml", video).values()} == {
         frozenset(["walk"])
     }
+
+
+def test_the_least_certain_moments_come_first(tmp_path):
+    """By how far scores are above the threshold of their class; of one person, one moment a second."""
+    scores = {0: 0.9, 10: 0.52, 20: 0.55, 60: 0.7}
+    frames = [
+        FrameDetections(
+            frame, frame / 30, [ActorDetection((1, 2, 30, 90), 0.9, [("walk", score), ("stand", 0.95)], person_id=1)]
+        )
+        for frame, score in scores.items()
+    ]
+    nearly_nobody = ActorDetection((100, 2, 130, 90), 0.51, [("stand", 0.9)], person_id=2)
+    frames[3] = dataclasses.replace(frames[3], actors=[*frames[3].actors, nearly_nobody], size=(100, 300))
+
+    moments = list_uncertain(frames, {"walk": 0.5, "stand": 0.3}, 0.5)
+
+    found = [(moment.frame.frame_index, moment.actor.person_id, moment.label) for moment in moments]
+    assert found == [(60, 2, "nobody there"), (10, 1, "walk"), (60, 1, "walk")]
+    write_uncertain(tmp_path, moments, "a <b>.mp4", lambda video, frame: np.zeros((100, 300, 3), np.uint8))
+    page = (tmp_path / "uncertain.html").read_text()
+    assert page.count('src="data:image/jpeg;base64,') == 3
+    assert "a &lt;b&gt;.mp4: the least certain first" in page
+    assert page.index("a%20%3Cb%3E.mp4#t=2.00") < page.index("a%20%3Cb%3E.mp4#t=0.33")
+    assert (
+        (tmp_path / "uncertain.csv")
+        .read_text()
+        .splitlines()[1]
+        .startswith("a <b>.mp4,60,2.0,2,nobody there,0.51,0.5,file:")
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,6 +1,7 @@
 """Many videos: files for each, going on after a stop, broken ones that do not stop the others, several processes."""
 
 import contextlib
+import copy
 import csv
 import json
 import os
@@ -30,6 +31,7 @@ from classquery.engine.detection.prediction import (
     not_done,
     predict_videos,
 )
+from classquery.engine.detection.uncertain import UNCERTAIN_FILES
 
 
 EVERYTHING = {"size": {"shortest_edge": 32}, "score_threshold": 0.0, "actor_threshold": 0.0}
@@ -86,6 +88,7 @@ def test_single_video_is_drawn_and_tubes_are_written(videos, detector, tmp_path)
     assert files_of(tmp_path / "one") == {
         *("detections.json", "detections.csv", "summary.json", "annotated.mp4", "preview.png", "attention.png"),
         *("timeline.csv", "timeline.png", "ava.csv", "ava_action_list.pbtxt", *CORRECTION_FILES),
+        *UNCERTAIN_FILES,
     }
     assert ClipReader().info(tmp_path / "one" / "annotated.mp4").num_frames == 60
     assert Image.open(tmp_path / "one" / "preview.png").size == (640, 480)
@@ -93,6 +96,20 @@ def test_single_video_is_drawn_and_tubes_are_written(videos, detector, tmp_path)
     people = {person["person_id"] for person in content["people"]}
     assert people == {actor["person_id"] for keyframe in content["keyframes"] for actor in keyframe["actors"]}
     assert content["people"][0]["timeline"][0]["end_seconds"] <= 3
+
+
+def test_people_alone_are_everybody_whatever_they_do(videos, detector, tmp_path):
+    """Also somebody for whom no class reaches its threshold."""
+    model, processor = detector[0], copy.deepcopy(detector[1])
+    processor.score_threshold, processor.class_thresholds = 1.0, {}
+    predict(videos[:1], tmp_path / "all", (model, processor), PredictionArguments(tubes=True))
+    predict(videos[:1], tmp_path / "people", (model, processor), PredictionArguments(tubes=True, people_only=True))
+
+    assert "<track" not in (tmp_path / "all" / "one" / "cvat.xml").read_text()
+    text = (tmp_path / "people" / "one" / "cvat.xml").read_text()
+    assert "<track" in text
+    assert "checkbox" not in text
+    assert "nobody there" in (tmp_path / "people" / "one" / "uncertain.csv").read_text()
 
 
 def test_run_that_was_stopped_goes_on(videos, detector, tmp_path, monkeypatch):

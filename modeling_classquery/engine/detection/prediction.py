@@ -31,6 +31,7 @@ from classquery.engine.detection.people import link_people, list_people
 from classquery.engine.detection.result_folder import SUMMARY_FILE, ResultFolder
 from classquery.engine.detection.results import ActorDetection, FrameDetections
 from classquery.engine.detection.timeline import draw_timeline
+from classquery.engine.detection.uncertain import list_uncertain, write_uncertain
 from classquery.engine.detection.video_sources import Source, VideoSource, list_sources, local_path, open_source
 from classquery.engine.detection.writing import (
     VideoFacts,
@@ -101,6 +102,8 @@ class PredictionArguments:
     def __post_init__(self) -> None:
         if self.people_only and not self.tubes:
             raise ValueError("--people_only needs --tubes, which numbers people")
+        if self.people_only and (self.show_classes or self.top_k):
+            raise ValueError("--people_only leaves out all actions: give it without --show_classes and --top_k")
         if self.attention_person is not None and not (self.tubes and self.attention):
             raise ValueError("--attention_person needs --attention and --tubes, which numbers people")
 
@@ -209,8 +212,7 @@ def predict_videos(
     detector = ClipDetector.from_options(
         model,
         processor,
-        classes=arguments.show_classes or None,
-        top_k=arguments.top_k,
+        **_reported(arguments),
         attention=[arguments.attention] if arguments.attention else [],
         batch_size=batch_size,
     )
@@ -260,6 +262,13 @@ def not_done(sources: Sequence[Source], folder: str | Path) -> list[str]:
     """Videos of which something that was asked for is not there after `predict_videos`."""
     jobs = _jobs(once_each(sources), Path(folder))
     return [job.name.file for job in jobs if job.summary.keys() & {"error", "left_out"}]
+
+
+def _reported(arguments: PredictionArguments) -> dict[str, Any]:
+    """Options of what to report: of people alone, everybody with the likeliest action, however unlikely it is."""
+    if arguments.people_only:
+        return {"threshold": 0.0, "class_thresholds": {}, "top_k": 1}
+    return {"classes": arguments.show_classes or None, "top_k": arguments.top_k}
 
 
 # One video
@@ -427,9 +436,25 @@ def _write_files(
     write_timeline(folder / "timeline.csv", people)
     write_ava(folder / "ava.csv", frames, label_ids, name)
     write_for_correction(folder, video, people, label_ids, name, people_only=work.arguments.people_only)
+    _write_uncertain(folder, source, frames, work)
     if can_draw_charts():
         draw_timeline(people, folder / "timeline.png", duration_seconds=source.duration_seconds)
     return len(people)
+
+
+def _write_uncertain(folder: Path, source: VideoSource, frames: Sequence[FrameDetections], work: _Work) -> None:
+    """List the moments to look at first, with pictures where frames can be read again."""
+    detector, thresholds = work.detector, {}
+    if not work.arguments.people_only:
+        names = detector.model.config.id2label
+        thresholds = {names[label_id]: value for label_id, value in enumerate(detector.thresholds.tolist())}
+    moments = list_uncertain(frames, thresholds, detector.actor_threshold)
+    write_uncertain(folder, moments, source.name, _read_frame if os.path.exists(source.name) else None)
+
+
+def _read_frame(video: str, frame: int) -> np.ndarray:
+    read = read_frame_folder if os.path.isdir(video) else ClipReader().read
+    return read(video, [frame])[0]
 
 
 def _write_pictures(folder: Path, source: VideoSource, frames: Sequence[FrameDetections], work: _Work) -> None:
@@ -441,8 +466,7 @@ def _write_pictures(folder: Path, source: VideoSource, frames: Sequence[FrameDet
     write_annotated_video(source.name, folder / "annotated.mp4", frames, **attention)
     clearest, actor = _moment_of(label, person, frames)
     note = _note(label, actor, work.detector)
-    read = read_frame_folder if os.path.isdir(source.name) else ClipReader().read
-    image = Image.fromarray(read(source.name, [clearest.frame_index])[0])
+    image = Image.fromarray(_read_frame(source.name, clearest.frame_index))
     draw_keyframe(image, clearest, **attention, attention_note=note).save(folder / "preview.png")
     if actor is not None and os.path.isfile(source.name):
         _draw_classes(image, clearest, actor, note, work, source.name).save(folder / "attention.png")

@@ -10,6 +10,7 @@ from typing import Any
 
 from classquery.data.whole_files import remove_left_behind, write_json
 from classquery.engine.detection.corrections import CORRECTION_FILES
+from classquery.engine.detection.uncertain import UNCERTAIN_FILES
 
 
 SUMMARY_FILE = "summary.json"
@@ -17,6 +18,7 @@ SUMMARY_FILE = "summary.json"
 RESULT_FILES = (
     *("detections.json", "detections.csv", "annotated.mp4", "preview.png", "attention.png", "timeline.csv"),
     *("timeline.png", "ava.csv", "ava_action_list.pbtxt", *CORRECTION_FILES),
+    *UNCERTAIN_FILES,
 )
 _UNFINISHED = ".unfinished"
 
