@@ -94,7 +94,7 @@ def memory_of_levels(levels, *others) -> ClassQueryMemory:
     return ClassQueryMemory(levels, None, *others)
 
 
-def norm_of_mixtures(norm: ClassQueryMixtureNorm, levels, covariances, weights) -> ClassQueryMixtures:
+def norm_of_mixtures(norm: ClassQueryMixtureNorm, levels, covariances, weights, num_memories) -> ClassQueryMixtures:
     """In place of `ClassQueryMixtureNorm.forward`: each actor's mixture only."""
     mixtures = torch.einsum("fnl,lfsc->fnsc", weights, levels)
     memory = F.layer_norm(mixtures, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
