@@ -4,8 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from classquery.data.annotations.registry import DatasetName
-from classquery.data.video.reader import Backend
+from classquery.data.names import Backend, DatasetName
 
 
 _PARTS = ("flip_probability", "saturation_jitter", "value_jitter")
@@ -15,6 +14,8 @@ _OPTIONAL_PARTS = ("score_threshold", "actor_threshold")
 @dataclass
 class DataArguments:
     """What the clips are and how they are prepared."""
+
+    _argument_group_name = "data"
 
     dataset: DatasetName = field(
         default="ava",
@@ -140,6 +141,8 @@ class DataArguments:
 @dataclass
 class OptimizationArguments:
     """How parameters are updated, where TrainingArguments has no word for it."""
+
+    _argument_group_name = "optimization"
 
     total_batch_size: int | None = field(
         default=None,

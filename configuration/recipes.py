@@ -15,11 +15,11 @@ from transformers import TrainingArguments, VideoMAEConfig, VJEPA2Config
 from transformers.processing_utils import VideosKwargs
 
 from classquery.configuration.arguments import DataArguments, OptimizationArguments
+from classquery.configuration.listing import RECIPE_DIR, list_recipes
 from classquery.configuration_classquery import ClassQueryConfig, ClassQueryCSNConfig, ClassQueryViTConfig
 from classquery.data.annotations.schema import closest
 
 
-RECIPE_DIR = Path(__file__).parent
 LABEL_DIR = RECIPE_DIR / "labels"
 BACKBONES = {
     config.model_type: config for config in (ClassQueryCSNConfig, ClassQueryViTConfig, VideoMAEConfig, VJEPA2Config)
@@ -53,22 +53,23 @@ class Recipe:
     optimization: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     sources: dict[str, str] = dataclasses.field(default_factory=dict)
+    description: str = ""
 
     def values(self) -> dict[str, Any]:
         """All values by path, as `model.backbone_config.depths`."""
         return dict(_leaves("", {name: getattr(self, name) for name in SECTIONS}))
 
-    def table(self, used: Mapping[str, Any]) -> str:
+    def table(self, used: Mapping[str, Any] | None = None) -> str:
         """Lay out every value of the recipe as it is used, and where it comes from.
 
         Args:
-            used: By section, the object or dict that holds the values of a run.
+            used: By section, the object or dict that holds the values of a run; by default those of the recipe.
 
         Returns:
             A line per value: its path, the value, its source; `changed` where it is not that of the recipe, as of a
             value that the model in use does not have.
         """
-        rows = []
+        rows, used = [], {name: getattr(self, name) for name in SECTIONS} if used is None else used
         for path, value in self.values().items():
             actual = _value_at(path, used)
             same = _shortened(actual) == _shortened(value) or actual == value
@@ -76,11 +77,6 @@ class Recipe:
             rows.append((path, _shortened(actual), source))
         widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
         return "\n".join(f"{path:{widths[0]}}  {value:{widths[1]}}  {source}" for path, value, source in rows)
-
-
-def list_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPE_DIR.glob("*.json"))
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
@@ -110,7 +106,8 @@ def _load(name_or_path: str | Path, built_on_it: tuple[Path, ...]) -> Recipe:
     sections = {name: _merge(getattr(base, name), content.get(name, {})) for name in SECTIONS}
     for name, kind in SECTIONS.items():
         _check_values(f"{path}, section {name}", sections[name], kind)
-    recipe = Recipe(path.stem, **sections, sources=base.sources | _sources_by_path(content))
+    sources = base.sources | _sources_by_path(content)
+    recipe = Recipe(path.stem, **sections, sources=sources, description=content.get("description", ""))
     values = recipe.values()
     _refuse_unknown(f"{path}, sources", _sources_by_path(content), values)
     for name, check in CHECKS.items():
@@ -148,10 +145,12 @@ def _sources_by_path(content: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _check_sections(path: Path, content: Mapping[str, Any]) -> None:
-    _refuse_unknown(f"{path}", content, ("base", "labels", "sources", *SECTIONS))
+    _refuse_unknown(f"{path}", content, ("base", "description", "labels", "sources", *SECTIONS))
     for name in SECTIONS:
         if not isinstance(content.get(name, {}), dict):
             raise RecipeError(f"{path}, section {name} must be an object, got {content[name]!r}")
+    if not isinstance(content.get("description", ""), str):
+        raise RecipeError(f"{path}: description must be a line of text, got {content['description']!r}")
     if not _fits(content.get("sources", {}), dict[str, list[str]]):
         raise RecipeError(f"{path}: sources must list paths of values by their source, got {content['sources']!r}")
 

@@ -11,22 +11,23 @@ The first two end with one line that says whether the data are usable, and why n
 import argparse
 import importlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 from classquery.data.names import SPLITS, DatasetName
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m classquery.data") -> int:
     """Run a command and return the exit code."""
-    options = vars(_parser().parse_args(arguments))
+    options = vars(_parser(prog).parse_args(arguments))
     # What it takes is imported when it is known what to do: help texts do without.
     commands = importlib.import_module("classquery.data.commands")
     return getattr(commands, options.pop("command"))(**options)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m classquery.data", description="Check or prepare a data set.")
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Check or prepare a data set.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     check = commands.add_parser("check", help="say what is in a data set and what is wrong with it")
     check.set_defaults(command="check")

@@ -1,4 +1,4 @@
-"""What commands offer before anything is read: the names of data sets and splits, importable at once."""
+"""What commands offer before anything is read: names of data sets, splits and decoders, importable at once."""
 
 from typing import Literal
 
@@ -7,3 +7,4 @@ DatasetName = Literal[
     "ava", "ucf101_24", "jhmdb_21", "multisports", "custom", "parquet", "demo", "demo_ucf101_24", "demo_jhmdb_21"
 ]
 SPLITS = ("train", "validation")
+Backend = Literal["auto", "pyav", "decord"]

@@ -33,6 +33,8 @@ _LAZY = {
 
 
 def __getattr__(name: str):
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("classquery")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

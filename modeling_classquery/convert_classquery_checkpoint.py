@@ -217,13 +217,15 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 # Command
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, *, prog: str = "python -m classquery.convert_classquery_checkpoint"
+) -> None:
     """Run the command.
 
     Raises:
         ValueError: If the recipe or a file does not fit, or the output folder is not empty.
     """
-    options = _parse(arguments)
+    options = _parse(arguments, prog)
     output = options.output.resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output must be a new or an empty folder, got {output}")
@@ -247,8 +249,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"saved {output}\n{LICENCE}")
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m classquery.convert_classquery_checkpoint", description=LICENCE)
+def _parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=prog, description=LICENCE)
     parser.add_argument("--recipe", required=True, help="name of a recipe, or a JSON file: what the model is")
     parser.add_argument("--output", required=True, type=Path, help="new or empty folder to save the model in")
     parser.add_argument("--checkpoint", type=Path, help="published detector (.pth)")

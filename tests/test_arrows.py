@@ -17,7 +17,8 @@ PACKAGES = {
 }
 # For each room, those that it may import; `flat` is what lies directly in `modeling_classquery/`.
 ARROWS = {
-    "script": {"engine", "configuration", "data", "flat"},
+    "script": {"cli"},
+    "cli": {"engine", "configuration", "data", "flat", "kernels"},
     "engine": {"configuration", "data", "flat", "kernels"},
     "configuration": {"data", "flat"},
     "data": {"flat", "kernels"},
@@ -45,7 +46,9 @@ def room(module: str) -> str:
     if module == "run_action_detection":
         return "script"
     name = module.split(".")[1] if "." in module else ""
-    return name if name in ("engine", "configuration", "data", "kernels") else "flat"
+    if name == "__main__":
+        return "script"
+    return name if name in ("cli", "engine", "configuration", "data", "kernels") else "flat"
 
 
 def imports(module: str, nodes=ast.walk) -> set[str]:

@@ -17,6 +17,10 @@ from utils import tiny_config
 from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
 from classquery.data.demo.movies import write_demo_movie
 from classquery.data.demo.tubes import write_demo_tubes
+from classquery.data.video.reader import VideoReadError
+from classquery.engine.run.main import run
+from classquery.engine.run.tasks import SCRIPT as SCRIPT_TASK
+from classquery.engine.run.tasks import Task
 
 
 SCRIPT = Path(__file__).parent.parent / "run_action_detection.py"
@@ -132,27 +136,15 @@ def test_prediction_is_written_as_json_and_as_a_video(trained):
         assert sum(1 for _ in container.decode(video=0)) == 30
 
 
-@pytest.fixture(scope="module")
-def script():
-    """The script as a module, because a process for each test would take ten times as long."""
-    spec = importlib.util.spec_from_file_location("run_action_detection", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def run_here(script, monkeypatch, output: Path, *arguments: str | Path) -> dict:
-    """Run the script in this process, which is quicker, and return its results."""
-    arguments = [*map(str, arguments), "--output_dir", str(output), "--disable_tqdm", "True"]
-    monkeypatch.setattr(sys, "argv", ["run_action_detection.py", *arguments])
-    script.main()
+def run_here(output: Path, *arguments: str | Path, task: Task = SCRIPT_TASK) -> dict:
+    """Run in this process, because one for each test would take ten times as long, and return the results."""
+    assert run([*map(str, arguments), "--output_dir", str(output), "--disable_tqdm", "True"], task) == 0
     return json.loads((output / "all_results.json").read_text())
 
 
-def test_trained_model_is_evaluated_to_the_same_metrics(script, trained, demo_dir, recipe, tmp_path, monkeypatch):
+def test_trained_model_is_evaluated_to_the_same_metrics(trained, demo_dir, recipe, tmp_path):
     again = run_here(
-        *(script, monkeypatch, tmp_path, "--recipe", recipe, "--data_dir", demo_dir),
+        *(tmp_path, "--recipe", recipe, "--data_dir", demo_dir),
         *("--model_name_or_path", trained, "--do_eval"),
     )
 
@@ -175,11 +167,9 @@ def test_trained_model_is_evaluated_to_the_same_metrics(script, trained, demo_di
         (["--do_predict", "--model_name_or_path", "demo", "--keyframes_per_second", "0"], "keyframes_per_second"),
     ],
 )
-def test_wrong_arguments_raise_what_the_script_shows(script, monkeypatch, arguments, message, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["run_action_detection.py", *arguments, "--output_dir", str(tmp_path / "out")])
-
-    with pytest.raises(script.USER_ERRORS, match=message):
-        script.main()
+def test_wrong_arguments_raise_what_the_script_shows(arguments, message, tmp_path):
+    with pytest.raises((OSError, ValueError, VideoReadError), match=message):
+        run([*arguments, "--output_dir", str(tmp_path / "out")], SCRIPT_TASK)
     assert not (tmp_path / "out" / "predictions").exists()
 
 
@@ -196,15 +186,13 @@ def test_wrong_arguments_raise_what_the_script_shows(script, monkeypatch, argume
         ),
     ],
 )
-def test_incomplete_command_lines_end_with_usage(script, monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr(sys, "argv", ["run_action_detection.py", *arguments])
-
+def test_incomplete_command_lines_end_with_usage(capsys, arguments, message):
     with pytest.raises(SystemExit):
-        script.main()
+        run(arguments, SCRIPT_TASK)
     assert message in capsys.readouterr().err
 
 
-def test_custom_keyframes_then_cvat_tracks_with_other_classes(script, recipe, two_movies, tmp_path, monkeypatch):
+def test_custom_keyframes_then_cvat_tracks_with_other_classes(recipe, two_movies, tmp_path):
     """Train on a csv, streamed; fine-tune on keyframes of tracks, the classes replaced; and train on tubes."""
     keyframes, tracks = tmp_path / "keyframes", tmp_path / "tracks"
     for folder in (keyframes, tracks):
@@ -223,18 +211,18 @@ def test_custom_keyframes_then_cvat_tracks_with_other_classes(script, recipe, tw
     common += ("--video_backend", backend)
 
     first = run_here(
-        *(script, monkeypatch, tmp_path / "one", "--recipe", recipe, "--data_dir", keyframes, "--streaming", "true"),
+        *(tmp_path / "one", "--recipe", recipe, "--data_dir", keyframes, "--streaming", "true"),
         *common,
     )
     second = run_here(
-        *(script, monkeypatch, tmp_path / "two", "--recipe", recipe, "--data_dir", tracks, "--classes", "replace"),
+        *(tmp_path / "two", "--recipe", recipe, "--data_dir", tracks, "--classes", "replace"),
         *("--model_name_or_path", tmp_path / "one", "--keyframes_per_second", "5", *common),
     )
     tubes = json.loads(recipe.read_text())
     tubes["model"] |= {"frame_stride": 1, "output_frames": "all"}
     (tmp_path / "tubes.json").write_text(json.dumps(tubes))
     third = run_here(
-        *(script, monkeypatch, tmp_path / "three", "--recipe", tmp_path / "tubes.json", "--data_dir", tracks, *common),
+        *(tmp_path / "three", "--recipe", tmp_path / "tubes.json", "--data_dir", tracks, *common),
     )
 
     labels = [json.loads((tmp_path / run / "config.json").read_text())["id2label"] for run in ("one", "two", "three")]
@@ -244,7 +232,7 @@ def test_custom_keyframes_then_cvat_tracks_with_other_classes(script, recipe, tw
     assert {"eval_video_map_20", "eval_video_map_50"} < third.keys()
     with pytest.raises(ValueError, match="only keyframes are annotated"):
         run_here(
-            *(script, monkeypatch, tmp_path / "four", "--recipe", tmp_path / "tubes.json", "--data_dir", keyframes),
+            *(tmp_path / "four", "--recipe", tmp_path / "tubes.json", "--data_dir", keyframes),
             *common,
         )
 
@@ -281,16 +269,14 @@ def test_two_stages_on_tubes(recipe, tmp_path):
     assert not torch.equal(two["actor_head.weight"], one["actor_head.weight"])
 
 
-def test_classes_are_added_to_a_trained_model_and_trained_alone(
-    script, trained, demo_dir, recipe, tmp_path, monkeypatch
-):
+def test_classes_are_added_to_a_trained_model_and_trained_alone(trained, demo_dir, recipe, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(demo_dir, data)
     with next((data / "annotations").glob("*.pbtxt")).open("a") as file:
         file.write('label { name: "sleep" label_id: 9 label_type: PERSON_MOVEMENT }\n')
 
     run_here(
-        *(script, monkeypatch, tmp_path / "out", "--recipe", recipe, "--data_dir", data),
+        *(tmp_path / "out", "--recipe", recipe, "--data_dir", data),
         *("--model_name_or_path", trained, "--do_train", "--classes", "add"),
         *("--freeze", "old_classes", "--weight_decay", "0.1"),
     )

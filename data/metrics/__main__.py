@@ -15,7 +15,7 @@ import argparse
 import logging
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,9 +76,9 @@ class Scored(NamedTuple):
     label_ids: list[int] | None = None
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m classquery.data.metrics") -> None:
     """Score what the command line asks for."""
-    options = parse_arguments(arguments)
+    options = parse_arguments(arguments, prog)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("classquery").setLevel(logging.INFO)
     scored = score_ava(options) if options.dataset == "ava" else score_tubes(options)
@@ -92,10 +92,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"see {write_report(options.report, analysis, metrics=scored.metrics)}")
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m classquery.data.metrics",
+        prog=prog,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

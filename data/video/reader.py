@@ -43,10 +43,11 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 
+from classquery.data.names import Backend
 from classquery.data.video.decord_file import DecordFile
 from classquery.data.video.index import VideoIndex, VideoInfo, index_video
 from classquery.data.video.opening import VideoFile, VideoReadError, abbreviate, identify, unreadable
@@ -55,7 +56,6 @@ from classquery.data.video.pyav_file import PyavFile
 
 __all__ = ["Backend", "ClipReader", "Frame", "VideoInfo", "VideoReadError", "iterate_frames"]
 
-Backend = Literal["auto", "pyav", "decord"]
 
 ResultT = TypeVar("ResultT")
 

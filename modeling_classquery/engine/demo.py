@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -411,10 +411,14 @@ to when, and where each class looks.
 """
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m classquery.engine.demo") -> None:
     """Serve the page, or write a Space."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo", help="folder or Hub name of a model; default: %(default)s")
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", "--model_name_or_path", default="demo", help="folder or Hub name of a model; default: %(default)s"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines, too")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     parser.add_argument(
@@ -431,7 +435,7 @@ def main() -> None:
     )
     parser.add_argument("--write_space", metavar="DIR", help="write a Space instead of serving the page")
     parser.add_argument("--push_to_hub", metavar="USER/NAME", help="upload it, too")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     try:
         if arguments.write_space or arguments.push_to_hub:
             folder = write_space(arguments.write_space or tempfile.mkdtemp(), arguments.model)

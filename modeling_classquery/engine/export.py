@@ -456,14 +456,14 @@ def _checked_deviations(
 # Command
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m classquery.engine.export") -> None:
     """Run the command.
 
     Raises:
         ValueError: If the detector cannot be loaded or exported.
         OSError: If a file cannot be read or written.
     """
-    options = _parse(arguments)
+    options = _parse(arguments, prog)
     model, processor = load_detector(options.pop("model_name_or_path"))
     path = options.pop("output")
     deviations = export_detector(model, processor, path, ExportOptions(**options))
@@ -472,11 +472,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"  {name:12} {deviation:.1e}")
 
 
-def _parse(arguments: Sequence[str] | None) -> dict:
+def _parse(arguments: Sequence[str] | None, prog: str) -> dict:
     """Options by name, those of [`ExportOptions`] and two more."""
-    parser = argparse.ArgumentParser(prog="python -m classquery.engine.export", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
     defaults = ExportOptions()
-    parser.add_argument("--model_name_or_path", default="demo", help="folder, name on the Hub, or `demo`")
+    parser.add_argument("--model_name_or_path", "--model", default="demo", help="folder, name on the Hub, or `demo`")
     parser.add_argument("--output", required=True, type=Path, help="file to write: .onnx or .pt2 (torch.export)")
     parser.add_argument(
         "--dynamic",

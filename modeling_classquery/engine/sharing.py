@@ -229,9 +229,9 @@ def _in_one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m classquery.engine.sharing") -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m classquery.engine.sharing", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="what a run or save_pretrained wrote")
     parser.add_argument("--repo_id", required=True, help="USER/NAME on the Hub")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")

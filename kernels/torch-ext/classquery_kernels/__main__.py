@@ -19,13 +19,13 @@ from . import cuda, implementations
 from .build import SOURCES, BuildError, build_ahead
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m classquery.kernels") -> None:
     """Run the command.
 
     Raises:
         BuildError: If something that was asked for cannot be built.
     """
-    options = _parse(arguments)
+    options = _parse(arguments, prog)
     if options.command == "build":
         _build(options.gpus, options.dtypes)
         return
@@ -33,9 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{name:8} {description}")
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m classquery.kernels",
+        prog=prog,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -9,7 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from classquery.data.video.frame_folder import read_frame_folder
 from classquery.data.video.reader import ClipReader, VideoReadError
 from classquery.data.whole_files import remove_left_behind, replacing, write_json
 from classquery.detection_classquery import ClipDetector, Sampling
+from classquery.engine.detection.arguments import PredictionArguments
 from classquery.engine.detection.corrections import write_for_correction
 from classquery.engine.detection.detection import detect_in, with_attention
 from classquery.engine.detection.drawing import draw_attention_grid, draw_keyframe, write_annotated_video
@@ -57,60 +58,6 @@ _BAR = "{desc}{percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f}, {rate_noinv_fmt}, 
 
 class PredictionStoppedError(RuntimeError):
     """Raised by `predict_videos` when it is asked to stop."""
-
-
-@dataclass
-class PredictionArguments:
-    """What to detect in, and what to write besides `detections.json` and `detections.csv`."""
-
-    videos: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "What to detect actions in: files, folders, patterns, numbers of cameras or URLs of streams; by "
-            "default a held-out demo movie."
-        },
-    )
-    tubes: bool = field(
-        default=False,
-        metadata={
-            "help": "Number people through the video; write and draw timelines, and files for AVA, CVAT, Label Studio "
-            "and VIA."
-        },
-    )
-    people_only: bool = field(
-        default=False,
-        metadata={
-            "help": "With --tubes: leave out what people do from the files to be corrected, for classes that no model "
-            "knows yet."
-        },
-    )
-    save_video: bool = field(
-        default=False,
-        metadata={"help": "Draw the detections into copies of the videos. Of a single one, this is always done."},
-    )
-    attention: str | None = field(
-        default=None, metadata={"help": "Name of an action whose attention is laid over the annotated videos."}
-    )
-    attention_person: int | None = field(
-        default=None, metadata={"help": "With --tubes: number of the person whose attention alone to show."}
-    )
-    show_classes: list[str] = field(
-        default_factory=list, metadata={"help": "Names of the actions to report; by default all."}
-    )
-    top_k: int | None = field(default=None, metadata={"help": "Report so many actions of an actor, at most."})
-
-    def __post_init__(self) -> None:
-        if self.people_only and not self.tubes:
-            raise ValueError("--people_only needs --tubes, which numbers people")
-        if self.people_only and (self.show_classes or self.top_k):
-            raise ValueError("--people_only leaves out all actions: give it without --show_classes and --top_k")
-        if self.attention_person is not None and not (self.tubes and self.attention):
-            raise ValueError("--attention_person needs --attention and --tubes, which numbers people")
-
-    @property
-    def labels(self) -> list[str]:
-        """All classes that are named."""
-        return [*self.show_classes, *([self.attention] if self.attention else [])]
 
 
 def find_videos(videos: Sequence[str]) -> list[Source]:
@@ -220,7 +167,7 @@ def predict_videos(
         detector,
         Sampling(keyframes_per_second),
         arguments,
-        draws=arguments.save_video or len(sources) == 1,
+        draws=arguments.save_video or arguments.show or len(sources) == 1,
         digests=digest_detector(model, processor),
         is_stopped=is_stopped,
     )
@@ -258,6 +205,11 @@ def collect_predictions(sources: Sequence[Source], folder: str | Path) -> str:
     return "\n".join([*lines, *([f"{failed} of {len(summaries)} videos could not be read"] if failed else [])])
 
 
+def result_folders(sources: Sequence[Source], folder: str | Path) -> list[Path]:
+    """Where `predict_videos` writes the results of each video, once for a file that is given twice."""
+    return [job.folder.path for job in _jobs(once_each(sources), folder)]
+
+
 def not_done(sources: Sequence[Source], folder: str | Path) -> list[str]:
     """Videos of which something that was asked for is not there after `predict_videos`."""
     jobs = _jobs(once_each(sources), Path(folder))
@@ -292,6 +244,8 @@ class _Work:
             "keyframes_per_second": self.sampling.keyframes_per_second,
             "draws": self.draws,
         }
+        # A window changes nothing in the files.
+        del options["show"]
         return self.digests | {"options": options}
 
 

@@ -1,0 +1,51 @@
+"""Which model to run, as options of the command line; importable at once."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and what to run it on."""
+
+    _argument_group_name = "model"
+
+    recipe: str = field(default="demo", metadata={"help": "Name of a recipe, or a JSON file."})
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub name of a trained model, or `demo` for the one in the package.",
+            "aliases": ["--model"],
+        },
+    )
+    allow_pickle: bool = field(
+        default=False, metadata={"help": "Read pytorch_model.bin where there is no safetensors, without its code."}
+    )
+    backbone_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pre-trained backbone for a new model: .mat of CSN, .pth of a ViT, or file, folder or Hub name of "
+            "VideoMAE or V-JEPA 2."
+        },
+    )
+    transformer_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "Detector of stage one, whose encoder and decoder a new model of stage two starts from."},
+    )
+    classes: Literal["same", "replace", "add"] = field(
+        default="same",
+        metadata={
+            "help": "For data with other classes than the trained model: refuse; replace them, keeping those of the "
+            "same name; or add those that are new, without a change to the others."
+        },
+    )
+    freeze: Literal["nothing", "backbone", "old_classes"] = field(
+        default="nothing",
+        metadata={"help": "What is not trained. `old_classes`: all but the queries of the classes added."},
+    )
+    lora_rank: int | None = field(
+        default=None, metadata={"help": "Train low-rank updates of the matrices of a trained model. Needs peft."}
+    )
+    report: bool = field(
+        default=False, metadata={"help": "Write a page about the errors of --do_eval, `report` in the output folder."}
+    )

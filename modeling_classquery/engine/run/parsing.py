@@ -1,0 +1,130 @@
+"""The options of a run: values of the recipe, and of the command line where given there."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
+
+from classquery.configuration import DataArguments, Recipe, load_recipe
+from classquery.configuration.arguments import OptimizationArguments
+from classquery.data.annotations.schema import closest
+from classquery.engine.detection.arguments import PredictionArguments
+from classquery.engine.run.arguments import ModelArguments
+from classquery.engine.run.tasks import Task
+
+
+_TRUTH_VALUES = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")
+
+
+class Options(NamedTuple):
+    """All that a run goes by."""
+
+    model: ModelArguments
+    data: DataArguments
+    optimization: OptimizationArguments
+    prediction: PredictionArguments
+    training: TrainingArguments
+    recipe: Recipe
+
+
+def make_parser(task: Task) -> HfArgumentParser:
+    """The parser of all options, in which those of TrainingArguments come last."""
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, OptimizationArguments, PredictionArguments, TrainingArguments),
+        prog=task.prog,
+        usage=f"{task.prog}{' [VIDEO ...]' if task.takes_videos else ''} [options]   (--help lists them)",
+        description=task.description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    # Labels are lists of dicts, which no model signature names.
+    parser.set_defaults(remove_unused_columns=False)
+    return parser
+
+
+def parse_arguments(arguments: Sequence[str], task: Task) -> Options:
+    """Read the recipe, then the command line over it.
+
+    Raises:
+        SystemExit: If options contradict each other.
+        ValueError: If an option does not exist, or a value cannot be.
+    """
+    parser = make_parser(task)
+    arguments = _with_values(arguments, parser)
+    known = _find(arguments, task.defaults)
+    recipe = load_recipe(known.recipe or ModelArguments.recipe)
+    parser.set_defaults(**recipe.data, **recipe.optimization, **recipe.training)
+    parser.set_defaults(**task.defaults)
+    if not known.do_train:
+        # Otherwise TrainingArguments takes evaluation during training for --do_eval.
+        parser.set_defaults(eval_strategy="no")
+    if known.recipe is None and known.model_name_or_path not in (None, "demo"):
+        # How to detect with a trained model is saved with it.
+        parser.set_defaults(keyframes_per_second=None, score_threshold=None, actor_threshold=None)
+    *parts, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    options = Options(*parts, recipe)
+    options.prediction.videos += _videos_among(rest, task, parser)
+    if not (options.training.do_train or options.training.do_eval) and not options.model.model_name_or_path:
+        options.model.model_name_or_path = "demo"
+    contradiction = _contradiction_in(options)
+    if contradiction:
+        parser.error(contradiction)
+    return options
+
+
+def _find(arguments: Sequence[str], defaults: dict[str, Any]) -> argparse.Namespace:
+    """What decides about the defaults of all other options."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--recipe")
+    finder.add_argument("--model_name_or_path", "--model-name-or-path", "--model")
+    do_train = defaults.get("do_train", False)
+    finder.add_argument("--do_train", "--do-train", nargs="?", const=True, default=do_train, type=string_to_bool)
+    return finder.parse_known_args(arguments)[0]
+
+
+def _with_values(arguments: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    """Say `true` after switches that stand alone, so that what follows is not taken for their value."""
+    alone = [action for action in parser._actions if action.type is string_to_bool]
+    switches = {option for action in alone for option in action.option_strings}
+    following = [*arguments, "--"][1:]
+    return [
+        f"{argument}=true" if argument in switches and after.lower() not in _TRUTH_VALUES else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
+
+
+def _videos_among(rest: Sequence[str], task: Task, parser: argparse.ArgumentParser) -> list[str]:
+    """What is no option: videos, where the command takes them.
+
+    Raises:
+        ValueError: If it begins like an option, or the command takes none.
+    """
+    unknown = next((argument for argument in rest if argument.startswith("-") or not task.takes_videos), None)
+    if unknown is not None:
+        name = unknown.partition("=")[0]
+        options = [option for action in parser._actions for option in action.option_strings]
+        hint = closest(name, options) if name.startswith("-") else "."
+        raise ValueError(f"there is no option {name[:200]}{hint} `{task.prog} --help all` lists all")
+    return list(rest)
+
+
+def _contradiction_in(options: Options) -> str | None:
+    """Options that cannot be meant together, if there are any."""
+    model_args, training_args = options.model, options.training
+    if not (training_args.do_train or training_args.do_eval or training_args.do_predict):
+        return "nothing to do: give one or more of --do_train, --do_eval and --do_predict"
+    if model_args.report and not training_args.do_eval:
+        return "--report is about the errors of --do_eval: give that, too"
+    if training_args.push_to_hub and not training_args.do_train:
+        return "--push_to_hub shares what --do_train made; a folder: classquery share --help"
+    new_only = model_args.backbone_checkpoint or model_args.transformer_checkpoint
+    trained_only = model_args.classes != "same" or model_args.freeze == "old_classes" or model_args.lora_rank
+    if model_args.model_name_or_path and new_only:
+        return "--backbone_checkpoint and --transformer_checkpoint start a new model: leave --model_name_or_path out"
+    if not model_args.model_name_or_path and trained_only:
+        return "--classes, --freeze old_classes and --lora_rank change a trained model: give --model_name_or_path"
+    if model_args.lora_rank and model_args.freeze != "nothing":
+        return "--lora_rank freezes what it needs to: leave --freeze out"
+    return None
