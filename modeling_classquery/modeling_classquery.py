@@ -30,6 +30,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_classquery import ClassQueryConfig
+from .linear_classquery import ClassQueryLinear, is_plain_inference
 from .loss_classquery import NotFiniteError, action_detection_loss, action_scores, inverse_sigmoid, targets_of
 from .model_card_classquery import make_model_card, replace_template
 from .modeling_classquery_csn import ClassQueryCSNBackbone, ClassQueryInputProjection
@@ -170,7 +171,7 @@ class ClassQueryMLP(nn.Module):
 
     def __init__(self, *widths: int):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(ClassQueryLinear(*pair) for pair in zip(widths[:-1], widths[1:], strict=True))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         for layer in self.layers[:-1]:
@@ -184,8 +185,8 @@ def without_autocast(module: nn.Module, states: torch.Tensor) -> torch.Tensor:
         return module(states.to(next(module.parameters()).dtype))
 
 
-# A hidden layer of 2,048 channels for so many rows, 16 MB, stays in the cache of a CPU.
-_ROWS_AT_A_TIME = 2048
+# A hidden layer of 2,048 channels for so many rows, 8 MB, stays in the cache of a CPU.
+_ROWS_AT_A_TIME = 1024
 
 
 def in_pieces(transform: Callable[..., torch.Tensor], *states: torch.Tensor) -> torch.Tensor:
@@ -194,8 +195,7 @@ def in_pieces(transform: Callable[..., torch.Tensor], *states: torch.Tensor) -> 
     The wide hidden layer of all cells would have to be written to memory and read again.
     """
     rows = states[0].shape[:-1]
-    whole = torch.is_grad_enabled() or states[0].device.type != "cpu" or torch.compiler.is_compiling()
-    if whole or math.prod(rows) <= _ROWS_AT_A_TIME:
+    if not is_plain_inference(states[0]) or math.prod(rows) <= _ROWS_AT_A_TIME:
         return transform(*states)
     pieces = zip(*(tensor.flatten(0, -2).split(_ROWS_AT_A_TIME) for tensor in states), strict=True)
     return torch.cat([transform(*piece) for piece in pieces]).unflatten(0, rows)
@@ -206,8 +206,8 @@ class ClassQueryFeedForward(nn.Module):
 
     def __init__(self, d_model: int, ffn_dim: int, dropout: float):
         super().__init__()
-        self.fc1 = nn.Linear(d_model, ffn_dim)
-        self.fc2 = nn.Linear(ffn_dim, d_model)
+        self.fc1 = ClassQueryLinear(d_model, ffn_dim)
+        self.fc2 = ClassQueryLinear(ffn_dim, d_model)
         self.layer_norm = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
 
@@ -215,7 +215,7 @@ class ClassQueryFeedForward(nn.Module):
         return in_pieces(self._transform, hidden_states)
 
     def _transform(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        update = self.fc2(self.dropout(self.fc1(hidden_states).relu()))
+        update = self.fc2(self.dropout(F.relu(self.fc1(hidden_states), inplace=True)))
         return self.layer_norm(hidden_states + self.dropout(update))
 
 
@@ -231,7 +231,7 @@ class ClassQueryAttention(nn.Module):
         self.num_heads = config.decoder_attention_heads
         self.dropout = config.dropout
         self.is_causal = False
-        self.out_proj = nn.Linear(config.d_model, config.d_model)
+        self.out_proj = ClassQueryLinear(config.d_model, config.d_model)
 
     def forward(
         self,
@@ -330,10 +330,10 @@ class ClassQueryDeformableAttention(nn.Module):
         self.num_heads = config.encoder_attention_heads
         self.samples = (config.num_feature_levels, config.encoder_n_points)
         num_samples = self.num_heads * math.prod(self.samples)
-        self.sampling_offsets = nn.Linear(config.d_model, num_samples * 3)
-        self.attention_weights = nn.Linear(config.d_model, num_samples)
-        self.value_proj = nn.Linear(config.d_model, config.d_model)
-        self.output_proj = nn.Linear(config.d_model, config.d_model)
+        self.sampling_offsets = ClassQueryLinear(config.d_model, num_samples * 3)
+        self.attention_weights = ClassQueryLinear(config.d_model, num_samples)
+        self.value_proj = ClassQueryLinear(config.d_model, config.d_model)
+        self.output_proj = ClassQueryLinear(config.d_model, config.d_model)
 
     def reset_parameters(self) -> None:
         """Point the heads in different directions, one cell further with each point, and weigh all points equally."""
@@ -632,24 +632,24 @@ class ClassQueryLocalizingLayer(nn.Module):
         super().__init__()
         d_model = config.d_model
         self.num_heads = config.decoder_attention_heads
-        self.self_attn_q_content = nn.Linear(d_model, d_model)
-        self.self_attn_q_position = nn.Linear(d_model, d_model)
-        self.self_attn_k_content = nn.Linear(d_model, d_model)
-        self.self_attn_k_position = nn.Linear(d_model, d_model)
-        self.self_attn_v = nn.Linear(d_model, d_model)
+        self.self_attn_q_content = ClassQueryLinear(d_model, d_model)
+        self.self_attn_q_position = ClassQueryLinear(d_model, d_model)
+        self.self_attn_k_content = ClassQueryLinear(d_model, d_model)
+        self.self_attn_k_position = ClassQueryLinear(d_model, d_model)
+        self.self_attn_v = ClassQueryLinear(d_model, d_model)
         self.self_attn = ClassQueryAttention(config)
         self.self_attn_layer_norm = nn.LayerNorm(d_model)
 
-        self.level_weights = nn.Linear(d_model, config.num_feature_levels)
+        self.level_weights = ClassQueryLinear(d_model, config.num_feature_levels)
         self.memory_layer_norm = ClassQueryMixtureNorm(d_model)
 
-        self.cross_attn_q_content = nn.Linear(d_model, d_model)
+        self.cross_attn_q_content = ClassQueryLinear(d_model, d_model)
         # Only the first layer adds positions to the content, as in Conditional DETR.
-        self.cross_attn_q_position = nn.Linear(d_model, d_model) if is_first else None
-        self.cross_attn_q_sine = nn.Linear(d_model, d_model)
-        self.cross_attn_k_content = nn.Linear(d_model, d_model)
-        self.cross_attn_k_position = nn.Linear(d_model, d_model)
-        self.cross_attn_v = nn.Linear(d_model, d_model)
+        self.cross_attn_q_position = ClassQueryLinear(d_model, d_model) if is_first else None
+        self.cross_attn_q_sine = ClassQueryLinear(d_model, d_model)
+        self.cross_attn_k_content = ClassQueryLinear(d_model, d_model)
+        self.cross_attn_k_position = ClassQueryLinear(d_model, d_model)
+        self.cross_attn_v = ClassQueryLinear(d_model, d_model)
         self.cross_attn = ClassQueryMixtureAttention(config)
         self.cross_attn_layer_norm = nn.LayerNorm(d_model)
 
@@ -731,8 +731,8 @@ class ClassQueryConvBlock(GradientCheckpointingLayer):
         super().__init__()
         self.conv = nn.Conv2d(d_model, d_model, kernel_size=3, padding=1)
         self.layer_norm = nn.LayerNorm(d_model, eps=1e-6)
-        self.fc1 = nn.Linear(d_model, 4 * d_model)
-        self.fc2 = nn.Linear(4 * d_model, d_model)
+        self.fc1 = ClassQueryLinear(d_model, 4 * d_model)
+        self.fc2 = ClassQueryLinear(4 * d_model, d_model)
         self.activation = ACT2FN["gelu"]
 
     def forward(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -833,9 +833,9 @@ class ClassQueryClassifyingLayer(nn.Module):
 
         self.self_attn = ClassQueryAttention(config)
         self.self_attn_layer_norm = nn.LayerNorm(d_model)
-        self.cross_attn_q_sine = nn.Linear(d_model, d_model)
-        self.cross_attn_k = nn.Linear(d_model, d_model)
-        self.cross_attn_v = nn.Linear(d_model, d_model)
+        self.cross_attn_q_sine = ClassQueryLinear(d_model, d_model)
+        self.cross_attn_k = ClassQueryLinear(d_model, d_model)
+        self.cross_attn_v = ClassQueryLinear(d_model, d_model)
         self.cross_attn = ClassQueryClassAttention(config)
         self.dropout = nn.Dropout(config.dropout)
         self.feed_forward = ClassQueryFeedForward(d_model, config.decoder_ffn_dim, config.dropout)
@@ -1448,7 +1448,7 @@ class ClassQueryForVideoActionDetection(ClassQueryPreTrainedModel):
     def __init__(self, config: ClassQueryConfig):
         super().__init__(config)
         self.model = ClassQueryModel(config)
-        self.actor_head = nn.Linear(config.d_model, 3)
+        self.actor_head = ClassQueryLinear(config.d_model, 3)
         self.classifier_dropout = nn.Dropout(config.classifier_dropout)
         per_class = config.class_readout == "per_class"
         self.class_readout = nn.Parameter(torch.empty(config.num_labels, config.d_model)) if per_class else None

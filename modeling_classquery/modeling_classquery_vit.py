@@ -14,10 +14,17 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_classquery import ClassQueryViTConfig
+from .linear_classquery import ClassQueryLinear
 
 
 class ClassQueryViTBlock(GradientCheckpointingLayer, Block):
     """Pre-norm transformer block of timm, with gradient checkpointing."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for module in self.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = ClassQueryLinear
 
 
 class ClassQueryViTBackbone(nn.Module):
