@@ -294,11 +294,41 @@ def test_unreadable_video_is_a_problem(folder):
         load_custom(write(folder, "train.csv", f"{HEADER}broken.mp4,0.5,0,0,1,1,walk\n"), "train")
 
 
-def test_videos_that_differ_in_their_suffix_only_are_a_problem(folder, two_movies):
-    shutil.copy(two_movies / "demo_val_000.mp4", folder / "demo_val_000.mkv")
+def test_videos_that_differ_in_their_suffix_only_keep_it(folder, two_movies):
+    shutil.copy(two_movies / "demo_val_001.mp4", folder / "demo_val_000.mkv")
 
-    with pytest.raises(AnnotationError, match="demo_val_000.mkv: its name must differ from demo_val_000.mp4"):
-        load_custom(write(folder, "train.csv", HEADER + GOOD + GOOD.replace("mp4", "mkv")), "train")
+    rows = load_custom(write(folder, "train.csv", HEADER + GOOD + GOOD.replace("mp4", "mkv")), "train")
+
+    assert rows["clip_id"][:] == ["demo_val_000.mp4_0.500", "demo_val_000.mkv_0.500"]
+    assert rows["video"][:] == [str(folder / "videos/demo_val_000.mp4"), str(folder / "demo_val_000.mkv")]
+
+
+def test_two_names_of_one_file_are_a_problem(folder):
+    with pytest.raises(AnnotationError, match="demo_val_000: is the same file as demo_val_000.mp4"):
+        load_custom(write(folder, "train.csv", HEADER + GOOD + GOOD.replace(".mp4", "")), "train")
+
+
+def test_two_videos_are_not_taken_for_one_by_the_last_part_of_their_names(folder):
+    rows = "".join(GOOD.replace("demo", f"{room}/demo") for room in ("room_a", "room_b"))
+
+    with pytest.raises(AnnotationError, match=r"room_b/demo_.*room_a/demo_.* would both be demo_val_000"):
+        load_custom(write(folder, "train.csv", HEADER + rows), "train")
+
+
+def test_a_video_in_any_folder_is_found_by_the_end_of_its_path(tmp_path, two_movies):
+    for name in ("a/1.mp4", "b/1.mp4", "b/2.mp4"):
+        (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(two_movies / "demo_val_000.mp4", tmp_path / "videos" / name)
+    names = ("b/1.mp4", "a/1.mp4", "2.mp4")
+
+    rows = load_custom(
+        write(tmp_path, "train.csv", HEADER + "".join(GOOD.replace("demo_val_000.mp4", name) for name in names)),
+        "train",
+    )
+
+    assert rows["video"][:] == [str(tmp_path / "videos" / name) for name in ("b/1.mp4", "a/1.mp4", "b/2.mp4")]
+    with pytest.raises(FileNotFoundError, match="or in several folders there: 1.mp4"):
+        load_custom(write(tmp_path, "train.csv", HEADER + GOOD.replace("demo_val_000.mp4", "1.mp4")), "train")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from classquery.data.annotations.schema import (
     quote,
     unit_boxes,
 )
-from classquery.data.annotations.videos import Video, video_id
+from classquery.data.annotations.videos import Video, video_ids
 
 
 class Unit(NamedTuple):
@@ -91,7 +91,7 @@ def rows_of(
         table.is_moment == have_tubes, lambda row: "the rows of a split must all have a timestamp, or all frames"
     )
     actors = join(keep_right(table, [mixed], problems), problems)
-    ids = np.array([label_ids.get(name, NOBODY) for name in table.labels], np.int64)
+    labels = np.array([label_ids.get(name, NOBODY) for name in table.labels], np.int64)
     if have_tubes:
         # Also those with nobody in them.
         video, seconds = np.arange(len(table.videos)), None
@@ -106,8 +106,9 @@ def rows_of(
         for field in ("source", "num_frames", "height", "width", "fps", "annotated_frames")
     }
     columns["video"] = [None if video is None else str(video.path) for video in facts]
-    columns["clip_id"] = [video_id(name) for name in names]
-    columns["tubes"] = tubes_of(actors, len(names), ids)
+    ids = video_ids(table.videos)
+    columns["clip_id"] = [ids[name] for name in names]
+    columns["tubes"] = tubes_of(actors, len(names), labels)
     if seconds is not None:
         columns["clip_id"] = [f"{name}_{at:.3f}" for name, at in zip(columns["clip_id"], seconds, strict=True)]
         columns |= {"timestamp": seconds, "video_seconds": seconds - unit.timestamp_offset}

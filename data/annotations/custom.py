@@ -78,9 +78,9 @@ def load_custom(
 
     Returns:
         Rows with `ACTION_FEATURES`, in the order of the annotations: for `timestamp` one per keyframe, which are told
-        apart to the millisecond, for `frames` one per video with its tubes. `clip_id` is the name of the video without
-        its suffix, and at keyframes the timestamp. Boxes up to a thousandth of the frame, or a pixel, outside of it
-        are cut off at its edge.
+        apart to the millisecond, for `frames` one per video with its tubes. `clip_id` is the name of the video,
+        without its suffix unless that tells it from another, and at keyframes the timestamp. Boxes up to a thousandth
+        of the frame, or a pixel, outside of it are cut off at its edge.
 
     Raises:
         AnnotationError: With all problems, by row.
@@ -120,7 +120,8 @@ def load_custom(
     if missing and require_videos:
         raise FileNotFoundError(
             f"{len(missing)} of {len(paths)} videos are not in {', '.join(map(str, find_video.folders))} "
-            f"(as {', '.join(VIDEO_SUFFIXES)}, or as folders of frames): {shorten(missing)}"
+            f"(as {', '.join(VIDEO_SUFFIXES)}, or as folders of frames), or in several folders there: "
+            f"{shorten(missing)}"
         )
     for warning in content.warnings:
         warnings.warn(warning, AnnotationWarning, stacklevel=2)
@@ -274,10 +275,17 @@ def _resolve(
     """Name the videos as they are found; files of one video say one thing of it."""
     names: dict[str, str] = {}
     claims: dict[str, VideoClaim] = {}
+    by_last_part: dict[str, str] = {}
     for video, claim in content.videos.items():
         names[video] = video
         with problems.at(quote(video)):
             names[video] = find_video.resolve(video, claim)
+            if names[video] not in (video, *claim.names):
+                other = by_last_part.setdefault(names[video], video)
+                if other != video:
+                    raise AnnotationError(
+                        f"and {quote(other)} would both be {names[video]}: put them into folders of these names"
+                    )
         claims[names[video]] = claim.joined(claims.get(names[video]))
     videos = list(claims)
     number = {name: code for code, name in enumerate(videos)}

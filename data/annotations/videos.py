@@ -1,7 +1,9 @@
 """The videos that annotations name: where they are, and what they are in fact."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -36,11 +38,23 @@ class VideoFinder:
     """Finds videos and folders of frames by the names that annotations give them.
 
     Args:
-        folders: Where to look, the likeliest first.
+        folders: Where to look, the likeliest first; in folders within them for what is in none of them, but for those
+            within the last one, which holds everything.
     """
 
     def __init__(self, folders: Sequence[Path]):
         self.folders = folders
+
+    @cached_property
+    def _nested(self) -> dict[str, list[Path]]:
+        """Videos in folders within the folders, by the name of the file."""
+        nested = defaultdict(list)
+        for folder in self.folders[:-1]:
+            for place, _, files in os.walk(folder, followlinks=True):
+                for file in files:
+                    if Path(file).suffix.lower() in VIDEO_SUFFIXES:
+                        nested[file].append(Path(place, file))
+        return nested
 
     def __call__(self, name: str) -> Path | None:
         """Find a video, with or without its suffix or, as `prepare` leaves it, another, or a folder of frames."""
@@ -51,7 +65,13 @@ class VideoFinder:
                     # `os.path` says of what can be no path, such as a name of 5,000 characters, that it is not there.
                     if os.path.isfile(path) or (os.path.isdir(path) and path not in self.folders):
                         return path
-        return None
+        return self._find_nested(name)
+
+    def _find_nested(self, name: str) -> Path | None:
+        """Find the only file whose path ends so: results name as many folders as tell their videos apart."""
+        end = Path(name).parts
+        paths = [path for path in self._nested.get(end[-1] if end else "", ()) if path.parts[-len(end) :] == end]
+        return paths[0] if len(paths) == 1 else None
 
     def list_videos(self) -> list[Path]:
         """List whatever lies in the folders."""
@@ -90,13 +110,13 @@ def look_into(
     problems: ProblemCollector,
 ) -> dict[str, Video | None]:
     """Describe the videos that are there and can be read, and compare them with what the annotations say of them."""
-    videos, names_by_id = {}, {}
+    videos, names = {}, {}
     reader = ClipReader()
     for name, path in paths.items():
         with problems.at(name):
-            other = names_by_id.setdefault(video_id(name), name)
+            other = names.setdefault(path or name, name)
             if other != name:
-                raise AnnotationError(f"its name must differ from {other} in more than the suffix")
+                raise AnnotationError(f"is the same file as {other}, {path}: give it one name")
             videos[name] = path and _compare(_look_at(path, frames_fps, reader), claims[name])
     return videos
 
@@ -139,7 +159,17 @@ def _compare(video: Video, claim: VideoClaim) -> Video:
     )
 
 
+def video_ids(names: Iterable[str]) -> dict[str, str]:
+    """Return what clips of videos are called: their names without the suffix, where no other is called so."""
+    stems = {name: video_id(name) for name in names}
+    counts = Counter(stems.values())
+    return {
+        name: stem if counts[stem] == 1 and (stem == name or stem not in stems) else Path(name).as_posix()
+        for name, stem in stems.items()
+    }
+
+
 def video_id(name: str) -> str:
-    """Return what clips of a video are called: its name without the suffix."""
+    """Return the name of a video without the suffix."""
     path = Path(name)
     return path.with_suffix("").as_posix() if path.suffix.lower() in VIDEO_SUFFIXES else path.as_posix()

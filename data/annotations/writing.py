@@ -107,7 +107,8 @@ def _video_name(row: Mapping[str, Any]) -> str:
     path = Path(row["video"])
     suffix = path.suffix if path.suffix.lower() in VIDEO_SUFFIXES else ""
     ids = [row["clip_id"], row["clip_id"].rpartition("_")[0]]
-    return next((f"{name}{suffix}" for name in ids if f"/{path.as_posix()}".endswith(f"/{name}{suffix}")), path.name)
+    names = [name for video in ids for name in (f"{video}{suffix}", video)]
+    return next((name for name in names if f"/{path.as_posix()}".endswith(f"/{name}")), path.name)
 
 
 def tracks_of(video: WrittenVideo) -> list[WrittenTrack]:

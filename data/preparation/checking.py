@@ -462,7 +462,7 @@ def _check_leaks(report: Report, videos: dict[str, list[Video]], facts: dict[str
     if not set(SPLITS) <= videos.keys():
         return
     train, validation = (videos[split] for split in SPLITS)
-    same = {video.name for video in train} & {video.name for video in validation}
+    same = {name for name, _ in {video[:2] for video in train} & {video[:2] for video in validation}}
     report.add_problem("videos in train and validation: {}", sorted(same))
     groups = {_group(video.name) for video in train} & {_group(video.name) for video in validation} - {None}
     shared = [group for group in groups if not any(_group(name) == group for name in same)]
@@ -478,13 +478,13 @@ def _group(name: str) -> str | None:
 
 
 def _same_content(train: list[Video], validation: list[Video], facts: dict[str, VideoFacts]) -> Iterator[str]:
-    names = defaultdict(list)
+    twins_of = defaultdict(list)
     for video in train:
         digest = facts[video.path].digest if video.path else None
         if digest:
-            names[digest].append(video.name)
+            twins_of[digest].append(video)
     for video in validation:
         digest = facts[video.path].digest if video.path else None
-        twins = [name for name in names.get(digest, []) if name != video.name]
+        twins = [twin.name for twin in twins_of.get(digest, []) if twin.path != video.path]
         if twins:
             yield f"{video.name} = {twins[0]}"
