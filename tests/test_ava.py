@@ -74,6 +74,20 @@ def test_load_ava_finds_videos_of_all_kinds_and_in_subfolders(tmp_path):
     assert dataset["video"][:] == [str(tmp_path / "videos" / name) for name in expected]
 
 
+def test_videos_of_one_name_are_told_apart_by_suffix_or_folder_and_never_confused(tmp_path):
+    names = ("a/1.mp4", "b/1.mp4", "x.mkv", "x.mp4")
+    ids = ("b_1", "a_1", "x.mp4", "x.mkv")
+    rows = "".join(GOOD_ROW.replace("1a2b3c4d5e6", name) + "\n" for name in ids)
+
+    dataset = load_ava(write_ava(tmp_path, rows, videos=names), "train")
+
+    expected = [str(tmp_path / "videos" / name) for name in ("b/1.mp4", "a/1.mp4", "x.mp4", "x.mkv")]
+    assert dataset["video"][:] == expected
+    for name in ("1", "x"):
+        with pytest.raises(AnnotationError, match=rf"'{name}' may be .* or .*keep one"):
+            load_ava(write_ava(tmp_path, GOOD_ROW.replace("1a2b3c4d5e6", name) + "\n", videos=names), "train")
+
+
 def test_load_ava_keeps_two_people_with_the_same_box(tmp_path):
     rows = "1a2b3c4d5e6,0902,0.1,0.2,0.3,0.4,12,0\n1a2b3c4d5e6,0902,0.1,0.2,0.3,0.4,14,1\n"
 

@@ -185,7 +185,7 @@ def load_ava(
     actions = read(path, len(load_ava_labels(data_dir)), movie_start_seconds)
     actions = _without(actions, _read_excluded(data_dir, split))
     keyframes, tubes = _group(actions)
-    videos = _find_videos(data_dir)
+    videos = _find_videos(data_dir, set(keyframes["video_id"]))
     if require_videos:
         _raise_if_missing(data_dir, set(keyframes["video_id"]), videos)
     sources = [videos.get(video_id, (None, None)) for video_id in keyframes["video_id"]]
@@ -468,13 +468,26 @@ def _tubes(actors: pd.DataFrame, labels: pd.DataFrame) -> pa.Array:
 # The videos
 
 
-def _find_videos(data_dir: Path) -> dict[str, tuple[str, str]]:
-    """Return the file of each video, whose name without the suffix is the id, or its folder of frames; and which."""
-    videos = {
+def _find_videos(data_dir: Path, video_ids: set[str]) -> dict[str, tuple[str, str]]:
+    """Return the file of each video, or its folder of frames; and which.
+
+    An id is the name without the suffix. Where several videos have that in common, it is the name with suffix, or with
+    the folder before it, as detections of them say: `room_a_1` is `videos/room_a/1.mp4`.
+    """
+    frames = {
         path.name: (str(path), "frames") for name in reversed(FRAME_FOLDERS) for path in (data_dir / name).glob("*")
     }
     paths = sorted(path for pattern in ("*", "*/*") for path in (data_dir / "videos").glob(pattern))
-    return videos | {path.stem: (str(path), "video") for path in paths if path.suffix.lower() in VIDEO_SUFFIXES}
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            names = {path.stem, path.name, f"{path.parent.name}_{path.stem}", f"{path.parent.name}_{path.name}"}
+            for name in names & video_ids:
+                found.setdefault(name, []).append(path)
+    for name, files in found.items():
+        if len(files) > 1:
+            raise AnnotationError(f"{quote(name)} may be {files[0]} or {files[1]}: keep one of them in the folder")
+    return frames | {name: (str(files[0]), "video") for name, files in found.items()}
 
 
 def _raise_if_missing(data_dir: Path, video_ids: set[str], videos: dict[str, tuple[str, str]]) -> None:
