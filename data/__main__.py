@@ -3,6 +3,7 @@
     python -m classquery.data check --dataset ava --data_dir data
     python -m classquery.data prepare --dataset ava --source_dir downloads --data_dir data
     python -m classquery.data convert --dataset ucf101_24 --data_dir data --format label_studio --output tasks.json
+    python -m classquery.data diff cvat.xml corrected.xml
     python -m classquery.data formats
 
 The first two end with one line that says whether the data are usable, and why not; the exit code is 0 or 1.
@@ -61,6 +62,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     convert.add_argument("--split", default="train", choices=SPLITS)
     convert.add_argument("--format", required=True, help="one that `formats` calls written")
     convert.add_argument("--output", required=True, type=Path, metavar="FILE")
+    diff = commands.add_parser("diff", help="say what changed from one file of annotations to another")
+    diff.set_defaults(command="diff")
+    diff.add_argument("old", type=Path, help="a file of any format, or a folder of such files")
+    diff.add_argument("new", type=Path, help="the same after it was corrected")
+    diff.add_argument("--video_folder", type=Path, help="where the videos are, for formats of different units")
+    diff.add_argument("--output", type=Path, metavar="CSV", help="write all changes there")
     formats = commands.add_parser("formats", help="list the formats that custom data may have")
     formats.set_defaults(command="print_formats")
     return parser

@@ -1,11 +1,13 @@
 """What the commands of `python -m classquery.data` do."""
 
+import csv
 import sys
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
+from classquery.data.annotations.comparing import Change, compare_annotations
 from classquery.data.annotations.formats import FORMATS
 from classquery.data.annotations.parquet import save_action_dataset
 from classquery.data.annotations.registry import load_action_dataset, load_action_labels
@@ -74,6 +76,32 @@ def convert(dataset: str, data_dir: Path, split: str, format: str, output: Path)
         print(f"not written: {error}")
         return 1
     print(f"Wrote {len(rows):,} rows: {output}")
+    return 0
+
+
+def diff(old: Path, new: Path, video_folder: Path | None, output: Path | None) -> int:
+    """Print what changed from one file of annotations to another and return the exit code."""
+    try:
+        found = compare_annotations(old, new, video_folder)
+    except (OSError, ValueError) as error:
+        print(f"not compared: {error}")
+        return 1
+    print("boxes: " + (", ".join(f"{count:,} {what}" for what, count in found.boxes.most_common()) or "none"))
+    rows = [("class", "before", "after", "kept", "added", "removed")]
+    rows += [
+        (name, *(f"{count:,}" for count in (of.before, of.after, of.kept, of.added, of.removed)))
+        for name, of in sorted(found.classes.items())
+    ]
+    width = min(MAX_COLUMN_WIDTH, max(len(row[0]) for row in rows))
+    for name, *counts in rows:
+        print(f"{name[:width]:{width}} " + " ".join(f"{count:>9}" for count in counts))
+    for change in found.changes[:MAX_SHOWN]:
+        print(f"{change.video}, {change.start:g} to {change.end:g}, {change.who or 'nobody'}: {change.what}")
+    if len(found.changes) > MAX_SHOWN:
+        print(f"... and {len(found.changes) - MAX_SHOWN} more changes (all with --output)")
+    if output is not None:
+        with replacing(output) as path, path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([Change._fields, *found.changes])
     return 0
 
 

@@ -12,6 +12,8 @@ import pytest
 from test_detection import write_video
 from test_people import frames_of
 
+from classquery.data.__main__ import main
+from classquery.data.annotations.comparing import compare_annotations
 from classquery.data.annotations.custom import load_custom, load_custom_labels
 from classquery.data.annotations.key_frames import choose_key_frames
 from classquery.engine.detection.corrections import write_for_correction
@@ -143,6 +145,60 @@ def test_one_correction_holds_up_to_the_next_key_frame(walker, video, tmp_path):
     assert changed == list(range(64, behind))
     moved = [after[1, frame][0][1] - before[1, frame][0][1] for frame in range(63, behind + 1)]
     np.testing.assert_allclose(moved, [0, *np.linspace(20, 0, behind - 63)], atol=0.02)
+
+
+def test_what_was_corrected_is_told_per_class(walker, video, tmp_path, capsys):
+    """An action, a box that was moved, and somebody who is not there: in another order of the tracks."""
+    write_for_correction(tmp_path, video, list_people(link_people(walker)), LABEL_IDS)
+    tree = ET.parse(tmp_path / "cvat.xml")
+    (track,) = tree.getroot().iter("track")
+    track.set("id", "9")
+    for box in track:
+        if 64 <= int(box.get("frame")) < 120:
+            for attribute in box:
+                attribute.text = "true" if attribute.get("name") == "walk" else "false"
+    boxes = [box for box in track if int(box.get("frame")) == 119]
+    boxes[0].set("ytl", "50.00")
+    added = ET.SubElement(tree.getroot(), "track", id="0", label="person")
+    for frame in (5, 6):
+        corners = {"xtl": "200", "ytl": "10", "xbr": "260", "ybr": "90"}
+        box = ET.SubElement(added, "box", {"frame": str(frame), "outside": "0"} | corners)
+        for attribute in track[0]:
+            box.append(attribute)
+    tree.write(tmp_path / "corrected.xml")
+
+    found = compare_annotations(tmp_path / "cvat.xml", tmp_path / "corrected.xml")
+
+    def counts(name: str) -> tuple[int, ...]:
+        of = found.classes[name]
+        return of.before, of.after, of.kept, of.added, of.removed
+
+    # "walk" in frames 0 to 59 before; 64 to 119 were "stand".
+    assert counts("walk") == (60, 60 + 56 + 2, 60, 56 + 2, 0)
+    assert counts("stand") == (2 + 56, 2, 2, 0, 56)
+    assert counts(BOTH[0]) == (2, 2, 2, 0, 0)
+    assert found.boxes["new"] == 2
+    assert found.boxes["gone"] == 0
+    assert 1 <= found.boxes["moved"] < 60
+    changes = {(change.who, change.start, change.end, change.what) for change in found.changes}
+    assert {("0", 5, 6, "new: walk"), ("1", 64, 119, "stand -> walk")} <= changes
+    assert main(["diff", str(tmp_path / "cvat.xml"), str(tmp_path / "corrected.xml")]) == 0
+    assert "\nwalk " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tool", ["cvat.xml", "label_studio.json", "via3.json"])
+def test_what_was_not_corrected_has_not_changed(people, video, tmp_path, tool):
+    write_for_correction(tmp_path, video, people, LABEL_IDS)
+
+    found = compare_annotations(tmp_path / tool, tmp_path / tool)
+
+    assert found.changes == []
+    assert set(found.boxes) == {"the same"}
+    if tool != "via3.json":
+        other = {"cvat.xml": "label_studio.json", "label_studio.json": "cvat.xml"}[tool]
+        assert compare_annotations(tmp_path / tool, tmp_path / other).changes == []
+    else:
+        assert main(["diff", str(tmp_path / tool), str(tmp_path / "cvat.xml")]) == 1
 
 
 @pytest.mark.filterwarnings("ignore:boxes of which nobody said")
