@@ -178,6 +178,27 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
             Sizes of groups of classes that were added one after the other. The queries of a group see those of earlier
             groups but not of later ones, so that added classes leave the scores of the others as they are. They sum to
             the number of classes: to load a model for other classes, pass None as well.
+        class_queries (`"learned"` or `"text"`, *optional*, defaults to `"learned"`):
+            Where the query of a class comes from, and with `class_readout="per_class"` the vector that its score is
+            read with: learned for each class, or projected from an embedding of words that describe it, so that a
+            class that was never trained can be asked for.
+        class_descriptions (`dict[str, list[str]]`, *optional*):
+            With `"text"`, the sentences that describe each class; set by `set_classes` of the model.
+        description_pooling (`"mean"` or `"attention"`, *optional*, defaults to `"mean"`):
+            How the embeddings of several descriptions of a class become one: their mean, or with weights that are
+            learned as a function of the embedding.
+        class_residual (`bool`, *optional*, defaults to `False`):
+            With `"text"`, whether each class has a learned vector beside what is read from its words. Classes that
+            were never trained have none: what the others learn in it is not passed on to them.
+        text_encoder, text_encoder_revision (`str`, *optional*):
+            The model that encoded the descriptions, a folder or name on the Hub, and its commit.
+        text_embedding_size (`int`, *optional*):
+            With `"text"`, the width of its embeddings.
+        untrained_classes (`list[str]`, *optional*):
+            Classes that are known by their words only, because no training saw them.
+        class_chunk (`int`, *optional*):
+            At most so many classes attend at a time, which bounds the memory that class attention needs; all by
+            default. Nothing else changes.
         d_model (`int`, *optional*, defaults to 256):
             Width of encoder and decoder; a multiple of 16 (32 with a CSN backbone) and of both numbers of heads.
         encoder_layers, decoder_layers (`int`, *optional*, defaults to 6):
@@ -278,6 +299,16 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
     score_with_actor: bool = False
     num_queries: int = 15
     class_groups: list[int] | tuple[int, ...] | None = None
+    class_chunk: int | None = None
+    # Classes in words
+    class_queries: Literal["learned", "text"] = "learned"
+    class_descriptions: dict[str, list[str]] | None = None
+    description_pooling: Literal["mean", "attention"] = "mean"
+    class_residual: bool = False
+    text_encoder: str | None = None
+    text_encoder_revision: str | None = None
+    text_embedding_size: int | None = None
+    untrained_classes: list[str] | None = None
     # Encoder and decoder
     d_model: int = 256
     encoder_layers: int = 6
@@ -394,9 +425,25 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
             _require(self, "class_groups", min(self.class_groups, default=0) >= 1, "one or more sizes of at least 1")
             expected = f"sizes that sum to the {self.num_labels} classes (pass class_groups=None for other classes)"
             _require(self, "class_groups", sum(self.class_groups) == self.num_labels, expected)
+        self._check_words()
         tubelet_size = getattr(self.backbone_config, "tubelet_size", 1)
         _require_multiple("num_frames", self.num_frames, tubelet_size, "the backbone joins that many frames")
         _check_position_table(self.backbone_config, self.num_frames)
+
+    def _check_words(self) -> None:
+        if self.class_chunk is not None:
+            _require(self, "class_chunk", self.class_chunk >= 1, "at least 1")
+        if self.class_queries != "text":
+            return
+        width = self.text_embedding_size
+        _require(self, "text_embedding_size", bool(width) and width >= 1, "the width of the embeddings of the words")
+        described = self.class_descriptions
+        if described is not None:
+            without = [label for label in self.id2label.values() if not described.get(label)]
+            if without:
+                raise ValueError(
+                    f"`class_descriptions` must describe each class, and has no words for {str(without[:5])[:200]}"
+                )
 
     def _check_ranges(self) -> None:
         for name in _AT_LEAST_ONE:
@@ -421,6 +468,11 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
     def num_output_frames(self) -> int:
         """Number of frames of a clip that the model detects in."""
         return len(self.output_frame_indices(self.num_frames))
+
+    @property
+    def num_descriptions(self) -> int:
+        """Largest number of descriptions of a class."""
+        return max((len(sentences) for sentences in (self.class_descriptions or {}).values()), default=1)
 
     def output_frame_indices(self, num_frames: int) -> list[int]:
         """Frames that the model detects in, of a clip of so many frames."""

@@ -69,6 +69,7 @@ def make_model_card(
         "action has its own query and so its own attention map.",
         f"## Use\n\n{_example(name)}",
         f"## Model\n\n{_table(_model_rows(config, num_parameters))}",
+        *([f"## Words\n\n{_words(config)}"] if config.class_descriptions else []),
         f"## Training\n\n{_table(training) if training else 'How the weights were made is not recorded with them.'}",
         f"## Results\n\n{_results(results, protocol)}",
         f"## Limits\n\n{_limits(config)}",
@@ -106,13 +107,30 @@ transformers, timm and, to read files, PyAV; read it before you trust it. With t
 
 def _model_rows(config: ClassQueryConfig, num_parameters: int) -> dict[str, Any]:
     detects_in = "every frame" if config.output_frames == "all" else "the keyframe in its middle"
-    return {
+    rows = {
         "parameters": f"{num_parameters:,}",
         "backbone": config.backbone_config.model_type,
         "clip": f"{config.num_frames} frames, {config.frame_stride} apart at {config.frames_per_second:g} Hz",
         "detects in": detects_in,
         "actors per frame": f"at most {config.num_queries}",
     }
+    if config.class_queries == "text":
+        revision = f", revision {config.text_encoder_revision}" if config.text_encoder_revision else ""
+        rows["classes"] = "read from words; others: `model.set_classes({name: sentence})`"
+        rows["words encoded by"] = f"{_file_name(config.text_encoder)}{revision}"
+    return rows
+
+
+def _file_name(name: str | None) -> str:
+    """A name on the Hub as it is, and of a folder the last part, which alone means something elsewhere."""
+    return "unknown" if name is None else name if name.count("/") == 1 and name[0] != "/" else Path(name).name
+
+
+def _words(config: ClassQueryConfig) -> str:
+    words = {label: "; ".join(sentences) for label, sentences in config.class_descriptions.items()}
+    # A sentence may hold what divides the cells of a table, and lines.
+    in_cells = {label: " ".join(sentences.replace("|", "/").split()) for label, sentences in words.items()}
+    return _table(in_cells, ("class", "words"))
 
 
 def _results(results: Sequence[EvalResult], protocol: str | None) -> str:
@@ -128,6 +146,8 @@ def _limits(config: ClassQueryConfig) -> str:
         "Scores order detections; they are not calibrated probabilities.",
         f"At most {config.num_queries} actors are found in a frame.",
     ]
+    if config.untrained_classes:
+        limits.append(f"Known by their words only, never trained: {_listed(config.untrained_classes)}.")
     if config.output_frames == "keyframe":
         limits.append("It detects at keyframes, once a second by default: shorter actions between them are not seen.")
     return "\n".join(f"* {limit}" for limit in limits)

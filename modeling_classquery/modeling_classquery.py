@@ -39,6 +39,7 @@ from .modeling_classquery_vit import ClassQueryFeaturePyramid, ClassQueryViTBack
 from .ops_classquery import deformable_attention_3d
 from .plan_classquery import ClipPlan, ClipPlans, Padding, interleaved_sine, join_encodings, sine_periods
 from .resampling_classquery import Shapes, interpolate
+from .text_classquery import ClassQueryTextVectors, ClassQueryWords, Encode, TextError, Words, set_words
 
 
 @dataclass
@@ -825,6 +826,7 @@ class ClassQueryClassifyingLayer(nn.Module):
         d_model = config.d_model
         self.mask_padding = config.padding == "masked"
         self.class_groups = config.class_groups
+        self.config = config
         self.actor_feed_forward = ClassQueryFeedForward(d_model, config.decoder_ffn_dim, config.dropout)
         self.fusion_layer_norm = nn.LayerNorm(d_model)
         # Shared on purpose: the released network applies one block three times.
@@ -866,12 +868,10 @@ class ClassQueryClassifyingLayer(nn.Module):
         """
         # The release lets classes look at padding.
         attention_mask = memory.attention_mask if self.mask_padding else None
-        class_queries = self._attend_to_classes(class_queries, num_rows=actors.shape[0] * actors.shape[1])
         context = self._fuse(actors, actor_memory, memory.size, attention_mask)
         # Values are the memory before fusion, and there is no residual from the class query: a class speaks only
         # through where it looks.
-        class_features, attention = self.cross_attn(
-            class_queries,
+        what_is_seen = (
             self.cross_attn_q_sine(query_sine),
             self.cross_attn_k(context),
             memory.position,
@@ -879,15 +879,32 @@ class ClassQueryClassifyingLayer(nn.Module):
             attention_mask,
             output_attentions,
         )
-        return self.feed_forward(self.dropout(class_features)), attention
+        # Each class attends by itself, so that some at a time give what all of them do.
+        num_labels, num_rows = class_queries.shape[1], len(context)
+        chunk = self.config.class_chunk or num_labels
+        features, attentions = [], []
+        for first in range(0, num_labels, chunk):
+            of_classes = slice(first, first + chunk)
+            of_chunk = self._attend_to_classes(class_queries, num_rows, of_classes)
+            of_chunk, attention = self.cross_attn(of_chunk, *what_is_seen)
+            features.append(self.feed_forward(self.dropout(of_chunk)))
+            attentions.append(attention)
+        if len(features) == 1:
+            return features[0], attentions[0]
+        return torch.cat(features, dim=1), torch.cat(attentions, dim=2) if output_attentions else None
 
-    def _attend_to_classes(self, class_queries: torch.Tensor, num_rows: int) -> torch.Tensor:
-        """Attention among the classes of an actor, which is the same for all actors if their queries and draws are."""
+    def _attend_to_classes(
+        self, class_queries: torch.Tensor, num_rows: int, of_classes: slice = slice(None)
+    ) -> torch.Tensor:
+        """Attention of some classes of an actor to all of them, the same for all actors if queries and draws are."""
         if self.training and self.dropout.p > 0:
             class_queries = class_queries.expand(num_rows, -1, -1)
         group_mask = class_group_mask(self.class_groups, class_queries)
-        update, _ = self.self_attn(class_queries, class_queries, class_queries, group_mask)
-        return self.self_attn_layer_norm(class_queries + self.dropout(update)).expand(num_rows, -1, -1)
+        if group_mask is not None:
+            group_mask = group_mask[of_classes]
+        attending = class_queries[:, of_classes]
+        update, _ = self.self_attn(attending, class_queries, class_queries, group_mask)
+        return self.self_attn_layer_norm(attending + self.dropout(update)).expand(num_rows, -1, -1)
 
     def _fuse(
         self,
@@ -917,7 +934,10 @@ class ClassQueryDecoder(nn.Module):
         super().__init__()
         self.config = config
         d_model = config.d_model
-        self.class_queries = nn.Parameter(torch.empty(config.num_labels, d_model))
+        is_learned = config.class_queries == "learned"
+        self.class_queries = nn.Parameter(torch.empty(config.num_labels, d_model)) if is_learned else None
+        self.class_words = None if is_learned else ClassQueryWords(config)
+        self.text_queries = None if is_learned else ClassQueryTextVectors(config)
         self.localizing_layers = nn.ModuleList(
             ClassQueryLocalizingLayer(config, is_first=index == 0) for index in range(config.decoder_layers)
         )
@@ -936,6 +956,13 @@ class ClassQueryDecoder(nn.Module):
         _reset_matrices(self)
         for parameter in self.box_head.layers[-1].parameters():
             init.zeros_(parameter)
+        if self.class_words is not None:
+            self.class_words.reset_parameters()
+            self.text_queries.reset_parameters()
+
+    def queries_of_classes(self) -> torch.Tensor:
+        """What every actor's class queries start from: (num_labels, d_model)."""
+        return self.class_queries if self.class_words is None else self.text_queries(self.class_words())
 
     def forward(
         self,
@@ -956,7 +983,7 @@ class ClassQueryDecoder(nn.Module):
         if noised_boxes is not None:
             reference_boxes = torch.cat((reference_boxes, noised_boxes.to(reference_boxes.dtype)), dim=1)
         actors = torch.zeros_like(memory.levels[0, :, :1]).expand(-1, reference_boxes.shape[1], -1)
-        classes = self.class_queries[None]
+        classes = self.queries_of_classes()[None]
         all_actors, all_classes, all_boxes, all_attentions = [], [], [], []
         for index, (localize, classify) in enumerate(
             zip(self.localizing_layers, self.classifying_layers, strict=True)
@@ -1105,10 +1132,13 @@ class ClassQueryPreTrainedModel(PreTrainedModel):
             module.reset_position_table()
         elif isinstance(module, ClassQueryModel):
             module.reset_reference_boxes()
-        elif isinstance(module, ClassQueryForVideoActionDetection) and module.class_readout is not None:
+        elif isinstance(module, ClassQueryForVideoActionDetection) and module.class_readout_bias is not None:
             # A prior of 5 %, so that rare positives are not drowned at first.
             init.constant_(module.class_readout_bias, -math.log(19))
-            init.normal_(module.class_readout, std=module.config.d_model**-0.5)
+            if module.text_readout is not None:
+                module.text_readout.reset_parameters()
+            else:
+                init.normal_(module.class_readout, std=module.config.d_model**-0.5)
 
 
 def evaluate_frozen_parts(module: nn.Module) -> None:
@@ -1242,6 +1272,8 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
         )
 
     def _validate(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> None:
+        if self.decoder.class_words is not None:
+            self.decoder.class_words.require_words()
         expected = f"(batch, {self.config.num_frames}, 3, height, width)"
         if pixel_values.ndim != 5 or pixel_values.shape[2] != 3:
             raise ValueError(f"`pixel_values` must have shape {expected}, got {tuple(pixel_values.shape)}")
@@ -1451,8 +1483,13 @@ class ClassQueryForVideoActionDetection(ClassQueryPreTrainedModel):
         self.actor_head = ClassQueryLinear(config.d_model, 3)
         self.classifier_dropout = nn.Dropout(config.classifier_dropout)
         per_class = config.class_readout == "per_class"
-        self.class_readout = nn.Parameter(torch.empty(config.num_labels, config.d_model)) if per_class else None
-        self.class_readout_bias = nn.Parameter(torch.empty(config.num_labels)) if per_class else None
+        of_text = config.class_queries == "text"
+        num_learned = 1 if of_text else config.num_labels
+        is_learned = per_class and not of_text
+        self.class_readout = nn.Parameter(torch.empty(config.num_labels, config.d_model)) if is_learned else None
+        # Words have no bias of their own: it is one for all classes.
+        self.class_readout_bias = nn.Parameter(torch.empty(num_learned)) if per_class else None
+        self.text_readout = ClassQueryTextVectors(config) if per_class and of_text else None
         # Otherwise transformers takes the loss of language models.
         self.loss_function = action_detection_loss
         self.post_init()
@@ -1511,9 +1548,54 @@ class ClassQueryForVideoActionDetection(ClassQueryPreTrainedModel):
     def classify(self, class_hidden_states: torch.Tensor) -> torch.Tensor:
         """Read logits (..., num_labels) from class features (..., num_labels, d_model)."""
         features = self.classifier_dropout(class_hidden_states)
-        if self.class_readout is None:
+        if self.class_readout_bias is None:
             return features.mean(-1)
-        return (features * self.class_readout).sum(-1) + self.class_readout_bias
+        readout = (
+            self.class_readout if self.text_readout is None else self.text_readout(self.model.decoder.class_words())
+        )
+        return (features * readout).sum(-1) + self.class_readout_bias
+
+    def set_classes(
+        self, classes: Mapping[str, Words] | Sequence[str], text_encoder: str | Encode | None = None
+    ) -> "ClassQueryForVideoActionDetection":
+        """Detect other classes, which are given in words; only for a model with `class_queries="text"`.
+
+        Classes that the model knows keep what they learned. Where all of them come first, in their order, their scores
+        stay as they are: they do not see those behind them. All others are noted as `untrained_classes` in the
+        configuration. A model changes its classes before it is compiled, wrapped or given to an optimizer.
+
+        Args:
+            classes: One or several sentences for the name of each class, in the order of their ids. For one that the
+                model knows, None or the same words keep it; other words make it a new one. Or just names: of classes
+                that it knows, or sentences that are their own names.
+            text_encoder: Folder or Hub name of what encodes the words, or a function from a list of n sentences to
+                embeddings (n, text_embedding_size); by default the `text_encoder` of the configuration. It is not
+                needed for classes that are known.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            TextError: If the model learned its classes without words, a class has no words or empty ones, the same
+                words are there twice, or the text encoder is not there or not that of the model.
+        """
+        if self.config.class_queries != "text":
+            raise TextError(
+                "this model learned a query for each of its classes: only one with class_queries='text' takes words"
+            )
+        if isinstance(classes, str):
+            classes = [classes]
+        if not isinstance(classes, Mapping):
+            if len(set(classes)) < len(classes):
+                raise TextError(f"classes must have different names, got {str(list(classes))[:200]}")
+            known = self.config.class_descriptions or {}
+            classes = {label: None if label in known else label for label in classes}
+        decoder = self.model.decoder
+        vectors = filter(None, (decoder.text_queries, self.text_readout))
+        set_words(self.config, decoder.class_words, vectors, classes, text_encoder)
+        for layer in decoder.classifying_layers:
+            layer.class_groups = self.config.class_groups
+        return self
 
 
 __all__ = [

@@ -3,7 +3,7 @@
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from transformers import Pipeline
@@ -80,7 +80,8 @@ class VideoActionDetectionPipeline(Pipeline):
         Returns:
             For one video a list of dicts, in the order of frames and then of scores: `frame`, its number; `time`, in
             seconds after the first; `box`, with `xmin`, `ymin`, `xmax`, `ymax` in pixels of the original frame;
-            `label`; `score` and `actor_score`, in [0, 1]. With `return_tubes`, one dict per tube, of highest score
+            `label`; `score` and `actor_score`, in [0, 1]; and `trained`, False, if the class is known by its words
+            only (`untrained_classes` of the configuration). With `return_tubes`, one dict per tube, of highest score
             first: `label`; `score` and `actor_score`, the means; and the lists `frames`, `times`, `boxes`, `scores`.
             For several videos, a list or an iterator of such lists.
 
@@ -172,7 +173,8 @@ class VideoActionDetectionPipeline(Pipeline):
         max_gap: int = 0,
     ) -> list[Detection]:
         """List the actions of each frame, and join them over the frames if asked to."""
-        per_frame = [_detections_in(frame) for frame in model_outputs]
+        untrained = set(self.model.config.untrained_classes or ())
+        per_frame = [_detections_in(frame, untrained) for frame in model_outputs]
         if not return_tubes:
             return list(itertools.chain.from_iterable(per_frame))
         of_label: dict[str, list[tuple[int, Detection]]] = {}
@@ -183,7 +185,7 @@ class VideoActionDetectionPipeline(Pipeline):
         return sorted(tubes, key=lambda tube: tube["score"], reverse=True)
 
 
-def _detections_in(frame: DetectedFrame) -> list[Detection]:
+def _detections_in(frame: DetectedFrame, untrained: Collection[str]) -> list[Detection]:
     """Flatten the actions in a frame, of highest score first."""
     detections = [
         {
@@ -193,6 +195,7 @@ def _detections_in(frame: DetectedFrame) -> list[Detection]:
             "label": label,
             "score": score,
             "actor_score": actor.actor_score,
+            **({"trained": False} if label in untrained else {}),
         }
         for actor in frame.actors
         for label, score in actor.actions
@@ -210,6 +213,7 @@ def _link(found: list[tuple[int, Detection]], iou_threshold: float, max_gap: int
             "label": tube[0]["label"],
             "score": linked["score"],
             "actor_score": sum(one["actor_score"] for one in tube) / len(tube),
+            **({"trained": False} if "trained" in tube[0] else {}),
             **{names: [one[name] for one in tube] for name, names in _LISTED_IN_TUBES.items()},
         }
 

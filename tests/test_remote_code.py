@@ -34,6 +34,8 @@ BACKBONES = {
     "csn": {"model_type": "classquery_csn", "depths": [1, 1, 1, 1]},
     **TOKEN_BACKBONES,
 }
+DETECTORS = {name: {"backbone_config": backbone} for name, backbone in BACKBONES.items()}
+DETECTORS["words"] = {"class_queries": "text", "text_embedding_size": 8, "class_readout": "per_class", "num_labels": 1}
 # All that the package depends on and code from the Hub does not.
 NOT_NEEDED = [
     "accelerate",
@@ -52,7 +54,10 @@ NOT_NEEDED += ["scipy"]
 
 def save_detector(folder: Path, **config) -> None:
     torch.manual_seed(0)
-    ClassQueryForVideoActionDetection(tiny_config(**config)).save_pretrained(folder)
+    model = ClassQueryForVideoActionDetection(tiny_config(**config))
+    if model.config.class_queries == "text":
+        model.set_classes(["a person waves", "a person walks"], lambda sentences: torch.randn(len(sentences), 8))
+    model.save_pretrained(folder)
     ClassQueryVideoProcessor(size={"shortest_edge": 36}).save_pretrained(folder)
 
 
@@ -86,15 +91,15 @@ def assert_same(computed: dict, expected: dict) -> None:
 def remote_root(tmp_path_factory):
     """One detector per backbone, and what they computed without the package."""
     root = tmp_path_factory.mktemp("remote")
-    for name, backbone in BACKBONES.items():
-        save_detector(root / name / "first", backbone_config=backbone)
+    for name, config in DETECTORS.items():
+        save_detector(root / name / "first", **config)
     torch.save(torch.randint(256, (70, 3, 60, 80), dtype=torch.uint8), root / "clip.pt")
     run_remotely(root, NOT_NEEDED)
     return root
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", DETECTORS)
 def test_folder_computes_the_same_without_the_package(remote_root, name):
     folder, clip = remote_root / name, torch.load(remote_root / "clip.pt")
 
@@ -105,7 +110,7 @@ def test_folder_computes_the_same_without_the_package(remote_root, name):
     assert_same(torch.load(folder / "outputs_again.pt"), expected)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", DETECTORS)
 def test_folder_saved_without_the_package_is_complete(remote_root, name):
     first, second = (remote_root / name / generation for generation in ("first", "second"))
 
