@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from classquery.data.names import SPLITS, DatasetName
+from classquery.data.names import SPLITS, FolderName
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m classquery.data") -> int:
@@ -57,7 +57,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     convert = commands.add_parser("convert", help="write a split as a file of an annotation tool")
     convert.set_defaults(command="convert")
-    convert.add_argument("--dataset", required=True, choices=get_args(DatasetName))
+    convert.add_argument("--dataset", required=True, choices=get_args(FolderName))
     convert.add_argument("--data_dir", required=True, type=Path)
     convert.add_argument("--split", default="train", choices=SPLITS)
     convert.add_argument("--format", required=True, help="one that `formats` calls written")
@@ -74,7 +74,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", required=True, choices=get_args(DatasetName))
+    parser.add_argument("--dataset", required=True, choices=get_args(FolderName))
     parser.add_argument("--data_dir", required=True, type=Path)
     parser.add_argument("--splits", nargs="+", default=list(SPLITS), choices=SPLITS)
     parser.add_argument("--fold", type=int, default=0, help="split of JHMDB-21: 0, 1 or 2")

@@ -1,6 +1,7 @@
 """Clips: rows of annotations turned into frames and targets, and clips turned into batches."""
 
 import math
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -506,6 +507,11 @@ def _nearest_annotated(
     is_before = frame_seconds[wanted] - times[behind - 1] <= times[behind] - frame_seconds[wanted]
     nearest = np.where(is_before, annotated[behind - 1], annotated[behind])
     return np.unique(nearest[np.abs(frame_seconds[nearest] - frame_seconds[wanted]) <= max_seconds])
+
+
+def draw_of(clip_id: str) -> int:
+    """Return the number that stands for a clip in the draws of the transform, where it has no place among others."""
+    return zlib.crc32(clip_id.encode())
 
 
 def _sample_seed(*parts: int) -> int:

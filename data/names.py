@@ -3,8 +3,10 @@
 from typing import Literal
 
 
-DatasetName = Literal[
+# Folders of files.
+FolderName = Literal[
     "ava", "ucf101_24", "jhmdb_21", "multisports", "custom", "parquet", "demo", "demo_ucf101_24", "demo_jhmdb_21"
 ]
+DatasetName = Literal[FolderName, "shards"]
 SPLITS = ("train", "validation")
 Backend = Literal["auto", "pyav", "decord"]

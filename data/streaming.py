@@ -1,7 +1,6 @@
 """Clips of annotations that are streamed, where each process and each of its workers reads its own part."""
 
 import copy
-import zlib
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import islice
@@ -12,7 +11,7 @@ import torch
 from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 
-from classquery.data.clips import KeyframeClips, TubeClips
+from classquery.data.clips import KeyframeClips, TubeClips, draw_of
 from classquery.data.video.reader import VideoReadError
 
 
@@ -123,7 +122,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         skipped = []
         for row, clip_id, start in parts:
             try:
-                clip = self.clips.read(row, clip_id, start, zlib.crc32(clip_id.encode()))
+                clip = self.clips.read(row, clip_id, start, draw_of(clip_id))
             except VideoReadError as error:
                 if self.clips.on_error == "raise":
                     raise

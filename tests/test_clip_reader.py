@@ -27,7 +27,6 @@ from classquery.data.video import index as video_index
 from classquery.data.video import opening, pyav_file
 from classquery.data.video import reader as clip_reader
 from classquery.data.video.frame_folder import read_frame_folder
-from classquery.data.video.opening import identify
 from classquery.data.video.reader import ClipReader, VideoReadError, iterate_frames
 
 
@@ -186,7 +185,7 @@ def path_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 
 def way_of(path: str) -> str:
-    index = video_index.index_video(identify(path))
+    index = video_index.index_video(str(path))
     if index.is_exact_with_decord:
         return "decord"
     return "seek" if index.info.random_access else "start"

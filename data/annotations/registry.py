@@ -25,6 +25,8 @@ from classquery.data.demo.tubes import tube_crop_baseline, write_demo_tubes
 from classquery.data.metrics import ava_label_ids
 from classquery.data.metrics.video import ProtocolName
 from classquery.data.names import DatasetName
+from classquery.data.shards.store import ShardStore
+from classquery.data.shards.stream import Shards, ShardStream
 from classquery.data.streaming import ClipStream
 
 
@@ -58,6 +60,8 @@ class _Reader(NamedTuple):
     crop_baseline: Callable[[Path, str], dict[str, Any]] | None = None
     scored_label_ids: Callable[[Mapping[int, str]], list[int] | None] | None = None
     counting: Counting | None = None
+    is_url: bool = False
+    """Whether it may lie elsewhere than in a folder."""
 
 
 def _demo(layout: str, num_train_videos: int, num_validation_videos: int) -> Callable[[Path], None]:
@@ -78,6 +82,14 @@ def _scored_of_multisports(id2label: Mapping[int, str]) -> list[int] | None:
     """60 of 66."""
     scored = [label + 1 for label, name in sorted(id2label.items()) if name not in _UNSCORED_OF_MULTISPORTS]
     return scored if len(scored) < len(id2label) else None
+
+
+def _scored_of_shards(id2label: Mapping[int, str]) -> list[int] | None:
+    """Those of the data set that has these classes."""
+    names = set(id2label.values())
+    scored = [_scored_of_ava] if names == set(AVA_LABELS) else []
+    scored += [_scored_of_multisports] if names >= _UNSCORED_OF_MULTISPORTS else []
+    return scored[0](id2label) if scored else None
 
 
 _READERS = {
@@ -112,6 +124,12 @@ _READERS = {
         options=("box_format", "timestamp_offset", "frames_fps", "require_videos", "validation_fraction"),
     ),
     "parquet": _Reader(load_parquet, load_parquet_labels, options=("require_videos",)),
+    "shards": _Reader(
+        lambda url, split: Shards(ShardStore(url), split),
+        lambda url: ShardStore(url).read_index()["labels"],
+        scored_label_ids=_scored_of_shards,
+        is_url=True,
+    ),
 }
 _READERS |= {
     "demo": _READERS["ava"]._replace(write_demo=write_demo, crop_baseline=actor_crop_baseline, scored_label_ids=None),
@@ -125,16 +143,20 @@ _READERS |= {
 PUBLISHED_COUNTING = {name: reader.counting for name, reader in _READERS.items() if reader.counting}
 
 
-def prepare_dataset(name: DatasetName, data_dir: str | Path) -> Path:
+def _place(name: DatasetName, data_dir: str | Path) -> Path | str:
+    return str(data_dir) if _READERS[name].is_url else Path(data_dir)
+
+
+def prepare_dataset(name: DatasetName, data_dir: str | Path) -> Path | str:
     """Write a demo set to its folder, unless it is there; others have to be there.
 
     Returns:
-        The folder.
+        The folder, or the URL of shards.
 
     Raises:
         FileExistsError: If the folder holds something else than the demo set.
     """
-    data_dir = Path(data_dir)
+    data_dir = _place(name, data_dir)
     write = _READERS[name].write_demo
     if write is not None:
         write(data_dir)
@@ -149,7 +171,7 @@ def crop_baseline(name: DatasetName, data_dir: str | Path, split: str) -> float 
 
 def load_action_labels(name: DatasetName, data_dir: str | Path) -> dict[int, str]:
     """Read the names of the classes, by 0-based id."""
-    return _READERS[name].load_labels(Path(data_dir))
+    return _READERS[name].load_labels(_place(name, data_dir))
 
 
 def scored_label_ids(name: DatasetName, id2label: Mapping[int, str]) -> list[int] | None:
@@ -174,12 +196,12 @@ def load_action_dataset(
     validation_fraction: float = 0.0,
     streaming: bool = False,
     num_shards: int = 64,
-) -> Dataset | IterableDataset:
+) -> Dataset | IterableDataset | Shards:
     """Read the annotations of a split; of the videos, only those of custom data are opened.
 
     Args:
         name: Which data set, or whose layout the data is in.
-        data_dir: Its folder.
+        data_dir: Its folder; of shards also a URL (`hf://datasets/USER/NAME`, `https://...`, `s3://...`).
         split: "train" or "validation".
         fold: Official split of JHMDB-21: 0, 1 or 2.
         movie_start_seconds: For AVA: what the annotations call the start of the video files.
@@ -188,12 +210,12 @@ def load_action_dataset(
         box_format: For custom data: "normalized", "pixel", or the size of the frames that pixels are of, "3840x2160".
         timestamp_offset: For custom data: what the annotations call the start of the videos, in seconds.
         validation_fraction: For custom data without a validation file: part of each class that is validation.
-        streaming: Whether to return an `IterableDataset`.
+        streaming: Whether to return an `IterableDataset`. Shards always stream, with their videos.
         num_shards: Its shards, at most one per row; as many as processes times workers of each, or a multiple.
 
     Returns:
         Rows with `ACTION_FEATURES`: one per keyframe (AVA) or per video with its tubes (the others; custom data may be
-        either).
+        either). Of shards, `Shards` for `make_clips`.
 
     Raises:
         AnnotationError: If the annotations say something that cannot be true; lists all of it.
@@ -209,12 +231,15 @@ def load_action_dataset(
         "validation_fraction": validation_fraction,
         "require_videos": require_videos,
     }
-    rows = reader.load(Path(data_dir), split, **{option: options[option] for option in reader.options})
-    return rows.to_iterable_dataset(max(1, min(num_shards, len(rows)))) if streaming else rows
+    chosen = {option: options[option] for option in reader.options}
+    rows = reader.load(_place(name, data_dir), split, **chosen)
+    if isinstance(rows, Shards) or not streaming:
+        return rows
+    return rows.to_iterable_dataset(max(1, min(num_shards, len(rows))))
 
 
 def make_clips(
-    rows: Dataset | IterableDataset,
+    rows: Dataset | IterableDataset | Shards,
     *,
     num_labels: int,
     num_frames: int,
@@ -225,7 +250,7 @@ def make_clips(
     keyframes_per_second: float = 1.0,
     shuffle: bool = False,
     **options: Any,
-) -> KeyframeClips | TubeClips | ClipStream:
+) -> KeyframeClips | TubeClips | ClipStream | ShardStream:
     """Make clips of annotations: around keyframes, or tiling whole videos.
 
     Args:
@@ -243,9 +268,8 @@ def make_clips(
         ValueError: If a stride is asked for where every frame belongs to a clip, if there are no tubes for a model of
             all frames, or if tubes that are streamed would have to become keyframes.
     """
-    first = next(iter(rows), None)
-    have_tubes = first is not None and first["video_seconds"] is None
-    is_stream = isinstance(rows, IterableDataset)
+    have_tubes = _have_tubes(rows)
+    is_stream = not isinstance(rows, Dataset)
     if output_frames == "all" and not have_tubes:
         raise ValueError('the model detects in all frames ("output_frames"), but only keyframes are annotated')
     if output_frames == "keyframe" and have_tubes:
@@ -260,4 +284,13 @@ def make_clips(
         raise ValueError(f"clips of tubes take every frame: `frame_stride` must be 1, got {frame_stride}")
     else:
         clips = TubeClips(own_rows, tiling=tiling, **options)
-    return ClipStream(rows, clips, shuffle=shuffle) if is_stream else clips
+    if not is_stream:
+        return clips
+    return (ShardStream if isinstance(rows, Shards) else ClipStream)(rows, clips, shuffle=shuffle)
+
+
+def _have_tubes(rows: Dataset | IterableDataset | Shards) -> bool:
+    if isinstance(rows, Shards):
+        return rows.has_tubes
+    first = next(iter(rows), None)
+    return first is not None and first["video_seconds"] is None

@@ -333,11 +333,11 @@ def map_in_processes(function: Any, jobs: Sequence[Any], num_workers: int) -> It
     if num_workers == 0:
         yield from map(function, jobs)
         return
-    with ProcessPoolExecutor(min(num_workers, len(jobs)) or 1, mp_context=_process_context()) as processes:
+    with ProcessPoolExecutor(min(num_workers, len(jobs)) or 1, mp_context=process_context()) as processes:
         yield from processes.map(function, jobs)
 
 
-def _process_context() -> BaseContext:
+def process_context() -> BaseContext:
     """Processes are not forked from this one, whose libraries have threads; where possible they share one import."""
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")

@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 
 from classquery.data.video.index import VideoIndex
-from classquery.data.video.opening import VideoReadError, unreadable
+from classquery.data.video.opening import Source, VideoBytes, VideoReadError, unreadable
 
 
 # Freeing a reader of decord joins its threads. In a forked process, which has no copies of them, that hangs: there all
@@ -44,13 +44,14 @@ def _using_decord(path: str) -> Iterator[ModuleType]:
 class DecordFile:
     """A file opened with decord."""
 
-    def __init__(self, index: VideoIndex) -> None:
+    def __init__(self, index: VideoIndex, source: Source) -> None:
         self._path = index.file.path
         if not index.is_exact_with_decord:
             raise self._refusal(f"decord returns wrong frames of some files of its kind ({index.kind})")
         with _using_decord(self._path) as decord:
             # Absolute, because FFmpeg takes what is before a colon for a protocol.
-            self._reader = decord.VideoReader(os.path.abspath(self._path), ctx=decord.cpu(0), num_threads=1)
+            file = source.open() if isinstance(source, VideoBytes) else os.path.abspath(source)
+            self._reader = decord.VideoReader(file, ctx=decord.cpu(0), num_threads=1)
         _open_files.add(self)
         # Both libraries list all packets; where they disagree on the number, the frame numbers of decord mean others.
         if len(self._reader) != index.num_packets:

@@ -84,9 +84,13 @@ def frame_indices_at(
     Raises:
         VideoReadError: If the folder is missing, empty or has gaps.
     """
+    return nearest_frames(seconds, frames_per_second).clip(0, count_frames(folder) - 1)
+
+
+def nearest_frames(seconds: Sequence[float] | np.ndarray, frames_per_second: float) -> np.ndarray:
+    """Return the numbers of the frames nearest to some times, in a video without end at either side."""
     # Times are quotients: a millionth of a frame more is no nearer to the later one.
-    nearest = np.ceil(np.asarray(seconds, dtype=np.float64) * frames_per_second - 0.5 - 1e-6).astype(np.int64)
-    return nearest.clip(0, count_frames(folder) - 1)
+    return np.ceil(np.asarray(seconds, dtype=np.float64) * frames_per_second - 0.5 - 1e-6).astype(np.int64)
 
 
 def count_frames(folder: str | os.PathLike[str]) -> int:

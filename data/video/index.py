@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from classquery.data.video.opening import VideoFile, decode, opened, packets_of, unreadable, why_not_decoded
+from classquery.data.video.opening import (
+    Source,
+    VideoFile,
+    decode,
+    identify,
+    name_of,
+    opened,
+    packets_of,
+    unreadable,
+    why_not_decoded,
+)
 
 
 if TYPE_CHECKING:
@@ -174,17 +184,18 @@ def _size_of(index: VideoIndex) -> int:
 cache = _Cache()
 
 
-def index_video(file: VideoFile) -> VideoIndex:
-    """List the frames of a version of a file, once."""
+def index_video(source: Source) -> VideoIndex:
+    """List the frames of a version of a file, or of a video in memory, once."""
+    file = identify(source)
     index = cache.get(file)
     if index is None:
-        index = _index(file)
+        index = _index(file, source)
         cache.add(index)
     return index
 
 
-def _index(file: VideoFile) -> VideoIndex:
-    scan = _scan(file.path)
+def _index(file: VideoFile, source: Source) -> VideoIndex:
+    scan = _scan(source)
     clock, time_base, has_pts = _choose_clock(scan)
     has_exact_times = has_pts and scan.codec in _CODECS_WITH_EXACT_TIMES
     order = np.argsort(clock)
@@ -222,9 +233,10 @@ def _index(file: VideoFile) -> VideoIndex:
     )
 
 
-def _scan(path: str) -> _Scan:
+def _scan(source: Source) -> _Scan:
     """List the packets of a video, without decoding more than its first frame."""
-    with opened(path) as (container, stream):
+    path = name_of(source)
+    with opened(source) as (container, stream):
         codec_name = stream.codec_context.codec.canonical_name
         may_restart = _restart_test(codec_name, stream.codec_context.extradata)
         first_frame = None

@@ -1,9 +1,13 @@
 """Open a video file with FFmpeg, and say what is wrong with one that cannot be opened."""
 
 import contextlib
+import hashlib
+import io
 import itertools
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import av
@@ -34,16 +38,50 @@ class VideoReadError(RuntimeError):
     """
 
 
+@dataclass(frozen=True, eq=False)
+class VideoBytes:
+    """A video in memory."""
+
+    name: str
+    """What messages call it."""
+    content: bytes
+    """What its file would hold."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Tells contents apart."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    def open(self) -> io.BytesIO:
+        """Open it as a file, without a copy."""
+        return io.BytesIO(self.content)
+
+
+Source = str | VideoBytes
+"""A path, or a video in memory."""
+
+
+def name_of(source: Source) -> str:
+    """What messages call a video."""
+    return source.name if isinstance(source, VideoBytes) else source
+
+
 class VideoFile(NamedTuple):
-    """One version of a file: after rewriting it is another one."""
+    """One version of a file: after rewriting it is another one. Of a video in memory, its content."""
 
     path: str
     modified_ns: int
     num_bytes: int
+    digest: str = ""
 
 
-def identify(path: str) -> VideoFile:
+def identify(source: Source) -> VideoFile:
     """Name the version of a file, or say why it cannot be a video."""
+    if isinstance(source, VideoBytes):
+        if not source.content:
+            raise unreadable(source.name, "it holds no bytes", "write the shard again")
+        return VideoFile(source.name, 0, len(source.content), source.digest)
+    path = source
     if not os.path.exists(path):
         raise unreadable(path, "the file is missing", "check the path and the folder of the videos")
     if not os.path.isfile(path):
@@ -55,21 +93,23 @@ def identify(path: str) -> VideoFile:
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[tuple["InputContainer", "VideoStream"]]:
+def opened(source: Source) -> Iterator[tuple["InputContainer", "VideoStream"]]:
     """Open a file and its video stream; errors of FFmpeg from then on become `VideoReadError`."""
-    container, stream = open_video(path)
-    with container, translated_errors(path):
+    container, stream = open_video(source)
+    with container, translated_errors(name_of(source)):
         yield container, stream
 
 
-def open_video(path: str) -> tuple["InputContainer", "VideoStream"]:
+def open_video(source: Source) -> tuple["InputContainer", "VideoStream"]:
     """Open a file and its best video stream, to be decoded by one thread."""
+    path = name_of(source)
     try:
         # Titles in avi files are often Latin-1, which strict decoding refuses.
         # Absolute, because FFmpeg takes what is before a colon for a protocol.
-        container = av.open(os.path.abspath(path), metadata_errors="replace")
+        file = source.open() if isinstance(source, VideoBytes) else os.path.abspath(source)
+        container = av.open(file, metadata_errors="replace")
     except av.error.FFmpegError as error:
-        raise unreadable(path, *_why_not_opened(path)) from error
+        raise unreadable(path, *_why_not_opened(source)) from error
     try:
         stream = container.streams.best("video")
     except IndexError as error:
@@ -138,9 +178,9 @@ def why_not_decoded(path: str) -> tuple[str, str]:
     return "no frame can be decoded", "the file is damaged: fetch or export it again"
 
 
-def _why_not_opened(path: str) -> tuple[str, str]:
+def _why_not_opened(source: Source) -> tuple[str, str]:
     try:
-        with open(path, "rb") as file:
+        with source.open() if isinstance(source, VideoBytes) else open(source, "rb") as file:
             is_mp4 = file.read(8)[4:] == b"ftyp"
     except OSError as error:
         return error.strerror or str(error), "check the rights of the file and of its folder"

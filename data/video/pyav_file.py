@@ -9,7 +9,15 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from classquery.data.video.index import VideoIndex, turned
-from classquery.data.video.opening import abbreviate, decode, open_video, packets_of, translated_errors, unreadable
+from classquery.data.video.opening import (
+    Source,
+    abbreviate,
+    decode,
+    open_video,
+    packets_of,
+    translated_errors,
+    unreadable,
+)
 
 
 if TYPE_CHECKING:
@@ -25,7 +33,8 @@ _MAX_HELD_BACK = 32
 class PyavFile:
     """A file opened with PyAV, whose frames come out with their numbers; it stays where the last frame left it."""
 
-    def __init__(self, index: VideoIndex) -> None:
+    def __init__(self, index: VideoIndex, source: Source) -> None:
+        self._source = source
         self.to_rgb = rgb_converter(index.info.height, index.info.width, index.quarter_turns)
         self._index = index
         self._open()
@@ -44,13 +53,13 @@ class PyavFile:
         slots = {frame_index: slot for slot, frame_index in enumerate(wanted.tolist())}
         for frame_index, frame in self.frames_of(list(slots)):
             frames[slots.pop(frame_index)] = self.to_rgb(frame)
-        damaged = sorted(slots.keys() | set(wanted[self._is_doubtful(wanted)].tolist()))
+        damaged = sorted(slots.keys() | set(wanted[self.is_doubtful(wanted)].tolist()))
         if damaged:
             cause = f"{abbreviate(damaged)} cannot be decoded, the data is damaged"
             raise unreadable(index.file.path, cause, "export it again")
         return frames
 
-    def _is_doubtful(self, wanted: np.ndarray) -> np.ndarray:
+    def is_doubtful(self, wanted: np.ndarray) -> np.ndarray:
         """Tell which frames come out but are not what they were, because of a damaged packet before them."""
         index = self._index
         if not index.has_exact_times:
@@ -182,7 +191,7 @@ class PyavFile:
         return packet or next((packet for packet in self._packets if not packet.is_corrupt), None)
 
     def _open(self) -> None:
-        self._container, self._stream = open_video(self._index.file.path)
+        self._container, self._stream = open_video(self._source)
         self._packets = packets_of(self._container, self._stream)
         self._put_back: Packet | None = None
         """Goes before `_packets`."""

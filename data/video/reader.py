@@ -50,12 +50,21 @@ import numpy as np
 from classquery.data.names import Backend
 from classquery.data.video.decord_file import DecordFile
 from classquery.data.video.index import VideoIndex, VideoInfo, index_video
-from classquery.data.video.opening import VideoFile, VideoReadError, abbreviate, identify, unreadable
+from classquery.data.video.opening import (
+    Source,
+    VideoBytes,
+    VideoFile,
+    VideoReadError,
+    abbreviate,
+    name_of,
+    unreadable,
+)
 from classquery.data.video.pyav_file import PyavFile
 
 
-__all__ = ["Backend", "ClipReader", "Frame", "VideoInfo", "VideoReadError", "iterate_frames"]
+__all__ = ["Backend", "ClipReader", "Frame", "VideoBytes", "VideoInfo", "VideoReadError", "iterate_frames"]
 
+Video = str | os.PathLike[str] | VideoBytes
 
 ResultT = TypeVar("ResultT")
 
@@ -129,19 +138,19 @@ class ClipReader:
     def __setstate__(self, state: dict[str, str | int | float]) -> None:
         self.__init__(**state)
 
-    def info(self, path: str | os.PathLike[str]) -> VideoInfo:
+    def info(self, path: Video) -> VideoInfo:
         """Describe a video: its packets are listed and its first frame is decoded, once per file.
 
         Raises:
             VideoReadError: If the file is missing, empty, no video, or none of its frames can be decoded.
         """
-        return self._index(os.fspath(path)).info
+        return self._index(path).info
 
-    def frame_indices_at(self, path: str | os.PathLike[str], seconds: Sequence[float] | np.ndarray) -> np.ndarray:
+    def frame_indices_at(self, path: Video, seconds: Sequence[float] | np.ndarray) -> np.ndarray:
         """Find the frames nearest to some times, by their timestamps: exact for variable frame rate.
 
         Args:
-            path: The video file.
+            path: The video file, or a video in memory (`VideoBytes`).
             seconds: Times on the clock of the file, in seconds, of any shape. Times before the first or after the
                 last frame give that frame.
 
@@ -155,27 +164,27 @@ class ClipReader:
         wanted_seconds = np.asarray(seconds, dtype=np.float64)
         if not np.isfinite(wanted_seconds).all():
             raise ValueError(f"seconds must be finite, got {seconds}")
-        frame_seconds = self._index(os.fspath(path)).frame_seconds
+        frame_seconds = self._index(path).frame_seconds
         later = np.searchsorted(frame_seconds, wanted_seconds).clip(max=len(frame_seconds) - 1)
         earlier = (later - 1).clip(min=0)
         is_earlier_nearer = wanted_seconds - frame_seconds[earlier] <= frame_seconds[later] - wanted_seconds
         return np.where(is_earlier_nearer, earlier, later)
 
-    def seconds_of(self, path: str | os.PathLike[str], frame_indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    def seconds_of(self, path: Video, frame_indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Tell the times of some frames: the timestamps of the file, as float64 seconds on its clock.
 
         Raises:
             VideoReadError: As `info`, or if a frame is out of range.
         """
-        index = self._index(os.fspath(path))
+        index = self._index(path)
         _check_range(index, np.asarray(frame_indices))
         return index.frame_seconds[np.asarray(frame_indices)]
 
-    def read(self, path: str | os.PathLike[str], frame_indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    def read(self, path: Video, frame_indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Decode the frames of a clip.
 
         Args:
-            path: The video file.
+            path: The video file, or a video in memory (`VideoBytes`).
             frame_indices: Frame numbers from 0, in any order, repeats allowed.
 
         Returns:
@@ -186,32 +195,33 @@ class ClipReader:
                 `timeout_seconds`.
             ValueError: If `frame_indices` is not a non-empty list of integers.
         """
-        path, wanted = os.fspath(path), np.asarray(frame_indices)
+        source, wanted = _source(path), np.asarray(frame_indices)
         if wanted.ndim != 1 or wanted.size == 0 or not np.issubdtype(wanted.dtype, np.integer):
             raise ValueError(f"frame_indices must be a non-empty list of integers, got {frame_indices}")
         try:
-            return self._finish_in_time(path, lambda: self._read(path, wanted))
+            return self._finish_in_time(name_of(source), lambda: self._read(source, wanted))
         except VideoReadError as error:
             raise VideoReadError(f"{abbreviate(wanted)}: {error}") from error
 
-    def _index(self, path: str) -> "VideoIndex":
-        return self._finish_in_time(path, lambda: index_video(identify(path)))
+    def _index(self, path: Video) -> "VideoIndex":
+        source = _source(path)
+        return self._finish_in_time(name_of(source), lambda: index_video(source))
 
-    def _read(self, path: str, frame_indices: np.ndarray) -> np.ndarray:
-        index = index_video(identify(path))
+    def _read(self, source: Source, frame_indices: np.ndarray) -> np.ndarray:
+        index = index_video(source)
         _check_range(index, frame_indices)
         # Each frame is decoded once, in the order of the video.
         wanted, positions = np.unique(frame_indices, return_inverse=True)
-        return self._decode(index, wanted)[positions]
+        return self._decode(index, source, wanted)[positions]
 
-    def _decode(self, index: "VideoIndex", wanted: np.ndarray) -> np.ndarray:
+    def _decode(self, index: "VideoIndex", source: Source, wanted: np.ndarray) -> np.ndarray:
         open_files = self._open_files_of_this_process()
         # A file is out of the cache while it is read: one that fails or hangs is not used again, and no thread meets
         # the file of another.
         file = open_files.pop(index.file, None)
         while len(open_files) >= self.max_open_files:
             open_files.popitem(last=False)[1].close()
-        file = file or (DecordFile(index) if self.backend == "decord" else PyavFile(index))
+        file = file or (DecordFile if self.backend == "decord" else PyavFile)(index, source)
         with contextlib.ExitStack() as on_error:
             on_error.callback(file.close)
             frames = file.read(wanted)
@@ -243,6 +253,10 @@ class ClipReader:
         finally:
             # An error refers to its frames: with one back to it, both would live on with all that they refer to.
             del outcome
+
+
+def _source(path: Video) -> Source:
+    return path if isinstance(path, VideoBytes) else os.fspath(path)
 
 
 def _run(work: Callable[[], ResultT], outcome: "concurrent.futures.Future[ResultT]") -> None:
@@ -280,7 +294,7 @@ def iterate_frames(
             predicted from what is damaged may look wrong there, and a clip of them is refused by `ClipReader.read`.
             Matroska and MPEG-TS do not state how many frames they hold: when truncated, they just end early.
     """
-    index = index_video(identify(os.fspath(path)))
+    index = index_video(os.fspath(path))
     # Times are quotients: half a microsecond of tolerance lets 0.04 mean the frame at 1/25 s.
     start = int(np.searchsorted(index.frame_seconds, start_seconds - 5e-7))
     return _stream_frames(index, range(start, index.info.num_frames), needed)
@@ -305,7 +319,7 @@ def _decode_all(index: VideoIndex, frames: range, lost: list[int]) -> Iterator[F
     if not frames:
         return
     frame_seconds, expected = index.frame_seconds, frames.start
-    with contextlib.closing(PyavFile(index)) as file:
+    with contextlib.closing(PyavFile(index, index.file.path)) as file:
         for frame_index, frame in file.frames_of(frames):
             if frame_index < expected:
                 continue  # Behind damage, frames may come late; players drop them, too.
@@ -318,7 +332,7 @@ def _decode_all(index: VideoIndex, frames: range, lost: list[int]) -> Iterator[F
 def _decode_needed(index: VideoIndex, frames: range, needed: Iterator[int], lost: list[int]) -> Iterator[Frame]:
     """Give all frames of a range, decoding some; around those that are lost, all, as others may take their place."""
     frame_seconds, next_index = index.frame_seconds, frames.start
-    with contextlib.closing(PyavFile(index)) as file:
+    with contextlib.closing(PyavFile(index, index.file.path)) as file:
         while chunk := list(itertools.islice(needed, _NUM_FRAMES_AHEAD)):
             open_numbers = deque(chunk)
             for frame_index, frame in file.frames_of(chunk):

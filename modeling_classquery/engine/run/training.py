@@ -17,6 +17,7 @@ from classquery.data.annotations.registry import (
     scored_label_ids,
 )
 from classquery.data.clips import ClipCollator, KeyframeClips, TubeClips
+from classquery.data.shards.stream import ShardStream
 from classquery.data.streaming import ClipStream
 from classquery.data.transforms import ClipTransform, mirrored_labels
 from classquery.data.video.reader import ClipReader
@@ -45,7 +46,7 @@ def prepare_data(data_args: DataArguments, training_args: TrainingArguments) -> 
 
 def load_split(
     split: str, data_dir: Path, model: ClassQueryForVideoActionDetection, options: Options, **clip_options: Any
-) -> KeyframeClips | TubeClips | ClipStream:
+) -> KeyframeClips | TubeClips | ClipStream | ShardStream:
     """Clips of a split as the model takes them; `clip_options` are those of `make_clips`."""
     data, training_args = options.data, options.training
     rows = load_action_dataset(
@@ -122,7 +123,7 @@ def train_and_evaluate(
     trainer.save_state()
     if training_args.do_train and trainer.is_world_process_zero():
         origin = options.model.model_name_or_path or options.model.backbone_checkpoint
-        protocol = data.video_map_protocol if isinstance(validation, TubeClips) else None
+        protocol = data.video_map_protocol if validation.has_tubes else None
         write_card_of_run(trainer, options.model.recipe, data.dataset, protocol, origin)
 
 

@@ -25,6 +25,7 @@ from classquery.data.metrics.records import (
     video_table,
 )
 from classquery.data.metrics.report import write_report
+from classquery.data.shards.stream import ShardStream
 from classquery.data.streaming import ClipStream
 from classquery.data.whole_files import replacing
 from classquery.loss_classquery import read_together
@@ -158,7 +159,7 @@ class TubeScorer:
 
 
 def make_scorer(
-    clips: KeyframeClips | TubeClips | ClipStream,
+    clips: KeyframeClips | TubeClips | ClipStream | ShardStream,
     id2label: dict[int, str],
     *,
     protocol: str,

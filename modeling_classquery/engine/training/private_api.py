@@ -25,6 +25,23 @@ PRIVATE_METHODS: dict[str, tuple[tuple[str, ...], str]] = {
         "The average goes on from the one in the checkpoint.",
     ),
     "_prepare_inputs": (("self", "inputs"), "Moves the inputs of an evaluation, which are no inputs of a loss."),
+    "_run_epoch": (
+        (
+            "self",
+            "model",
+            "epoch",
+            "train_dataloader",
+            "steps_in_epoch",
+            "num_update_steps_per_epoch",
+            "trial",
+            "ignore_keys_for_eval",
+            "start_time",
+            "resume_from_checkpoint",
+            "epochs_trained",
+            "steps_trained_in_current_epoch",
+        ),
+        "A stream of shards learns how many batches of the epoch were given before an interruption.",
+    ),
     "_save_checkpoint": (
         ("self", "model", "trial"),
         "A checkpoint of an earlier run is removed first, one that cannot be written afterwards.",
