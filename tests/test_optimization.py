@@ -9,6 +9,7 @@ from classquery.configuration.arguments import OptimizationArguments
 from classquery.engine.training.optimization import (
     accumulation_steps,
     check_parameter_groups,
+    fitting_warmup,
     parameter_groups,
     warmup_multistep_schedule,
 )
@@ -120,6 +121,12 @@ def test_constant_without_warmup_and_decay():
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.5}]
 
     assert rates(groups, 3, updates_per_epoch=2).tolist() == [[0.5, 0.5, 0.5]]
+
+
+@pytest.mark.parametrize(("warmup", "steps", "expected"), [(100, 1000, 100), (100, 60, 6), (5, 5, 0), (0, 0, 0)])
+def test_warmup_ends_before_the_run(caplog, warmup, steps, expected):
+    assert fitting_warmup(warmup, steps) == expected
+    assert ("the warm-up would take" in caplog.text) == (expected != warmup)
 
 
 def test_accumulation_makes_the_total_batch():

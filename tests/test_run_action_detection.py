@@ -12,6 +12,7 @@ import av
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_training import tiny_trainer
 from utils import tiny_config
 
 from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
@@ -21,6 +22,8 @@ from classquery.data.video.reader import VideoReadError
 from classquery.engine.run.main import run
 from classquery.engine.run.tasks import SCRIPT as SCRIPT_TASK
 from classquery.engine.run.tasks import Task
+from classquery.engine.run.training import fit_and_save_thresholds
+from classquery.engine.training.evaluation import report_errors
 
 
 SCRIPT = Path(__file__).parent.parent / "run_action_detection.py"
@@ -301,3 +304,20 @@ def test_model_that_knows_other_classes_is_refused(demo_dir, recipe, tmp_path):
 
     assert "error: the classes of the model are not those of the data" in output
     assert not (tmp_path / "out").exists()
+
+
+def test_thresholds_are_saved_with_the_model_and_shown(demo_dir, tmp_path):
+    trainer = tiny_trainer(demo_dir, tmp_path)
+    trainer.processing_class.actor_threshold = 0.0
+    records, _, _ = trainer.predict(trainer.eval_dataset)
+
+    metrics = fit_and_save_thresholds(trainer, records)
+
+    labels = set(trainer.model.config.id2label.values())
+    saved = ClassQueryVideoProcessor.from_pretrained(tmp_path).class_thresholds
+    assert saved.keys() == labels
+    assert {name.partition("/")[0] for name in metrics} == {"eval_threshold", "eval_precision", "eval_recall"}
+    assert all(metrics[f"eval_threshold/{label}"] == saved[label] for label in labels)
+    page = report_errors(records, metrics, tmp_path / "report", trainer.scorer).read_text()
+    assert "<h2>Thresholds</h2>" in page
+    assert f"<td>{saved['jump']:.3f}</td>" in page

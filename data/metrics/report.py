@@ -91,6 +91,7 @@ def page(analysis: Mapping[str, Any], metrics: Mapping[str, float], title: str) 
             "Size of the actor", _sizes(analysis), "A third of the actors is of each size, if not set otherwise."
         ),
         _section("Labels", _labels(analysis), "By AP. Bars show the best detections of the label, as above."),
+        _section("Thresholds", _thresholds(metrics), _THRESHOLDS_NOTE),
         _section("Confusions", _confusions(analysis), "Among the best detections: what the actor really does."),
         _section("Words", _words(analysis)),
     ]
@@ -179,6 +180,21 @@ def _labels(analysis: Mapping[str, Any]) -> str:
     return f"<table>{head}{''.join(rows)}</table>"
 
 
+def _thresholds(metrics: Mapping[str, float]) -> str:
+    """What the thresholds of the classes give, where they are among the metrics."""
+    columns = ("threshold", "precision", "recall")
+    found = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    labels = [name.removeprefix("threshold/") for name in found if name.startswith("threshold/")]
+    rows = (
+        f"<tr><th>{html.escape(label)}</th><td>{found[f'threshold/{label}']:.3f}</td>"
+        + "".join(f"<td>{_percent(found.get(f'{name}/{label}'))}</td>" for name in columns[1:])
+        + "</tr>"
+        for label in labels
+    )
+    head = "<tr><th></th>" + "".join(f"<th>{name}</th>" for name in columns) + "</tr>"
+    return f"<table>{head}{''.join(rows)}</table>" if labels else ""
+
+
 def _confusions(analysis: Mapping[str, Any]) -> str:
     shown: Sequence[Mapping[str, Any]] = analysis["confusions"][:_NUM_CONFUSIONS]
     rows = (
@@ -209,6 +225,9 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
 
 
+_THRESHOLDS_NOTE = (
+    "The lowest score of each label to report, as saved with the model, and what it gives on the same frames."
+)
 _BEST_NOTE = (
     "Of each label, as many detections as it has ground truth, the highest scores first: a perfect detector has "
     "nothing but right ones."

@@ -83,7 +83,13 @@ def write_model_card(
 
 
 def write_card_of_run(
-    trainer: ActionDetectionTrainer, recipe: str, dataset: str, video_map_protocol: str | None, origin: str | None
+    trainer: ActionDetectionTrainer,
+    recipe: str,
+    dataset: str,
+    video_map_protocol: str | None,
+    origin: str | None,
+    *,
+    thresholds: str | None = None,
 ) -> None:
     """Write the card of what a run trained into its output folder, from what was done and measured.
 
@@ -93,6 +99,7 @@ def write_card_of_run(
         dataset: Name of the data set.
         video_map_protocol: How tubes were evaluated; None for keyframes.
         origin: Path or name of the weights it started from.
+        thresholds: How the saved thresholds of scores were found.
     """
     args = trainer.args
     results = Path(args.output_dir) / "all_results.json"
@@ -101,7 +108,7 @@ def write_card_of_run(
         args.output_dir,
         dataset=f"{dataset} validation",
         metrics=json.loads(results.read_text(encoding="utf-8")) if args.do_eval else {},
-        protocol=_describe_protocol(video_map_protocol),
+        protocol="\n\n".join(filter(None, [_describe_protocol(video_map_protocol), thresholds])),
         training={
             "recipe": Path(recipe).stem,
             "data": f"{dataset} train, {len(trainer.train_dataset)} clips",

@@ -49,3 +49,10 @@ class ModelArguments:
     report: bool = field(
         default=False, metadata={"help": "Write a page about the errors of --do_eval, `report` in the output folder."}
     )
+    fit_thresholds: bool = field(
+        default=False,
+        metadata={
+            "help": "Save with the model, after --do_eval, the lowest score to report of each class: that of best F1 "
+            "on the validation split."
+        },
+    )

@@ -52,13 +52,13 @@ _COMMON = {
         "model": (*_MODEL, *_NEW),
         "data": _DATA,
         "training": _TRAINING,
-        "results": ("output_dir", "report", "report_to"),
+        "results": ("output_dir", "report", "fit_thresholds", "report_to"),
     },
     TASKS["eval"].prog: {
         "model": _MODEL,
         "data": (*_DATA, "movie_start_seconds"),
         "computing": ("per_device_eval_batch_size", "dataloader_num_workers", "use_cpu"),
-        "results": ("output_dir", "report"),
+        "results": ("output_dir", "report", "fit_thresholds"),
     },
     TASKS["detect"].prog: {
         "model": ("model_name_or_path",),

@@ -117,6 +117,8 @@ def _contradiction_in(options: Options) -> str | None:
         return "nothing to do: give one or more of --do_train, --do_eval and --do_predict"
     if model_args.report and not training_args.do_eval:
         return "--report is about the errors of --do_eval: give that, too"
+    if model_args.fit_thresholds and not training_args.do_eval:
+        return "--fit_thresholds looks at what --do_eval finds: give that, too"
     if training_args.push_to_hub and not training_args.do_train:
         return "--push_to_hub shares what --do_train made; a folder: classquery share --help"
     new_only = model_args.backbone_checkpoint or model_args.transformer_checkpoint

@@ -2,6 +2,8 @@
 
 import importlib.util
 import logging
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from classquery.data.annotations.registry import (
     scored_label_ids,
 )
 from classquery.data.clips import ClipCollator, KeyframeClips, TubeClips
+from classquery.data.metrics.records import Record
 from classquery.data.shards.stream import ShardStream
 from classquery.data.streaming import ClipStream
 from classquery.data.transforms import ClipTransform, mirrored_labels
@@ -26,6 +29,7 @@ from classquery.engine.run.parsing import Options
 from classquery.engine.sharing import write_card_of_run
 from classquery.engine.training.charts import draw_training_curve
 from classquery.engine.training.evaluation import make_scorer, report_errors, save_records
+from classquery.engine.training.thresholds import RULE, fit_thresholds
 from classquery.engine.training.trainer import ActionDetectionTrainer
 
 
@@ -119,12 +123,13 @@ def train_and_evaluate(
         train(trainer)
     if training_args.do_eval:
         actor_crop = crop_baseline(data.dataset, data_dir, "validation")
-        evaluate(trainer, actor_crop, write_report=options.model.report)
+        evaluate(trainer, actor_crop, write_report=options.model.report, fit=options.model.fit_thresholds)
     trainer.save_state()
     if training_args.do_train and trainer.is_world_process_zero():
         origin = options.model.model_name_or_path or options.model.backbone_checkpoint
         protocol = data.video_map_protocol if validation.has_tubes else None
-        write_card_of_run(trainer, options.model.recipe, data.dataset, protocol, origin)
+        rule = RULE if options.model.fit_thresholds else None
+        write_card_of_run(trainer, options.model.recipe, data.dataset, protocol, origin, thresholds=rule)
 
 
 def train(trainer: ActionDetectionTrainer) -> None:
@@ -140,11 +145,15 @@ def train(trainer: ActionDetectionTrainer) -> None:
         draw_training_curve(trainer.state.log_history, Path(trainer.args.output_dir) / "training_curve.png")
 
 
-def evaluate(trainer: ActionDetectionTrainer, actor_crop: float | None, *, write_report: bool = False) -> None:
+def evaluate(
+    trainer: ActionDetectionTrainer, actor_crop: float | None, *, write_report: bool = False, fit: bool = False
+) -> None:
     """Score the validation split, save metrics and predictions; beside them what crops of the actors would allow."""
     records, _, metrics = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
     if actor_crop is not None:
         metrics["eval_actor_crop_frame_map_50"] = actor_crop
+    if fit:
+        metrics |= fit_and_save_thresholds(trainer, records)
     if trainer.is_world_process_zero():
         save_records(records, Path(trainer.args.output_dir) / "eval_predictions.parquet")
     trainer.log(metrics)
@@ -153,3 +162,19 @@ def evaluate(trainer: ActionDetectionTrainer, actor_crop: float | None, *, write
     if trainer.is_world_process_zero() and write_report:
         page = report_errors(records, metrics, Path(trainer.args.output_dir) / "report", trainer.scorer)
         logger.info(f"what costs frame mAP: see {page}")
+
+
+def fit_and_save_thresholds(trainer: ActionDetectionTrainer, records: Sequence[Record]) -> dict[str, float]:
+    """Give every class its own threshold, save the model with them, and return what they are and give, as metrics."""
+    processor, config = trainer.processing_class, trainer.accelerator.unwrap_model(trainer.model).config
+    fitted = fit_thresholds(
+        records, config.id2label, actor_threshold=processor.actor_threshold, label_ids=trainer.scorer.label_ids
+    )
+    processor.class_thresholds = {label: found.threshold for label, found in fitted.items()}
+    trainer.save_model()
+    return {
+        f"eval_{name}/{label}": value
+        for label, found in fitted.items()
+        for name, value in vars(found).items()
+        if not math.isnan(value)
+    }

@@ -1,6 +1,7 @@
 """How parameters are updated: groups with their own rates, and the learning rate schedule of the published recipe."""
 
 import bisect
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,9 @@ import torch
 from torch import nn
 
 from classquery.engine.training.matrices import BY_MUON
+
+
+logger = logging.getLogger(__name__)
 
 
 def parameter_groups(
@@ -124,6 +128,20 @@ def warmup_multistep_schedule(
         return factor
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, [factor_of(group) for group in optimizer.param_groups])
+
+
+def fitting_warmup(num_warmup_steps: int, num_training_steps: int) -> int:
+    """Steps of a warm-up that ends before the run does: a tenth of the run, and said so, where it would not."""
+    if num_warmup_steps < num_training_steps or num_warmup_steps == 0:
+        return num_warmup_steps
+    fitting = num_training_steps // 10
+    logger.warning(
+        "the warm-up would take %d updates of a run of %d: it takes %d instead; give --warmup_steps to choose",
+        num_warmup_steps,
+        num_training_steps,
+        fitting,
+    )
+    return fitting
 
 
 def accumulation_steps(total_batch_size: int, batch_size_of_a_pass: int) -> int:

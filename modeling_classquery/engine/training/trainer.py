@@ -32,6 +32,7 @@ from classquery.engine.training.monitoring import LossMonitor
 from classquery.engine.training.optimization import (
     accumulation_steps,
     check_parameter_groups,
+    fitting_warmup,
     parameter_groups,
     warmup_multistep_schedule,
 )
@@ -114,12 +115,19 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
         return values
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
-        """Create the schedule of the recipe if it has one, otherwise that of the training arguments."""
+        """Create the schedule of the recipe if it has one, otherwise that of the training arguments.
+
+        Neither has a warm-up that is as long as the run.
+        """
+        epochs = self.optimization.warmup_epochs
+        of_recipe = round(epochs * self._updates_per_epoch) if epochs else 0
+        warmup_steps = fitting_warmup(of_recipe or self.args.get_warmup_steps(num_training_steps), num_training_steps)
+        self.args.warmup_steps = warmup_steps
         if self.lr_scheduler is None and (self.optimization.warmup_epochs or self.optimization.decay_epochs):
             self.lr_scheduler = warmup_multistep_schedule(
                 self.optimizer if optimizer is None else optimizer,
                 updates_per_epoch=self._updates_per_epoch,
-                warmup_epochs=self.optimization.warmup_epochs,
+                warmup_epochs=warmup_steps / self._updates_per_epoch if of_recipe else 0.0,
                 warmup_start_learning_rate=self.optimization.warmup_start_learning_rate,
                 decay_epochs=self.optimization.decay_epochs,
                 decay_factor=self.optimization.decay_factor,
