@@ -5,6 +5,7 @@ Python asks the finders in `sys.meta_path` for each module that is imported: our
 has been executed. A class is registered when the place for it and the class itself are there, whichever comes first.
 """
 
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -47,8 +48,21 @@ def _register_pipeline(pipelines: ModuleType, ours: ModuleType) -> None:
     )
 
 
+def _find_published(hub: ModuleType, _: ModuleType) -> None:
+    """Let names of published detectors stand for their folders wherever transformers looks for files of a model."""
+    cached_files = hub.cached_files
+    local_detector = importlib.import_module("classquery.published_classquery").local_detector
+
+    @functools.wraps(cached_files)
+    def with_published(path_or_repo_id, *args, **kwargs):
+        return cached_files(local_detector(path_or_repo_id), *args, **kwargs)
+
+    hub.cached_files = with_published
+
+
 _AUTO = "transformers.models.auto"
 _pending = [
+    _Registration("transformers.utils.hub", __name__, _find_published),
     _Registration(f"{_AUTO}.configuration_auto", "classquery.configuration_classquery", _register_configs),
     _Registration(f"{_AUTO}.modeling_auto", "classquery.modeling_classquery", _register_models),
     _Registration(f"{_AUTO}.video_processing_auto", "classquery.video_processing_classquery", _register_processor),

@@ -36,6 +36,7 @@ from .checkpoint_layouts_classquery import (
 from .configuration_classquery import ClassQueryConfig
 from .modeling_classquery import ClassQueryForVideoActionDetection
 from .modeling_classquery_tokens import TOKEN_BACKBONES
+from .published_classquery import local_weights
 from .video_processing_classquery import ClassQueryVideoProcessor
 
 
@@ -118,12 +119,13 @@ def load_backbone(model: ClassQueryForVideoActionDetection, path: str | Path) ->
         model: Changed in place, or not at all if there is an error.
         path: For CSN, a MATLAB file. For ViT, a file in the published layout, possibly under `module`, or a file or
             folder of one of transformers' VideoMAE models, or its name on the Hub. For a VideoMAE or V-JEPA 2 of
-            transformers, a file, folder or name of one.
+            transformers, a file, folder or name of one. Or the name of a published one, as `published:csn152`.
 
     Raises:
         CheckpointError: If the file cannot be read, or tensors are missing, unexpected or of another shape; lists all
             of them.
     """
+    path = local_weights(path, ("backbone",))
     shapes = _shapes(model, "model.backbone.")
     backbone_config = model.config.backbone_config
     if backbone_config.model_type == "classquery_csn":
@@ -145,12 +147,14 @@ def load_transformer(model: ClassQueryForVideoActionDetection, path: str | Path)
 
     Args:
         model: Changed in place, or not at all if there is an error.
-        path: File of a published detector, or a folder that `save_pretrained` wrote, whose values are kept exactly.
+        path: File or name (as `published:ava22_stage1`) of a published detector, or a folder that `save_pretrained`
+            wrote, whose values are kept exactly.
 
     Raises:
         CheckpointError: If the file cannot be read, or tensors are missing, unexpected or of another shape, as with
             another number of layers or classes; lists all of them.
     """
+    path = local_weights(path, ("transformer", "detector"))
     tensors = read_tensors(path)
     shapes = _shapes(model, "model.encoder.", "model.decoder.", "model.reference_boxes")
     if _is_ours(tensors):
@@ -245,7 +249,7 @@ def main(
             _print_names(f"{path}: loaded", report.loaded)
             _print_names(f"{path}: dropped", report.dropped)
     _print_names(f"initialised with seed {options.seed}:", sorted(initial))
-    _save(model, ClassQueryVideoProcessor(**recipe.processor), output)
+    save_detector(model, ClassQueryVideoProcessor(**recipe.processor), output)
     print(f"saved {output}\n{LICENCE}")
 
 
@@ -276,8 +280,8 @@ def _print_names(title: str, names: Collection[str]) -> None:
         print(f"  {name} ({count})")
 
 
-def _save(model: ClassQueryForVideoActionDetection, processor: ClassQueryVideoProcessor, output: Path) -> None:
-    """Save a model and its processor, whole or not at all."""
+def save_detector(model: ClassQueryForVideoActionDetection, processor: ClassQueryVideoProcessor, output: Path) -> None:
+    """Save a model and its processor in a new or empty folder, whole or not at all."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as parent:
         folder = Path(parent) / output.name
@@ -294,6 +298,7 @@ __all__ = [
     "load_backbone",
     "load_checkpoint",
     "load_transformer",
+    "save_detector",
 ]
 
 

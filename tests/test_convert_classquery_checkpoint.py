@@ -5,7 +5,6 @@ another one, which are not used, and how many parameters there are without repet
 """
 
 import argparse
-import dataclasses
 import gzip
 import itertools
 import json
@@ -37,6 +36,7 @@ from utils import (
     golden_state_dict,
     load_golden,
     tiny_config,
+    write_recipe,
 )
 
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, convert_original_state_dict
@@ -698,22 +698,6 @@ def test_weights_of_our_own_are_not_converted_again(tmp_path):
 
 
 # Command
-
-
-def write_recipe(path, config: ClassQueryConfig) -> str:
-    """A recipe file of a model, for frames of 64 pixels."""
-
-    def fields(config) -> dict:
-        values = config.to_dict()
-        return {f.name: values[f.name] for f in dataclasses.fields(config) if f.name in values}
-
-    backbone = fields(config.backbone_config) | {"model_type": config.backbone_config.model_type}
-    recipe = {
-        "model": fields(config) | {"backbone_config": backbone},
-        "processor": {"size": {"shortest_edge": 64}},
-    }
-    path.write_text(json.dumps(recipe))
-    return str(path)
 
 
 @pytest.mark.parametrize("name", ["vit_sf_8f", pytest.param("vit_ucf_8f", marks=pytest.mark.slow), "csn50_sf_16f"])

@@ -1,5 +1,6 @@
 """What several tests share: golden files, the weights they were computed with, and small models."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -104,6 +105,22 @@ def golden_model(facts: dict) -> ClassQueryForVideoActionDetection:
         model = ClassQueryForVideoActionDetection(config)
     model.load_state_dict(convert_original_state_dict(golden_state_dict(facts), config))
     return model.eval()
+
+
+def write_recipe(path, config: ClassQueryConfig) -> str:
+    """A recipe file of a model, for frames of 64 pixels."""
+
+    def fields(config) -> dict:
+        values = config.to_dict()
+        return {f.name: values[f.name] for f in dataclasses.fields(config) if f.name in values}
+
+    backbone = fields(config.backbone_config) | {"model_type": config.backbone_config.model_type}
+    recipe = {
+        "model": fields(config) | {"backbone_config": backbone},
+        "processor": {"size": {"shortest_edge": 64}},
+    }
+    path.write_text(json.dumps(recipe))
+    return str(path)
 
 
 def golden_inputs(facts: dict) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, Clas
 from classquery.checkpoint_files_classquery import DAMAGED, CheckpointError, read_tensors, reading
 from classquery.checkpoint_layouts_classquery import without_prefix, wrapping_prefix
 from classquery.loss_classquery import NotFiniteError
+from classquery.published_classquery import local_detector
 
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ def load_detector(
     not know, this refuses a checkpoint that does not hold exactly the weights of the model.
 
     Args:
-        name_or_path: A folder, a name on the Hub, or `demo` for the small model in the package.
+        name_or_path: A folder, a name on the Hub, `demo` for the small model in the package, or the name of published
+            weights, as `published:ava22_vit_b_v2`.
         allow_pickle: Whether to read the weights from `pytorch_model.bin` if they are not in safetensors. It is read
             without running code from it.
 
@@ -56,7 +58,7 @@ def load_detector(
         CheckpointError: If there is no such model, it is none of ours or of a newer version, a file is damaged or
             weights are missing, left over, of another shape or not finite, or there is no processor that could work.
     """
-    path = demo_checkpoint() if name_or_path == "demo" else name_or_path
+    path = demo_checkpoint() if name_or_path == "demo" else local_detector(name_or_path)
     config = _load_config(path, name_or_path)
     files = _weight_files(path, allow_pickle)
     with torch.device("meta"):
