@@ -261,10 +261,13 @@ def _parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     parser.add_argument(
         "--backbone",
         type=Path,
-        help="pre-trained backbone: .mat of CSN; .pth of a ViT; file, folder or Hub name of VideoMAE or V-JEPA 2",
+        help="pre-trained backbone: .mat of CSN; .pth of a ViT; file, folder or Hub name of VideoMAE or V-JEPA 2; "
+        "published:NAME",
     )
     parser.add_argument(
-        "--transformer", type=Path, help="detector of stage one: published (.pth), or folder of one of ours"
+        "--transformer",
+        type=Path,
+        help="detector of stage one: published (.pth, or published:NAME), or folder of one of ours",
     )
     parser.add_argument("--seed", type=int, default=0, help="of what is in none of the files (default: 0)")
     options = parser.parse_args(arguments)

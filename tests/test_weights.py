@@ -29,6 +29,8 @@ from classquery.checkpoint_files_classquery import CheckpointError
 from classquery.configuration import load_recipe
 from classquery.convert_classquery_checkpoint import load_backbone, load_transformer
 from classquery.engine import weights
+from classquery.engine.run.arguments import ModelArguments
+from classquery.engine.run.models import load_model
 from classquery.engine.weights import downloading, zoo
 from classquery.engine.weights.__main__ import main
 
@@ -415,3 +417,12 @@ def test_names_are_checked_before_anything_is_fetched(drive):
     with pytest.raises(CheckpointError, match="no weights are published as 'nothing'"):
         main(["get", "one", "nothing"])
     assert drive.requests == []
+
+
+def test_option_of_a_run_accepts_the_licence(drive):
+    marker = zoo.cache_folder() / "accepted_licence.json"
+    marker.unlink()
+
+    load_model(ModelArguments(model_name_or_path="demo", accept_license=True), load_recipe("demo"))
+
+    assert marker.exists()

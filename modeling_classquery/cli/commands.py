@@ -94,6 +94,9 @@ COMMANDS = {
     "data": Command(_DATA, "check, prepare or convert a data set, list formats", _main("data.__main__", "data")),
     "metrics": Command(_DATA, "score detections of any model, from files", _main("data.metrics.__main__", "metrics")),
     "recipes": Command(_DATA, "list recipes, or show one with its sources", _main("cli.recipes", "recipes")),
+    "weights": Command(
+        _MODELS, "list published weights and what they score, or get them", _main("engine.weights.__main__", "weights")
+    ),
     "convert": Command(
         _MODELS, "make a model of published weights", _main("convert_classquery_checkpoint", "convert")
     ),

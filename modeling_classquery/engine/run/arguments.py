@@ -14,23 +14,31 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "Folder or Hub name of a trained model, or `demo` for the one in the package.",
+            "help": "Folder or Hub name of a trained model, `demo` for the one in the package, or published:NAME for "
+            "one of `classquery weights`.",
             "aliases": ["--model"],
         },
     )
     allow_pickle: bool = field(
         default=False, metadata={"help": "Read pytorch_model.bin where there is no safetensors, without its code."}
     )
+    accept_license: bool = field(
+        default=False,
+        metadata={"help": "Accept the licence of published weights, CC BY-NC 4.0; asked for once otherwise."},
+    )
     backbone_checkpoint: str | None = field(
         default=None,
         metadata={
             "help": "Pre-trained backbone for a new model: .mat of CSN, .pth of a ViT, or file, folder or Hub name of "
-            "VideoMAE or V-JEPA 2."
+            "VideoMAE or V-JEPA 2; or published:NAME, see `classquery weights`."
         },
     )
     transformer_checkpoint: str | None = field(
         default=None,
-        metadata={"help": "Detector of stage one, whose encoder and decoder a new model of stage two starts from."},
+        metadata={
+            "help": "Detector of stage one, or published:NAME, whose encoder and decoder a new model of stage two "
+            "starts from."
+        },
     )
     classes: Literal["same", "replace", "add"] = field(
         default="same",

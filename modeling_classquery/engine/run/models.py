@@ -12,6 +12,7 @@ from classquery.engine.checkpoint import load_detector
 from classquery.engine.detection.arguments import PredictionArguments
 from classquery.engine.run.arguments import ModelArguments
 from classquery.engine.training.fine_tuning import TrainLowRankUpdates, TrainNewClassesOnly, change_classes
+from classquery.engine.weights import accept_licence
 
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ def load_model(
         CheckpointError: If the trained model cannot be loaded or knows other classes than the data.
         ValueError: If the weights of the backbone or of stage one do not fit.
     """
+    if model_args.accept_license:
+        accept_licence()
     if model_args.model_name_or_path is None:
         config = ClassQueryConfig(**recipe.model | ({"id2label": id2label} if id2label else {}))
         model, processor = ClassQueryForVideoActionDetection(config), ClassQueryVideoProcessor(**recipe.processor)
