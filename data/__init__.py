@@ -11,7 +11,9 @@ _LAZY = {
     "load_action_dataset": "annotations.registry",
     "load_action_labels": "annotations.registry",
     "make_clips": "annotations.registry",
+    "push_action_dataset": "shards.sharing",
     "save_action_dataset": "annotations.parquet",
+    "write_shards": "shards.writing",
 }
 
 
@@ -28,5 +30,7 @@ __all__ = [
     "load_action_dataset",
     "load_action_labels",
     "make_clips",
+    "push_action_dataset",
     "save_action_dataset",
+    "write_shards",
 ]

@@ -15,6 +15,8 @@ from classquery.data.annotations.schema import MAX_SHOWN, shorten
 from classquery.data.preparation.checking import Finding, Report, SplitSummary, check_dataset
 from classquery.data.preparation.contact_sheet import draw_contact_sheet
 from classquery.data.preparation.preparing import Encoding, prepare_videos
+from classquery.data.shards.sharing import push_action_dataset, require_shareable
+from classquery.data.shards.writing import write_shards
 from classquery.data.whole_files import replacing, write_json
 
 
@@ -103,6 +105,43 @@ def diff(old: Path, new: Path, video_folder: Path | None, output: Path | None) -
         with replacing(output) as path, path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([Change._fields, *found.changes])
     return 0
+
+
+def shard(
+    dataset: str,
+    data_dir: Path,
+    output_dir: Path,
+    shard_size: int,
+    copy: bool,
+    gop: int,
+    crf: int,
+    license: str | None,
+    push_to_hub: str | None,
+    public: bool,
+    **options: Any,
+) -> int:
+    """Write a data set as shards, upload them if asked for, and return the exit code."""
+    try:
+        if push_to_hub:
+            require_shareable(license)
+        lost = write_shards(
+            dataset,
+            data_dir,
+            output_dir,
+            shard_bytes=shard_size,
+            encoding=None if copy else Encoding(gop=gop, crf=crf),
+            license_id=license,
+            **options,
+        )
+        url = push_action_dataset(output_dir, push_to_hub, private=not public) if push_to_hub else None
+    except (OSError, ValueError) as error:
+        # Contradicting options, a full disk, or a transfer that broke off: what is finished stays.
+        print(f"not written: {error}")
+        return 1
+    if lost:
+        _print_finding("PROBLEM", Finding(f"{len(lost)} rows are left out, their videos cannot be read", lost))
+    print(f"Wrote {output_dir}" + (f" and uploaded it: {url}" if url else ""))
+    return int(bool(lost))
 
 
 def print_formats() -> int:

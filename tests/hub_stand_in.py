@@ -241,7 +241,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._send({"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
             return
         etag = hashlib.sha256(files[path]).hexdigest() if _is_large(files[path]) else _hash(files[path])
-        self._send(files[path], X_Repo_Commit=commit, ETag=f'"{etag}"')
+        content, about = files[path], {"X_Repo_Commit": commit, "ETag": f'"{etag}"'}
+        part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if part:
+            start, stop = int(part[1]), min(int(part[2]) + 1, len(content))
+            about["Content_Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+            self._send(content[start:stop], 206, **about)
+        else:
+            self._send(content, **about)
 
 
 def _entry(path: str, content: bytes) -> dict:

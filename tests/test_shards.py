@@ -1,24 +1,36 @@
 """Shards: the same clips as from files, in any order, from any store, and what becomes of bad ones."""
 
+import io
 import itertools
+import json
 import shutil
 from pathlib import Path
 
 import av
 import datasets
+import huggingface_hub
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from http_store import HttpStore
+from hub_stand_in import TOKEN, HubStandIn
 from painted_frames import numbers_on, paint
 from PIL import Image
 from tiny_training import tiny_trainer
 
-from classquery.data import load_action_dataset, load_action_labels, make_clips
+from classquery.data import load_action_dataset, load_action_labels, make_clips, push_action_dataset
+from classquery.data.__main__ import main
+from classquery.data.annotations.schema import AnnotationError
 from classquery.data.demo.tubes import write_demo_tubes
 from classquery.data.preparation.preparing import Encoding, TimedImage, encode
 from classquery.data.shards import writing
 from classquery.data.shards.cutting import SHARD_ENCODING, cut_folder, cut_video
 from classquery.data.shards.layout import WINDOW_FEATURES
+from classquery.data.shards.sharing import ShardUploadError
+from classquery.data.shards.store import ShardStore
+from classquery.data.shards.stream import Shards
 from classquery.data.shards.windows import plan_windows
 from classquery.data.shards.writing import write_shards
 from classquery.data.transforms import ClipTransform
@@ -320,3 +332,169 @@ def test_broken_video_is_left_out_and_named(demo_dir, tmp_path):
 
     assert [text.partition(":")[0] for text in lost] == ["demo_train_001"] * 2
     assert len(clips_of(tmp_path / "shards")) == 9
+
+
+# The command
+
+
+def test_command_writes_shards_and_says_what_is_wrong(demo_dir, tmp_path, capsys):
+    arguments = ["shard", "--dataset", "ava", "--data_dir", str(demo_dir), "--output_dir", str(tmp_path / "shards")]
+
+    assert main([*arguments, "--copy", "--shard_size", "60kB", "--clip_seconds", "1.1", "--license", "mit"]) == 0
+    assert len(load_action_dataset("shards", tmp_path / "shards", "train").files) > 1
+    assert "license: mit" in (tmp_path / "shards/README.md").read_text()
+    assert main([*arguments, "--crf", "20"]) == 1
+    assert "other options" in capsys.readouterr().out
+    assert main([*arguments, "--push_to_hub", "tester/demo"]) == 1
+    assert "give --license" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*arguments, "--shard_size", "many"])
+    assert "'many' is no size such as 500MB" in capsys.readouterr().err
+
+
+# On the Hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    server = HubStandIn()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_shared_shards_stream_back_after_a_transfer_that_broke(copied, hub, tmp_path):
+    api = huggingface_hub.HfApi(endpoint=hub.url, token=TOKEN)
+    with pytest.raises(ShardUploadError, match="give --license"):
+        push_action_dataset(copied, "tester/shards", api=api)
+    hub.failures["commit"] = 500
+    with pytest.raises(ShardUploadError, match="try again"):
+        push_action_dataset(copied, "tester/shards", license_id="mit", api=api)
+    assert "shards.json" not in hub.files("tester/shards", "datasets")
+
+    push_action_dataset(copied, "tester/shards", license_id="mit", api=api)
+
+    files = hub.files("tester/shards", "datasets")
+    for path in copied.glob("*/*.parquet"):
+        assert files[path.relative_to(copied).as_posix()] == path.read_bytes()
+    assert "hf://datasets/tester/shards" in files["README.md"].decode()
+    hub.requests.clear()
+    push_action_dataset(copied, "tester/shards", license_id="mit", api=api)
+    assert len([path for _, path in hub.requests if "commit" in path]) == 1
+
+    store = ShardStore("hf://datasets/tester/shards", storage_options={"endpoint": hub.url, "token": TOKEN})
+    assert_same_clips(make_clips(Shards(store, "train"), **SAMPLING), clips_of(copied))
+
+
+# Over HTTP, and what may go wrong
+
+
+def test_clips_over_http_are_the_same_and_only_what_is_needed_is_read(copied):
+    with HttpStore(copied) as server:
+        stream = clips_of(server.url)
+        assert_same_clips(stream, clips_of(copied))
+        assert server.num_bytes < 1.2 * sum(path.stat().st_size for path in copied.glob("*/train*.parquet"))
+        server.num_bytes = 0
+        next(iter(clips_of(server.url, shuffle=True)))
+        sizes = [int(size) for size in stream.shards.parts(stream.clips)[0].num_bytes]
+        # The index, the ends of at most three shards, and the rows that are fetched ahead.
+        assert server.num_bytes < sum(sorted(sizes)[-5:]) + 3 * 15_000 + 30_000
+
+
+@pytest.mark.parametrize("failure", ["half", "error", "whole"])
+def test_request_that_fails_is_made_again(copied, failure):
+    with HttpStore(copied) as server:
+        stream = clips_of(server.url)
+        server.failures += [failure] * 2
+        assert names(stream) == stream.clip_ids
+
+
+@pytest.mark.parametrize(("failure", "message"), [("stall", "no answer within 0.3 s"), ("half", ""), ("error", "503")])
+def test_store_that_fails_for_good_is_one_message_with_shard_and_row(copied, failure, message):
+    with HttpStore(copied) as server:
+        store = ShardStore(server.url, timeout_seconds=0.3, max_attempts=2)
+        stream = make_clips(Shards(store, "train"), **SAMPLING)
+        server.failures += [failure] * 20
+        with pytest.raises(VideoReadError, match=rf"cannot read row 0 of {server.url}/data/train-00000.*{message}"):
+            next(iter(stream))
+        assert server.num_requests <= 20
+
+
+def damaged(copied: Path, folder: Path, damage) -> Path:
+    shutil.copytree(copied, folder)
+    path = folder / "data/train-00001.parquet"
+    path.write_bytes(damage(path.read_bytes()))
+    return folder
+
+
+def flip_a_byte(content: bytes) -> bytes:
+    middle = len(content) // 3
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def other_schema(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"text": ["something else"]}), buffer)
+    return content[: len(content) - len(buffer.getvalue())] + buffer.getvalue()
+
+
+DAMAGES = {
+    "cut off": (lambda content: content[: len(content) // 2], "bytes came"),
+    "a byte": (flip_a_byte, "damaged"),
+    "another file": (other_schema, "it is damaged or another file"),
+    "empty": (lambda content: b"", "bytes came"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_shard_is_named_or_skipped_and_evaluation_substitutes_nothing(copied, tmp_path, damage):
+    change, message = DAMAGES[damage]
+    folder = damaged(copied, tmp_path / "damaged", change)
+    lost = set(clips_of(copied).clip_ids) - set(names(clips_of(folder, on_error="skip")))
+
+    with pytest.raises(VideoReadError, match=rf"row \d of .*train-00001.parquet: .*{message}"):
+        names(clips_of(folder))
+    assert len(lost) in (3, 5)
+    training = clips_of(folder, on_error="skip", shuffle=True).for_process(0, 1, batch_size=2, is_training=True)
+    clips = list(training)
+    assert len(clips) == 14
+    skipped = {text.partition(":")[0] for clip in clips for text in clip.get("skipped", ())}
+    assert skipped == lost
+    assert lost.isdisjoint(names(clips))
+    # Others keep their place, so that a run that is resumed finds its own.
+    sound = names(clips_of(copied, shuffle=True).for_process(0, 1, batch_size=2, is_training=True))
+    assert all(name == other for name, other in zip(names(clips), sound, strict=True) if other not in lost)
+
+
+def test_video_that_cannot_be_decoded_is_named(copied, tmp_path):
+    shutil.copytree(copied, tmp_path / "shards")
+    path = tmp_path / "shards/data/train-00000.parquet"
+    rows = pq.read_table(path).to_pylist()
+    rows[1]["video"]["bytes"] = b"no video" * 1000
+    writer = pq.ParquetWriter(path, WINDOW_FEATURES.arrow_schema)
+    for row in rows:
+        writer.write_table(pa.Table.from_pylist([row], schema=WINDOW_FEATURES.arrow_schema))
+    writer.close()
+    index = json.loads((tmp_path / "shards/shards.json").read_text())
+    index["splits"]["train"]["shards"][0]["num_bytes"] = path.stat().st_size
+    (tmp_path / "shards/shards.json").write_text(json.dumps(index))
+
+    with pytest.raises(VideoReadError, match=r"\.mp4 in row 1 of .*train-00000.parquet: it is not a video"):
+        names(clips_of(tmp_path / "shards"))
+
+
+def test_index_that_is_missing_or_damaged_says_what_to_do(copied, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"shards\.json"):
+        clips_of(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no split test, but train, validation"):
+        clips_of(copied, "test")
+    shutil.copytree(copied, tmp_path / "shards")
+    for name, content in (
+        ("index/train.parquet", b"PAR1"),
+        ("shards.json", b"[]"),
+        ("shards.json", b'{"version": 9}'),
+    ):
+        (tmp_path / "shards" / name).write_bytes(content)
+        with pytest.raises(AnnotationError, match=f"{name}: it is no index of shards"):
+            clips_of(tmp_path / "shards")

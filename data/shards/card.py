@@ -1,6 +1,5 @@
 """The card of a data set of shards."""
 
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
@@ -9,12 +8,13 @@ from huggingface_hub import DatasetCard, DatasetCardData
 _MAX_CLASSES_SHOWN = 100
 
 
-def make_card(index: dict[str, Any], folder: str | Path) -> str:
+def make_card(index: dict[str, Any], name: str, repo_id: str = "USER/NAME") -> str:
     """Write the card from what the index says.
 
     Args:
         index: Content of `shards.json`.
-        folder: Whose name the data set has.
+        name: Of the data set.
+        repo_id: Where it is on the Hub.
 
     Returns:
         Markdown with the header that the Hub reads: the licence, and which files are which split.
@@ -23,7 +23,7 @@ def make_card(index: dict[str, Any], folder: str | Path) -> str:
     files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
     header = DatasetCardData(
         license=index["license"],
-        pretty_name=Path(folder).resolve().name,
+        pretty_name=name,
         task_categories=["object-detection", "video-classification"],
         tags=["video", "spatio-temporal-action-detection", "classquery"],
         configs=[{"config_name": "default", "data_files": files}],
@@ -39,9 +39,9 @@ def make_card(index: dict[str, Any], folder: str | Path) -> str:
             "\n## Read it\n",
             "```python",
             "from classquery.data import load_action_dataset, make_clips\n",
-            'rows = load_action_dataset("shards", "hf://datasets/USER/NAME", "train", streaming=True)',
+            f'rows = load_action_dataset("shards", "hf://datasets/{repo_id}", "train")',
             "```\n",
-            '`datasets.load_dataset("USER/NAME", streaming=True)` gives the rows: `video` holds an mp4 in `bytes`, '
+            f'`datasets.load_dataset("{repo_id}", streaming=True)` gives the rows: `video` holds an mp4 in `bytes`, '
             "whose first frame has the number `first_frame` in the original, and `clips` the annotations of clips of "
             "these frames.\n",
             "## Classes\n",

@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import io
 import json
+import math
 import os
 import threading
 import time
@@ -40,6 +41,8 @@ _FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADire
 # Some hundred kilobytes each.
 _MAX_FOOTERS = 16
 _FOOTER_TAIL = 8
+# A shard that is gone costs one wait, not one for each of its clips.
+_SECONDS_WITHOUT_ASKING = 60.0
 _MAGIC = b"PAR1"
 
 
@@ -68,6 +71,9 @@ class ShardStore:
         self.timeout_seconds = timeout_seconds
         self.max_attempts = max_attempts
         self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
+        self._failures: dict[str, tuple[float, Exception]] = {}
+        """By shards whose end could not be read: when, and why."""
+        self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -147,15 +153,35 @@ class ShardStore:
         footer = self._footer(path, num_bytes)
         start, end = row_range(footer, row)
         file = _Part(self._fetch(path, start, end), start, num_bytes)
-        shard = pq.ParquetFile(pa.PythonFile(file, "r"), metadata=footer, page_checksum_verification=True)
-        return shard.read_row_group(row).to_pylist()[0]
+        try:
+            shard = pq.ParquetFile(pa.PythonFile(file, "r"), metadata=footer, page_checksum_verification=True)
+            return shard.read_row_group(row).to_pylist()[0]
+        except OSError as error:  # pyarrow's: the row has been fetched.
+            raise ValueError(error) from error
 
     def _footer(self, path: str, num_bytes: int) -> pq.FileMetaData:
-        """Fetch what says where the rows of a shard are, if it is not there."""
+        """Return what says where the rows of a shard are: fetched once, and not for a while when that has failed."""
         with self._lock:
-            if path in self._footers:
-                self._footers.move_to_end(path)
-                return self._footers[path]
+            lock = self._locks.setdefault(path, threading.Lock())
+        with lock:
+            footer = self._footers.get(path)
+            if footer is not None:
+                return footer
+            failed_at, error = self._failures.get(path, (-math.inf, None))
+            if time.monotonic() - failed_at < _SECONDS_WITHOUT_ASKING:
+                raise error
+            try:
+                footer = self._fetch_footer(path, num_bytes)
+            except (*_STORE_ERRORS, *_CONTENT_ERRORS) as error:
+                self._failures[path] = time.monotonic(), error
+                raise
+        with self._lock:
+            self._footers[path] = footer
+            while len(self._footers) > _MAX_FOOTERS:
+                self._footers.popitem(last=False)
+        return footer
+
+    def _fetch_footer(self, path: str, num_bytes: int) -> pq.FileMetaData:
         tail = self._fetch(path, num_bytes - _FOOTER_TAIL, num_bytes)
         length = int.from_bytes(tail[:4], "little")
         if tail[4:] != _MAGIC or not 0 < length < num_bytes:
@@ -165,10 +191,6 @@ class ShardStore:
         found, expected = footer.schema.to_arrow_schema(), WINDOW_FEATURES.arrow_schema
         if not found.equals(expected):
             raise ValueError(f"its columns are {', '.join(found.names)}, not those of a shard")
-        with self._lock:
-            self._footers[path] = footer
-            while len(self._footers) > _MAX_FOOTERS:
-                self._footers.popitem(last=False)
         return footer
 
     def _fetch(self, path: str, start: int | None = None, end: int | None = None) -> bytes:

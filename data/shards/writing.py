@@ -117,7 +117,7 @@ def write_shards(
     index["splits"] = {split: _write_index(split, output_dir, records, rows[split]) for split in splits}
     write_json(output_dir / INDEX_FILE, index, indent=1)
     with replacing(output_dir / CARD_FILE) as partial_path:
-        partial_path.write_text(make_card(index, output_dir), encoding="utf-8")
+        partial_path.write_text(make_card(index, output_dir.resolve().name), encoding="utf-8")
     return [lost for split in splits for record in records.of(split) for lost in record["lost"]]
 
 
