@@ -6,6 +6,7 @@ CPU seconds and peak memory of one process each, alternating; the median of the 
 """
 
 import argparse
+import contextlib
 import json
 import resource
 import statistics
@@ -13,12 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from older_build import package_of
 
 
-ROOT = Path(__file__).resolve().parent.parent
 HEADER = "video,{},x1,y1,x2,y2,label,track_id\n"
 
 
@@ -28,54 +30,44 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=100)
     parser.add_argument("--kind", choices=("frame", "timestamp", "ava"), default="frame")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--old", metavar="COMMIT", help="commit to compare with, checked out into a temporary folder")
+    parser.add_argument("--old", metavar="COMMIT", help="commit to compare with, laid out in a temporary folder")
     parser.add_argument("--read", metavar="READER", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:
         print(json.dumps(_cost(options.read, options.folder, options.kind)))
         return
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "data"
-        _write(folder, options)
-        _compare(options, folder, Path(temporary) / "old")
+    with tempfile.TemporaryDirectory() as folder:
+        _write(Path(folder), options)
+        _compare(options, Path(folder))
 
 
-def _compare(options: argparse.Namespace, folder: Path, old: Path) -> None:
-    readers = {"pandas": ROOT, "now": ROOT}
-    if options.old:
-        subprocess.run(["git", "worktree", "add", "--detach", str(old), options.old], cwd=ROOT, check=True)
-        readers["old"] = old
-    try:
+def _compare(options: argparse.Namespace, folder: Path) -> None:
+    commits = {"pandas": "HEAD", "now": "HEAD"} | ({"old": options.old} if options.old else {})
+    with contextlib.ExitStack() as packages:
+        readers = {name: packages.enter_context(_data_package_of(commit)) for name, commit in commits.items()}
         runs = [
-            {name: _run(name, root, folder, options) for name, root in readers.items()} for _ in range(options.rounds)
+            {name: _run(name, site, folder, options) for name, site in readers.items()} for _ in range(options.rounds)
         ]
-    finally:
-        if options.old:
-            subprocess.run(["git", "worktree", "remove", "--force", str(old)], cwd=ROOT, check=True)
     costs = {name: statistics.median(run[name]["seconds"] for run in runs) for name in readers}
     for name, seconds in costs.items():
         memory = max(run[name]["megabytes"] for run in runs)
         print(f"{name:8} {seconds:8.2f} CPU s  {memory:7.0f} MB  {seconds / costs['pandas']:7.1f} x pandas")
 
 
-def _run(name: str, root: Path, folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Read in a process of its own, with the package of a checkout; imports do not count."""
+@contextlib.contextmanager
+def _data_package_of(commit: str) -> Iterator[Path]:
+    """Lay out the package of a commit, which imports nothing of the model."""
+    with package_of(commit) as site:
+        (site / "classquery" / "__init__.py").write_text("")
+        yield site
+
+
+def _run(name: str, site: Path, folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Read in a process of its own, with the package of a commit; imports do not count."""
     command = [sys.executable, __file__, "--read", name, "--folder", str(folder), "--kind", options.kind]
-    paths = {"PYTHONPATH": str(_package_of(root, folder.parent)), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    paths = {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     return json.loads(subprocess.run(command, env=paths, check=True, capture_output=True, text=True).stdout)
-
-
-def _package_of(root: Path, temporary: Path) -> Path:
-    """Return a folder from which a checkout is imported as `classquery`, without installing it."""
-    folder = temporary / f"package_{root.name}"
-    package = folder / "classquery"
-    if not package.is_dir():
-        package.mkdir(parents=True)
-        (package / "__init__.py").write_text("")
-        (package / "data").symlink_to(root / "data")
-        (package / "configuration").symlink_to(root / "configuration")
-    return folder
 
 
 def _write(folder: Path, options: argparse.Namespace) -> None:

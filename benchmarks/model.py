@@ -2,6 +2,7 @@
 
     python benchmarks/model.py [--sizes AVA UCF JHMDB demo] [--rounds 3] [--threads 1]
     python benchmarks/model.py --whole
+    python benchmarks/model.py --against aaa7d40 [--rounds 5]
 
 Each row is one part of the network at the sizes of a recipe, with random weights and inputs, as it is written down in
 tests/reference_forms.py and as it is computed, in turns in one process. Of UCF101-24 and JHMDB-21, decoders look at
@@ -12,6 +13,9 @@ that before it, results included.
 
 With `--whole`, an AVA model with ViT-B looks at a clip of 16x256x340 in both forms, and the table says where the time
 goes; a step of training the demo on a batch of random clips follows.
+
+With `--against COMMIT`, the clip and a batch of the demo run with the build of that commit and with this one in turns,
+one thread each: medians.
 """
 
 import argparse
@@ -26,6 +30,7 @@ from pathlib import Path
 
 import torch
 from measuring import SIZES, Cost, Stopwatch, cost_of, parts_of
+from older_build import compare
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -65,7 +70,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--whole", action="store_true", help="measure the whole network instead")
+    parser.add_argument("--against", metavar="COMMIT", help="compare with the build of an older commit instead")
     arguments = parser.parse_args()
+    if arguments.against:
+        compare(arguments.against, Path(__file__).parent / "network_cost.py", [], arguments.rounds)
+        return
     torch.set_num_threads(arguments.threads)
     if arguments.whole:
         measure_whole(arguments.rounds)

@@ -1,4 +1,4 @@
-"""An older commit of this repository as a package beside this one, measured in turns: `data.py --against COMMIT`."""
+"""An older commit of this repository as a package beside this one, measured in turns."""
 
 import contextlib
 import io

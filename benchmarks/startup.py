@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py [--against aaa7d40] [--rounds 5]
 
-Every command runs in a process of its own, in turns with the older commit, which is checked out into a temporary
-folder; the median counts. A bare `python -c pass` is the floor.
+Every command runs in a process of its own, in turns with the older commit; both builds are those of commits, laid out
+in temporary folders. The median counts. A bare `python -c pass` is the floor.
 """
 
 import argparse
@@ -12,24 +12,17 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from older_build import package_of
 
-ROOT = Path(__file__).parent.parent
+
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
     "import classquery": ["-c", "import classquery"],
     "python -m classquery.data --help": ["-m", "classquery.data", "--help"],
     "python -m classquery.data check --help": ["-m", "classquery.data", "check", "--help"],
-}
-# The layout of an installed package, as links: folder of the repository -> where it is imported from.
-PACKAGES = {
-    "modeling_classquery": ".",
-    "configuration": "configuration",
-    "data": "data",
-    "kernels/torch-ext/classquery_kernels": "kernels",
 }
 
 
@@ -39,26 +32,8 @@ def main() -> None:
     parser.add_argument("--against", default="aaa7d40", metavar="COMMIT")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        old = Path(folder) / "old"
-        subprocess.run(["git", "worktree", "add", "--detach", "-q", str(old), options.against], cwd=ROOT, check=True)
-        try:
-            _print_table(_installed(old, Path(folder) / "a"), _installed(ROOT, Path(folder) / "b"), options.rounds)
-        finally:
-            subprocess.run(["git", "worktree", "remove", "--force", str(old)], cwd=ROOT, check=True)
-
-
-def _installed(checkout: Path, site: Path) -> Path:
-    """Make a folder from which a checkout is imported."""
-    package = site / "classquery"
-    package.mkdir(parents=True)
-    for source, target in PACKAGES.items():
-        if target == ".":
-            for path in (checkout / source).iterdir():
-                (package / path.name).symlink_to(path)
-        else:
-            (package / target).symlink_to(checkout / source)
-    return site
+    with package_of(options.against) as old, package_of("HEAD") as new:
+        _print_table(old, new, options.rounds)
 
 
 def _print_table(old: Path, new: Path, rounds: int) -> None:
