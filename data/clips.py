@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from torchvision.ops import box_convert
 
-from classquery.data.annotations.schema import are_annotated, to_dataset
+from classquery.data.annotations.schema import are_annotated, shorten, to_dataset
 from classquery.data.video.frame_folder import frame_indices_at, read_frame_folder
 from classquery.data.video.reader import ClipReader, VideoReadError
 
@@ -578,7 +578,17 @@ class ClipCollator:
         Returns:
             `pixel_values` and `pixel_mask` as by the processor; `labels`, a list (`ClipLabels`) of dicts as the model
             takes them, with everything else that the clip holds besides (see `ClipLabel`).
+
+        Raises:
+            ValueError: If they are no clips.
         """
+        lacking = next((clip for clip in clips if "frames" not in clip), None)
+        if lacking is not None:
+            raise ValueError(
+                f"these are no clips of make_clips, they have no 'frames' but {shorten(list(lacking))}: rows of "
+                "annotations become clips by make_clips(rows, model.config), and a Trainer leaves the frames in with "
+                "TrainingArguments(remove_unused_columns=False)"
+            )
         inputs = self.processor([clip["frames"] for clip in clips])
         return {
             "pixel_values": inputs["pixel_values"],

@@ -19,6 +19,7 @@ def demo_checkpoint() -> str:
 
 # Imported when they are asked for: torch and transformers take seconds, which commands and data do without.
 _LAZY = {
+    "ActionDetectionTrainer": "engine.training.trainer",
     "ClassQueryCSNConfig": "configuration_classquery",
     "ClassQueryConfig": "configuration_classquery",
     "ClassQueryForVideoActionDetection": "modeling_classquery",
@@ -41,10 +42,11 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})
 
 
 __all__ = [
+    "ActionDetectionTrainer",
     "ClassQueryCSNConfig",
     "ClassQueryConfig",
     "ClassQueryForVideoActionDetection",

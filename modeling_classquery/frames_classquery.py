@@ -123,6 +123,11 @@ def open_video(video: Any, frames_per_second: float) -> VideoFrames:
         raise ValueError(f"a video is a path or link of a file, an array or a list of images, got {type(video)}")
     if not isinstance(video, str | os.PathLike):
         return _of_images(video, frames_per_second)
+    if os.path.isdir(video):
+        raise ValueError(
+            f"{os.fspath(video)!r} is a folder: the pipeline takes files, classquery.detect folders of videos or of "
+            "frames as well"
+        )
     if _HAS_READER:
         return _of_reader(os.fspath(video))
     if not os.path.isfile(video):

@@ -1,6 +1,7 @@
 """From frames to the tensors the model takes, and from its outputs back to boxes in the original frames."""
 
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -104,8 +105,14 @@ class ClassQueryVideoProcessor(SavedWithCode, BaseVideoProcessor):
             height, width), 1 on real pixels and 0 on padding.
 
         Raises:
-            ValueError: If the clips differ in their number of frames.
+            ValueError: If the clips differ in their number of frames, or are paths or links.
         """
+        path = _first_path(videos)
+        if path is not None:
+            raise ValueError(
+                f"a processor takes the frames of clips, got the path {str(path)[:100]!r}: give the file to "
+                'classquery.detect or pipeline("video-action-detection"), which choose its frames as in training'
+            )
         return super().preprocess(_channels_first(videos), **kwargs)
 
     def resize_frame(self, image: np.ndarray) -> torch.Tensor:
@@ -158,6 +165,35 @@ class ClassQueryVideoProcessor(SavedWithCode, BaseVideoProcessor):
         self.auto_map = {"AutoVideoProcessor": AUTO_MAP["AutoVideoProcessor"]}
         return super().save_pretrained(*args, **kwargs)
 
+    def post_process_object_detection(
+        self,
+        outputs,
+        threshold: float | None = None,
+        target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
+    ) -> list[dict[str, torch.Tensor]]:
+        """Turn outputs of the model into detections as other detectors of transformers give them.
+
+        Someone who does three things is detected three times, with the same box.
+
+        Args:
+            outputs: Output of [`ClassQueryForVideoActionDetection`].
+            threshold: Lowest score of an action, in [0, 1]; by default the `score_threshold` of the processor, for
+                actors whose confidence is at least its `actor_threshold`.
+            target_sizes: Height and width of the original frames of each clip; without it boxes stay in [0, 1].
+
+        Returns:
+            For each clip a dict of tensors, highest score first: `scores` (n,), `labels` (n,), ids of classes, and
+            `boxes` (n, 4), (x_min, y_min, x_max, y_max) in pixels of the original frame. Where the model detects in
+            several frames, also `frames` (n,), the number of each among them.
+
+        Raises:
+            ValueError: If the number of target sizes is not the number of clips.
+        """
+        actor_threshold = self.actor_threshold if threshold is None else 0.0
+        threshold = self.score_threshold if threshold is None else threshold
+        clips = self.post_process_action_detection(outputs, target_sizes)
+        return [_flat_detections(clip, threshold, actor_threshold) for clip in clips]
+
     def post_process_action_detection(
         self, outputs, target_sizes: list[tuple[int, int]] | torch.Tensor | None = None, threshold: float = 0.0
     ) -> list[list[dict[str, torch.Tensor]]]:
@@ -194,6 +230,36 @@ class ClassQueryVideoProcessor(SavedWithCode, BaseVideoProcessor):
             ]
             for clip in zip(boxes, scores, actor_scores, strict=True)
         ]
+
+
+def _flat_detections(
+    frames: list[dict[str, torch.Tensor]], threshold: float, actor_threshold: float
+) -> dict[str, torch.Tensor]:
+    """One detection for each action of each actor in the frames of a clip."""
+    found = []
+    for number, frame in enumerate(frames):
+        is_found = (frame["scores"] >= threshold) & (frame["actor_scores"] >= actor_threshold)[:, None]
+        actors, labels = is_found.nonzero(as_tuple=True)
+        found.append(
+            {
+                "scores": frame["scores"][actors, labels],
+                "labels": labels,
+                "boxes": frame["boxes"][actors],
+                "frames": torch.full_like(labels, number),
+            }
+        )
+    merged = {name: torch.cat([of_frame[name] for of_frame in found]) for name in found[0]}
+    order = merged["scores"].argsort(descending=True, stable=True)
+    if len(frames) == 1:
+        del merged["frames"]
+    return {name: tensor[order] for name, tensor in merged.items()}
+
+
+def _first_path(videos: Any) -> str | os.PathLike | None:
+    """The first path or link among clips."""
+    if isinstance(videos, str | os.PathLike):
+        return videos
+    return _first_path(videos[0]) if isinstance(videos, list | tuple) and videos else None
 
 
 def _is_number(value: Any) -> bool:

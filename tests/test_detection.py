@@ -1,13 +1,16 @@
 """Detection over whole videos: which frames the model sees, what is reported, and what happens to bad files."""
 
 import itertools
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from utils import tiny_config
@@ -430,3 +433,19 @@ def test_large_frames_are_reduced_as_they_come(model, processor, tmp_path):
 
     assert result.size == (2160, 3840)
     assert (result.boxes <= [3840, 2160, 3840, 2160]).all()
+
+
+def test_results_draw_and_save_themselves(model, processor, path, tmp_path):
+    result = next(detect(path, model, processor, **EVERYTHING))
+
+    picture = result.plot()
+    for name in ("frame.png", "frame.json", "frame.csv"):
+        result.save(tmp_path / name)
+
+    assert np.array_equal(np.asarray(picture), np.asarray(PIL.Image.open(tmp_path / "frame.png")))
+    assert json.loads((tmp_path / "frame.json").read_text()) == result.to_dict()
+    assert len((tmp_path / "frame.csv").read_text().splitlines()) == 1 + len(result.to_rows())
+    with pytest.raises(ValueError, match=r"saved as .csv, .json or a picture such as .png, got 'frame.mp4'"):
+        result.save(tmp_path / "frame.mp4")
+    with pytest.raises(ValueError, match="frames of camera 0 cannot be seen again"):
+        replace(result, video="camera 0").plot()

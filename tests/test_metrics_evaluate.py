@@ -11,14 +11,11 @@ from test_metrics_video import random_case as random_tubes
 from classquery.data import metrics
 
 
-FOLDER = Path(metrics.__file__).parent
-
-
 @pytest.fixture
 def load(monkeypatch, tmp_path):
     """Loads a module of our folder, with its cache in `tmp_path`."""
     monkeypatch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
-    return lambda name, **options: evaluate.load(str(FOLDER / name), cache_dir=str(tmp_path), **options)
+    return lambda name, **options: evaluate.load(metrics.module_path(name), cache_dir=str(tmp_path), **options)
 
 
 def by_frame(table, value_key):
@@ -127,3 +124,8 @@ def test_examples_of_the_modules_are_right(load, name):
     exec(body, names)
 
     assert eval(last, names) == 1.0
+
+
+def test_modules_are_found_by_name():
+    with pytest.raises(ValueError, match='"frame_map" or "video_map", got \'map\''):
+        metrics.module_path("map")

@@ -21,6 +21,7 @@ from classquery import (
 )
 from classquery.data.demo.movies import write_demo_movie
 from classquery.data.video.reader import ClipReader
+from classquery.frames_classquery import open_video
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -215,3 +216,8 @@ def test_models_of_other_types_are_refused():
 
     with pytest.raises(ValueError, match="of type 'classquery', got 'videomae'"):
         VideoActionDetectionPipeline(VideoMAEModel(config), video_processor=ClassQueryVideoProcessor())
+
+
+def test_folder_is_for_detect(tmp_path):
+    with pytest.raises(ValueError, match="is a folder: the pipeline takes files, classquery.detect"):
+        open_video(tmp_path, 30.0)

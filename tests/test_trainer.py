@@ -10,8 +10,9 @@ from transformers import Trainer, TrainingArguments
 from transformers.training_args import ParallelMode
 from utils import tiny_config
 
-from classquery import ClassQueryForVideoActionDetection
+from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
 from classquery.configuration.arguments import OptimizationArguments
+from classquery.data import load_action_dataset, make_clips
 from classquery.data.clips import ClipCollator
 from classquery.engine.training.evaluation import FrameScorer
 from classquery.engine.training.monitoring import DivergenceError
@@ -57,9 +58,11 @@ def test_groups_and_schedule_of_the_recipe_are_used(trainer):
 
 
 def test_total_batch_size_sets_the_accumulation(trainer):
-    arguments = [trainer.model, trainer.args]
+    optimization = OptimizationArguments(total_batch_size=8)
 
-    total = ActionDetectionTrainer(*arguments, optimization=OptimizationArguments(total_batch_size=8))
+    total = ActionDetectionTrainer(
+        trainer.model, trainer.args, optimization=optimization, processing_class=trainer.processing_class
+    )
 
     assert total.args.gradient_accumulation_steps == 4
 
@@ -271,8 +274,40 @@ def test_batch_norm_is_not_synchronised_on_cpu(tmp_path, monkeypatch):
         model,
         TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
         optimization=OptimizationArguments(sync_batch_norm=True),
+        processing_class=ClassQueryVideoProcessor(),
     )
 
     kinds = {type(module) for module in model.modules()}
     assert torch.nn.BatchNorm3d in kinds
     assert torch.nn.SyncBatchNorm not in kinds
+
+
+def test_trainer_brings_its_collator_and_keeps_the_frames(demo_dir, tmp_path):
+    """With the TrainingArguments of somebody who has read nothing, which leave frames out."""
+    given = tiny_trainer(demo_dir, tmp_path)
+    arguments = {"max_steps": 1, "per_device_train_batch_size": 2, "report_to": "none", "use_cpu": True}
+    clips = make_clips(load_action_dataset("ava", demo_dir, "train"), given.model.config)
+
+    trainer = ActionDetectionTrainer(
+        given.model,
+        TrainingArguments(output_dir=str(tmp_path), save_strategy="no", **arguments),
+        train_dataset=clips,
+        processing_class=given.processing_class,
+    )
+
+    assert len(clips) == len(given.train_dataset)
+    assert np.isfinite(trainer.train().metrics["train_loss"])
+
+
+def test_annotations_instead_of_clips_are_refused(demo_dir, tmp_path):
+    given = tiny_trainer(demo_dir, tmp_path)
+    rows = load_action_dataset("ava", demo_dir, "train")
+
+    with pytest.raises(ValueError, match=r"`train_dataset` holds annotations.*make_clips\(rows, model.config\)"):
+        ActionDetectionTrainer(given.model, given.args, train_dataset=rows, processing_class=given.processing_class)
+    with pytest.raises(ValueError, match="must be the video processor.*got NoneType"):
+        ActionDetectionTrainer(given.model, given.args, train_dataset=given.train_dataset)
+    with pytest.raises(ValueError, match="remove_unused_columns=False"):
+        ClipCollator(given.processing_class)([{"labels": 1}])
+    with pytest.raises(TypeError, match="needs num_labels, num_frames, frame_stride, frames_per_second"):
+        make_clips(rows)

@@ -1,5 +1,7 @@
 """The video processor: sizes, padding, and boxes back in the original frames."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -136,3 +138,46 @@ def test_frame_alone_is_resized_like_a_clip_in_any_layout(size):
     assert torch.equal(processor(clip, **options)["pixel_values"][0], expected)
     clip.flags.writeable = False
     assert torch.equal(torch.stack([processor.resize_frame(image) for image in clip]), expected)
+
+
+@pytest.mark.parametrize("num_frames", [1, 3])
+def test_object_detections_are_one_for_each_action_of_an_actor(num_frames):
+    outputs, processor = random_outputs(2, num_frames), ClassQueryVideoProcessor()
+    sizes = [(100, 200), (50, 40)]
+
+    clips = processor.post_process_object_detection(outputs, threshold=0.6, target_sizes=sizes)
+
+    for clip, frames in zip(clips, processor.post_process_action_detection(outputs, sizes), strict=True):
+        expected = [
+            (score.item(), label, number, tuple(box.tolist()))
+            for number, frame in enumerate(frames)
+            for box, scores in zip(frame["boxes"], frame["scores"], strict=True)
+            for label, score in enumerate(scores)
+            if score >= 0.6
+        ]
+        numbers = clip.get("frames", torch.zeros_like(clip["labels"]))
+        found = [
+            clip["scores"].tolist(),
+            clip["labels"].tolist(),
+            numbers.tolist(),
+            map(tuple, clip["boxes"].tolist()),
+        ]
+        assert expected
+        assert sorted(zip(*found, strict=True)) == sorted(expected)
+        assert clip["scores"].tolist() == sorted(clip["scores"].tolist(), reverse=True)
+        assert ("frames" in clip) == (num_frames > 1)
+
+
+def test_object_detections_go_by_the_saved_thresholds():
+    outputs = random_outputs(1, 1)
+    (everything,) = ClassQueryVideoProcessor().post_process_object_detection(outputs, threshold=0.0)
+    (sure,) = ClassQueryVideoProcessor(score_threshold=0.7, actor_threshold=0.5).post_process_object_detection(outputs)
+
+    assert len(sure["scores"]) < len(everything["scores"])
+    assert sure["scores"].min() >= 0.7
+
+
+@pytest.mark.parametrize("video", ["video.mp4", ["a.mp4", "b.mp4"], Path("video.mp4")])
+def test_paths_are_no_clips(video):
+    with pytest.raises(ValueError, match="takes the frames of clips.*classquery.detect"):
+        ClassQueryVideoProcessor()(video)

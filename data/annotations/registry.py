@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from datasets import Dataset, IterableDataset
 
@@ -238,13 +238,24 @@ def load_action_dataset(
     return rows.to_iterable_dataset(max(1, min(num_shards, len(rows))))
 
 
+class ClipConfig(Protocol):
+    """What the configuration of a model says about its clips."""
+
+    num_labels: int
+    num_frames: int
+    frame_stride: int
+    frames_per_second: float
+    output_frames: Literal["keyframe", "all"]
+
+
 def make_clips(
     rows: Dataset | IterableDataset | Shards,
+    config: ClipConfig | None = None,
     *,
-    num_labels: int,
-    num_frames: int,
-    frame_stride: int,
-    frames_per_second: float,
+    num_labels: int | None = None,
+    num_frames: int | None = None,
+    frame_stride: int | None = None,
+    frames_per_second: float | None = None,
     tiling: Literal["complete", "released"] = "complete",
     output_frames: Literal["keyframe", "all"] | None = None,
     keyframes_per_second: float = 1.0,
@@ -255,6 +266,7 @@ def make_clips(
 
     Args:
         rows: The annotations.
+        config: That of the model, from which what follows is taken unless it is given.
         num_labels: Number of classes.
         num_frames: Frames of a clip.
         frame_stride, frames_per_second: Their distance around keyframes; clips of tubes take every frame.
@@ -265,9 +277,19 @@ def make_clips(
         options: `transform`, `seed`, `reader` and `on_error`.
 
     Raises:
+        TypeError: If there is neither a configuration nor a value.
         ValueError: If a stride is asked for where every frame belongs to a clip, if there are no tubes for a model of
             all frames, or if tubes that are streamed would have to become keyframes.
     """
+    output_frames = output_frames or (config.output_frames if config else None)
+    sampling = _sampling(
+        config,
+        num_labels=num_labels,
+        num_frames=num_frames,
+        frame_stride=frame_stride,
+        frames_per_second=frames_per_second,
+    )
+    frame_stride, frames_per_second = sampling.pop("frame_stride"), sampling.pop("frames_per_second")
     have_tubes = _have_tubes(rows)
     is_stream = not isinstance(rows, Dataset)
     if output_frames == "all" and not have_tubes:
@@ -277,7 +299,7 @@ def make_clips(
             raise ValueError("tubes that are streamed cannot become keyframes: leave streaming out")
         rows, have_tubes = keyframes_of_tubes(rows, keyframes_per_second, reader=options.get("reader")), False
     own_rows = to_dataset([]) if is_stream else rows
-    options |= {"num_labels": num_labels, "num_frames": num_frames}
+    options |= sampling
     if not have_tubes:
         clips = KeyframeClips(own_rows, frame_stride=frame_stride, frames_per_second=frames_per_second, **options)
     elif frame_stride != 1:
@@ -294,3 +316,12 @@ def _have_tubes(rows: Dataset | IterableDataset | Shards) -> bool:
         return rows.has_tubes
     first = next(iter(rows), None)
     return first is not None and first["video_seconds"] is None
+
+
+def _sampling(config: ClipConfig | None, **given: Any) -> dict[str, Any]:
+    """The values that are given, and those of the configuration for the others."""
+    values = {name: getattr(config, name, None) if value is None else value for name, value in given.items()}
+    missing = [name for name, value in values.items() if value is None]
+    if missing:
+        raise TypeError(f"make_clips needs {', '.join(missing)}: give make_clips(rows, model.config), or these")
+    return values

@@ -1,9 +1,26 @@
 """How good are detections? Frame mAP and video mAP, what they are made of, and what costs them."""
 
+from pathlib import Path
+
 from classquery.data.metrics.analysis import analyze
 from classquery.data.metrics.frame import ava_label_ids, frame_map
 from classquery.data.metrics.linking import link_best_paths, link_greedily, tube_iou
 from classquery.data.metrics.video import tube_map, video_map
+
+
+def module_path(name: str) -> str:
+    """Folder of a module of HF `evaluate`, for `evaluate.load(module_path("frame_map"))`, wherever this is installed.
+
+    Args:
+        name: "frame_map" or "video_map".
+
+    Raises:
+        ValueError: If there is no such module.
+    """
+    folder = Path(__file__).parent / name
+    if name not in ("frame_map", "video_map"):
+        raise ValueError(f'a module of evaluate is "frame_map" or "video_map", got {name!r}')
+    return str(folder)
 
 
 __all__ = [
@@ -12,6 +29,7 @@ __all__ = [
     "frame_map",
     "link_best_paths",
     "link_greedily",
+    "module_path",
     "tube_iou",
     "tube_map",
     "video_map",

@@ -1,4 +1,4 @@
-"""Frame mAP as a module of HF `evaluate`: `evaluate.load("data/metrics/frame_map")`.
+"""Frame mAP as a module of HF `evaluate`: `evaluate.load(module_path("frame_map"))`.
 
 The numbers are those of `classquery.data.metrics.frame_map`, which has to be installed.
 """
@@ -27,7 +27,8 @@ Returns:
     `frame_map_50`, named after the threshold in percent, and `ap_per_label`, with NaN for labels without ground truth.
 
 Examples:
-    >>> frame_map = evaluate.load("data/metrics/frame_map")
+    >>> from classquery.data.metrics import module_path
+    >>> frame_map = evaluate.load(module_path("frame_map"))
     >>> boxes = [[10.0, 10.0, 50.0, 90.0]]
     >>> frame_map.add(
     ...     prediction={"frame": "v_0902", "boxes": boxes, "scores": [[0.9, 0.2]]},
@@ -52,7 +53,7 @@ class FrameMap(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         numbers = datasets.List(datasets.List(datasets.Value("float64")))
-        flags = datasets.List(datasets.List(datasets.Value("int8")))
+        flags = datasets.List(datasets.List(datasets.Value("int64")))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,

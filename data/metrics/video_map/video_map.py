@@ -1,4 +1,4 @@
-"""Video mAP as a module of HF `evaluate`: `evaluate.load("data/metrics/video_map")`.
+"""Video mAP as a module of HF `evaluate`: `evaluate.load(module_path("video_map"))`.
 
 The numbers are those of `classquery.data.metrics.video_map`, which has to be installed.
 """
@@ -30,7 +30,8 @@ Returns:
     `video_map_20`, named after the threshold in percent, one for each; `ap_per_label`; and the linked `tubes`.
 
 Examples:
-    >>> video_map = evaluate.load("data/metrics/video_map")
+    >>> from classquery.data.metrics import module_path
+    >>> video_map = evaluate.load(module_path("video_map"))
     >>> boxes = [[10.0, 10.0, 50.0, 90.0], [12.0, 10.0, 52.0, 90.0]]
     >>> video_map.add(
     ...     prediction={"video": "v", "frames": [7, 8], "boxes": boxes, "scores": [[0.9], [0.8]], "actor": []},

@@ -1,18 +1,27 @@
 """What is detected: actors in a frame with their actions, as objects, arrays, tables and what supervision takes."""
 
+import importlib
 import importlib.util
+import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import PIL.Image
 
+from classquery.data.video.frame_folder import read_frame_folder
+from classquery.data.video.reader import ClipReader
+from classquery.data.whole_files import replacing
 from classquery.detection_classquery import ActorDetection, DetectedFrame
 
 
 if TYPE_CHECKING:
     import pandas
     import supervision
+    from PIL import Image
 
 __all__ = ["ROW_COLUMNS", "ActorDetection", "FrameDetections", "to_dataframe"]
 
@@ -78,6 +87,45 @@ class FrameDetections(DetectedFrame):
             for label, score in actor.actions
         ]
 
+    def plot(self, image: "Image.Image | None" = None, **options: Any) -> "Image.Image":
+        """Draw the actors, their actions and scores into the frame.
+
+        Args:
+            image: The frame; by default it is read from the file of the video once more.
+            options: Of `classquery.engine.detection.drawing.draw_keyframe`, as `attention_label`.
+
+        Raises:
+            ValueError: If the video is no file and no image is given.
+            VideoReadError: If the frame cannot be read any more.
+        """
+        draw = importlib.import_module("classquery.engine.detection.drawing").draw_keyframe
+        return draw(self._image() if image is None else image, self, **options)
+
+    def save(self, path: str | os.PathLike[str], **options: Any) -> None:
+        """Write the detections: as a table for `.csv`, as `to_dict` for `.json`, otherwise as a picture.
+
+        Args:
+            path: The file.
+            options: Of `plot`, for pictures.
+
+        Raises:
+            ValueError: As `plot`, or if there are no pictures of this kind.
+        """
+        path = Path(path)
+        with replacing(path) as partial_path:
+            if path.suffix == ".json":
+                partial_path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False), encoding="utf-8")
+            elif path.suffix == ".csv":
+                self.to_dataframe().to_csv(partial_path, index=False)
+            else:
+                self.plot(**options).save(partial_path, format=_picture_format(path))
+
+    def _image(self) -> "Image.Image":
+        if self.video is None or not os.path.exists(self.video):
+            raise ValueError(f"the frames of {self.video} cannot be seen again: give the image, plot(image)")
+        read = read_frame_folder if os.path.isdir(self.video) else ClipReader().read
+        return PIL.Image.fromarray(read(self.video, [self.frame_index])[0])
+
     def to_dataframe(self) -> "pandas.DataFrame":
         """Return `to_rows` as a table; see `to_dataframe` for many frames.
 
@@ -131,6 +179,13 @@ def _ragged(rows: list[list]) -> np.ndarray:
     array = np.empty(len(rows), dtype=object)
     array[:] = rows
     return array
+
+
+def _picture_format(path: Path) -> str:
+    formats = PIL.Image.registered_extensions()
+    if path.suffix.lower() not in formats:
+        raise ValueError(f"detections are saved as .csv, .json or a picture such as .png, got {path.name[:100]!r}")
+    return formats[path.suffix.lower()]
 
 
 def _require(package: str, command: str) -> None:

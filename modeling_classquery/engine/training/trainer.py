@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from accelerate.data_loader import BatchSamplerShard
@@ -15,8 +16,9 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.training_args import ParallelMode
 
-from classquery import ClassQueryForVideoActionDetection
+from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
 from classquery.configuration.arguments import OptimizationArguments
+from classquery.data.clips import ClipCollator
 from classquery.data.whole_files import write_json
 from classquery.engine.training.collation import LabelCollator
 from classquery.engine.training.ema import AveragingTrainer
@@ -46,7 +48,8 @@ from classquery.loss_classquery import LOSS_COUNTS, action_detection_loss, loss_
 class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTrainer, SavingTrainer):
     """Trainer for detection labels, which are lists of dicts of different lengths.
 
-    `processing_class` must be the video processor; `scorer` turns the records of an evaluation into metrics, by
+    `processing_class` must be the video processor, with which batches are made unless a `data_collator` is given; the
+    data sets are clips of `classquery.data.make_clips`. `scorer` turns the records of an evaluation into metrics, by
     default the frame mAP over all labels; `optimization` adds the parameter groups and the schedule of the published
     recipe. Logs every loss term beside the total. Evaluation gathers one record per clip over all processes; clips
     that a sampler repeated to fill a batch are dropped by their id.
@@ -72,6 +75,10 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
             )
         # Two reads of the device in every pass, to hide what the monitor stops at.
         args.logging_nan_inf_filter = False
+        # The frames of a clip are in no signature: the collator makes `pixel_values` of them.
+        args.remove_unused_columns = False
+        _refuse_annotations(kwargs)
+        kwargs["data_collator"] = kwargs.get("data_collator") or _collator(kwargs.get("processing_class"))
         super().__init__(model, args, **kwargs)
         self.data_collator = LabelCollator(self.data_collator)
         self.scorer = scorer or FrameScorer(self.model.config.id2label)
@@ -268,3 +275,22 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
         if not self.is_in_train and (self.args.fp16_full_eval or self.args.bf16_full_eval):
             model = model.to(torch.float16 if self.args.fp16_full_eval else torch.bfloat16)
         return model.eval()
+
+
+def _refuse_annotations(arguments: dict[str, Any]) -> None:
+    """Find out before the first batch that annotations were given where clips are meant."""
+    for name in ("train_dataset", "eval_dataset"):
+        given = arguments.get(name)
+        if isinstance(given, datasets.Dataset | datasets.IterableDataset):
+            raise ValueError(
+                f"`{name}` holds annotations, not clips: give make_clips(rows, model.config) of classquery.data"
+            )
+
+
+def _collator(processing_class: Any) -> ClipCollator:
+    if not isinstance(processing_class, ClassQueryVideoProcessor):
+        raise ValueError(
+            "`processing_class` must be the video processor of the model, as load_detector returns it, got "
+            f"{type(processing_class).__name__}; it makes batches of clips"
+        )
+    return ClipCollator(processing_class)
