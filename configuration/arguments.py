@@ -75,9 +75,12 @@ class DataArguments:
             "Evaluation always stops."
         },
     )
-    resize_shortest_edge: int = field(
+    resize_shortest_edge: int | None = field(
         default=288,
-        metadata={"help": "Short side in pixels of training clips before the random crop to the processor's size."},
+        metadata={
+            "help": "Short side in pixels of training clips before the random crop to the processor's size; an eighth "
+            "more than that if none is given."
+        },
     )
     max_resize_shortest_edge: int | None = field(
         default=None, metadata={"help": "If given, the short side is drawn between --resize_shortest_edge and this."}
@@ -120,9 +123,9 @@ class DataArguments:
     def __post_init__(self) -> None:
         require_argument(self, "fold", self.fold in (0, 1, 2), "0, 1 or 2")
         shortest = self.resize_shortest_edge
-        require_argument(self, "resize_shortest_edge", shortest >= 1, "at least 1")
+        require_argument(self, "resize_shortest_edge", shortest is None or shortest >= 1, "at least 1")
         if self.max_resize_shortest_edge is not None:
-            is_range = self.max_resize_shortest_edge >= shortest
+            is_range = shortest is not None and self.max_resize_shortest_edge >= shortest
             require_argument(self, "max_resize_shortest_edge", is_range, f"at least --resize_shortest_edge {shortest}")
         is_part = 0 <= self.validation_fraction < 1
         require_argument(self, "validation_fraction", is_part, "at least 0 and below 1")

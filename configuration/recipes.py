@@ -158,7 +158,8 @@ def _check_sections(path: Path, content: Mapping[str, Any]) -> None:
 def _check_values(where: str, values: Mapping[str, Any], kind: type) -> None:
     """Refuse keys and values that the annotations of a class do not allow."""
     if dataclasses.is_dataclass(kind):
-        hints = {field.name: field.type for field in dataclasses.fields(kind)}
+        # HfArgumentParser takes None out of the types of the fields, but not out of the annotations.
+        hints = {field.name: kind.__annotations__.get(field.name, field.type) for field in dataclasses.fields(kind)}
     else:
         hints = kind.__annotations__
     _refuse_unknown(where, values, hints)

@@ -218,7 +218,7 @@ def test_custom_keyframes_then_cvat_tracks_with_other_classes(recipe, two_movies
         *common,
     )
     second = run_here(
-        *(tmp_path / "two", "--recipe", recipe, "--data_dir", tracks, "--classes", "replace"),
+        *(tmp_path / "two", "--data_dir", tracks, "--classes", "replace", "--num_train_epochs", "1"),
         *("--model_name_or_path", tmp_path / "one", "--keyframes_per_second", "5", *common),
     )
     tubes = json.loads(recipe.read_text())

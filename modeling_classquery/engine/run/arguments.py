@@ -10,7 +10,13 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    recipe: str = field(default="demo", metadata={"help": "Name of a recipe, or a JSON file."})
+    recipe: str = field(
+        default="demo",
+        metadata={
+            "help": "Name of a recipe, or a JSON file. By default that of a demo set, and `finetune` for a trained "
+            "model that is trained on other data."
+        },
+    )
     model_name_or_path: str | None = field(
         default=None,
         metadata={

@@ -75,7 +75,7 @@ def _prepare(options: Options) -> tuple[ClassQueryForVideoActionDetection, Class
             "optimization": options.optimization,
             "training": training_args,
         }
-        logger.info(f"recipe {recipe.name}\n{recipe.table(used)}")
+        logger.info(f"recipe {recipe.name}{options.reason}\n{recipe.table(used)}")
         train_and_evaluate(model, processor, data_dir, options)
     return model, processor
 

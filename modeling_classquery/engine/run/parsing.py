@@ -12,6 +12,7 @@ from classquery.configuration.arguments import OptimizationArguments
 from classquery.data.annotations.schema import closest
 from classquery.engine.detection.arguments import PredictionArguments
 from classquery.engine.run.arguments import ModelArguments
+from classquery.engine.run.choosing import choose_recipe
 from classquery.engine.run.tasks import Task
 
 
@@ -27,6 +28,7 @@ class Options(NamedTuple):
     prediction: PredictionArguments
     training: TrainingArguments
     recipe: Recipe
+    reason: str = ""  # Why that recipe, if nobody asked for it.
 
 
 def make_parser(task: Task) -> HfArgumentParser:
@@ -54,8 +56,9 @@ def parse_arguments(arguments: Sequence[str], task: Task) -> Options:
     parser = make_parser(task)
     arguments = _with_values(arguments, parser)
     known = _find(arguments, task.defaults)
-    recipe = load_recipe(known.recipe or ModelArguments.recipe)
-    parser.set_defaults(**recipe.data, **recipe.optimization, **recipe.training)
+    choice = choose_recipe(known.recipe, known.dataset, known.model_name_or_path, known.do_train)
+    recipe = load_recipe(choice.recipe)
+    parser.set_defaults(recipe=choice.recipe, **recipe.data, **recipe.optimization, **recipe.training)
     parser.set_defaults(**task.defaults)
     if not known.do_train:
         # Otherwise TrainingArguments takes evaluation during training for --do_eval.
@@ -64,7 +67,7 @@ def parse_arguments(arguments: Sequence[str], task: Task) -> Options:
         # How to detect with a trained model is saved with it.
         parser.set_defaults(keyframes_per_second=None, score_threshold=None, actor_threshold=None)
     *parts, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    options = Options(*parts, recipe)
+    options = Options(*parts, recipe, choice.reason)
     options.prediction.videos += _videos_among(rest, task, parser)
     if not (options.training.do_train or options.training.do_eval) and not options.model.model_name_or_path:
         options.model.model_name_or_path = "demo"
@@ -78,6 +81,7 @@ def _find(arguments: Sequence[str], defaults: dict[str, Any]) -> argparse.Namesp
     """What decides about the defaults of all other options."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--recipe")
+    finder.add_argument("--dataset")
     finder.add_argument("--model_name_or_path", "--model-name-or-path", "--model")
     do_train = defaults.get("do_train", False)
     finder.add_argument("--do_train", "--do-train", nargs="?", const=True, default=do_train, type=string_to_bool)

@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 # Of annotations that are streamed: the more there are, the better they are shuffled.
 SHARDS_PER_WORKER = 8
+# Of the short side of training clips before the crop, as in the published recipes (288 to 256 pixels).
+DEFAULT_ENLARGEMENT = 9 / 8
 
 
 def prepare_data(data_args: DataArguments, training_args: TrainingArguments) -> Path:
@@ -90,7 +92,7 @@ def train_and_evaluate(
     data, training_args = options.data, options.training
     size = processor.size["shortest_edge"]
     transform = ClipTransform(
-        data.resize_shortest_edge,
+        data.resize_shortest_edge or round(size * DEFAULT_ENLARGEMENT),
         size,
         flip_probability=data.flip_probability,
         max_resize_shortest_edge=data.max_resize_shortest_edge,
