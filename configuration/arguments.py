@@ -57,6 +57,13 @@ class DataArguments:
             "validation_split.json."
         },
     )
+    novel_classes: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Classes that training does not see and evaluation reports by themselves: names, a file, "
+            "jhmdb_1 to jhmdb_4, or seed:0:75 for all but 75 percent of them."
+        },
+    )
     streaming: bool = field(
         default=False,
         metadata={"help": "Stream the annotations, each worker a part, instead of looking each up at random."},

@@ -138,6 +138,11 @@ class TextEncoder:
             raise TextError(f"the text encoder {name!r} lacks {len(missing)} of its weights, as {missing[0]}")
         return cls(model, tokenizer, name, getattr(model.config, "_commit_hash", None) or revision)
 
+    @property
+    def width(self) -> int:
+        """Width of the embeddings."""
+        return self(["a"]).shape[1]
+
     @torch.no_grad()
     def __call__(self, sentences: list[str]) -> torch.Tensor:
         """Encode.

@@ -12,10 +12,12 @@ import av
 import pytest
 import torch
 from safetensors.torch import load_file
+from text_towers import save_tower
 from tiny_training import tiny_trainer
 from utils import tiny_config
 
 from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
+from classquery.data.annotations.registry import load_action_labels
 from classquery.data.demo.movies import write_demo_movie
 from classquery.data.demo.tubes import write_demo_tubes
 from classquery.data.video.reader import VideoReadError
@@ -167,6 +169,7 @@ def test_trained_model_is_evaluated_to_the_same_metrics(trained, demo_dir, recip
         (["--do_predict", "--model_name_or_path", "demo", "--attention", "wlak"], "walk"),
         (["--dataset", "ava", "--data_dir", ".", "--do_eval", "--use_cpu", "--bf16"], "need a GPU"),
         (["--do_predict", "--model_name_or_path", "demo", "--vid", "x.mp4"], "--vid"),
+        (["--do_predict", "--classes_text", "a person waves"], "learned a query for each of its classes"),
         (["--do_predict", "--model_name_or_path", "demo", "--keyframes_per_second", "0"], "keyframes_per_second"),
     ],
 )
@@ -183,6 +186,7 @@ def test_wrong_arguments_raise_what_the_script_shows(arguments, message, tmp_pat
         (["--do_train", "--model_name_or_path", "demo", "--backbone_checkpoint", "x.pth"], "start a new model"),
         (["--do_train", "--classes", "add"], "change a trained model"),
         (["--do_train", "--lora_rank", "2"], "change a trained model"),
+        (["--do_train", "--classes_text", "a person waves"], "is for detection"),
         (
             ["--do_train", "--model_name_or_path", "demo", "--lora_rank", "2", "--freeze", "backbone"],
             "leave --freeze out",
@@ -288,6 +292,34 @@ def test_classes_are_added_to_a_trained_model_and_trained_alone(trained, demo_di
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"model.decoder.class_queries"}
     torch.testing.assert_close(after["model.decoder.class_queries"][:8], before["model.decoder.class_queries"])
+
+
+def test_classes_in_words_are_trained_without_some_and_detect_others(demo_dir, recipe, tmp_path):
+    labels = load_action_labels("ava", demo_dir).values()
+    (tmp_path / "words.json").write_text(json.dumps({label: f"a person {label}s" for label in labels}))
+    tower, novel = save_tower(tmp_path / "tower"), list(labels)[1]
+    video = write_demo_movie(tmp_path, "validation", 0, seconds_per_movie=2)
+    new = ("--class_descriptions", tmp_path / "words.json", "--text_encoder", tower, "--novel_classes", novel)
+
+    results = run_here(tmp_path / "out", "--recipe", recipe, "--data_dir", demo_dir, "--do_train", "--do_eval", *new)
+
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["untrained_classes"] == [novel]
+    assert config["text_encoder"] == tower
+    scores = [results[f"eval_frame_map_50_{part}"] for part in ("base", "novel", "harmonic")]
+    assert scores[1] == results[f"eval_frame_ap_50/{novel}"]
+    assert novel in (tmp_path / "out" / "README.md").read_text().partition("## Limits")[2]
+
+    detecting = ("--model_name_or_path", tmp_path / "out", "--do_predict", "--videos", video, "--class_chunk", "1")
+    thresholds = ("--actor_threshold", "0", "--score_threshold", "0")
+    sentences = ("--classes_text", next(iter(labels)), "a person sits down")
+    arguments = map(str, [*detecting, *thresholds, *sentences, "--output_dir", tmp_path / "out"])
+    assert run([*arguments, "--disable_tqdm", "True"], SCRIPT_TASK) == 0
+
+    detections = json.loads(next((tmp_path / "out" / "predictions").glob("*/detections.json")).read_text())
+    assert detections["untrained_classes"] == ["a person sits down"]
+    found = {action["label"] for frame in detections["keyframes"] for a in frame["actors"] for action in a["actions"]}
+    assert found == {next(iter(labels)), "a person sits down"}
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from classquery import (
 from classquery.configuration_classquery import CORRECTED
 from classquery.engine.checkpoint import load_detector
 from classquery.engine.export import ExportOptions, export_detector
-from classquery.engine.training.fine_tuning import TrainLowRankUpdates
+from classquery.engine.training.fine_tuning import TrainLowRankUpdates, TrainNewClassesOnly, change_classes
 from classquery.model_card_classquery import make_model_card
 from classquery.text_classquery import TextEncoder, TextError, read_descriptions
 
@@ -304,6 +304,29 @@ def test_a_model_without_words_says_so():
 def test_configurations_that_cannot_be_are_refused(values, message):
     with pytest.raises(Exception, match=message):
         ClassQueryConfig(**values)
+
+
+def test_classes_of_other_data_are_described(encoder):
+    model = text_model(encoder, class_residual=True)
+    words = {"jump": "a person jumps"}
+
+    larger = change_classes(model, [*WORDS, "jump"], "add", words, encoder)
+    other = change_classes(model, ["jump", "wave"], "replace", words, encoder)
+
+    assert labels_of(model) == list(WORDS)
+    assert (larger.config.class_groups, other.config.class_groups) == ([3, 1], None)
+    assert labels_of(other) == ["jump", "wave"]
+    torch.testing.assert_close(detect(larger).logits[..., :3], detect(model).logits, rtol=0, atol=1e-5)
+    with pytest.raises(TextError, match="1 classes have no words, as 'jump'"):
+        change_classes(model, [*WORDS, "jump"], "add")
+    renamed = change_classes(model, ["Wave", "walk", "run"], "same")
+    assert renamed.config.class_descriptions["Wave"] == ["a person waves"]
+    assert TrainNewClassesOnly(larger, num_old=3).parameters.keys() == {
+        "model.decoder.text_queries.residual",
+        "text_readout.residual",
+    }
+    with pytest.raises(ValueError, match="nothing for each class to be trained"):
+        TrainNewClassesOnly(text_model(encoder), num_old=3)
 
 
 def test_long_sentences_are_cut_with_a_warning(encoder, caplog):

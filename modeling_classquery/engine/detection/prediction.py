@@ -379,14 +379,14 @@ def _write_files(
     folder: Path, source: VideoSource, name: VideoName, frames: Sequence[FrameDetections], work: _Work
 ) -> int | None:
     """Write everything that can be read by programs, and return the number of people, if they are linked."""
-    video = VideoFacts.of(source)
+    video, config = VideoFacts.of(source), work.detector.model.config
     write_csv(folder / TABLE_FILE, frames, name)
     if not work.arguments.tubes:
-        write_detections(folder / "detections.json", video, frames)
+        write_detections(folder / "detections.json", video, frames, untrained_classes=config.untrained_classes)
         return None
     people = list_people(frames, end_seconds=source.duration_seconds)
-    label_ids = {name: label_id for label_id, name in work.detector.model.config.id2label.items()}
-    write_detections(folder / "detections.json", video, frames, people)
+    label_ids = {name: label_id for label_id, name in config.id2label.items()}
+    write_detections(folder / "detections.json", video, frames, people, config.untrained_classes)
     write_timeline(folder / "timeline.csv", people)
     write_ava(folder / "ava.csv", frames, label_ids, name)
     write_for_correction(folder, video, people, label_ids, name, people_only=work.arguments.people_only)

@@ -55,10 +55,11 @@ def write_detections(
     video: VideoFacts,
     frames: Iterable[FrameDetections],
     people: Sequence[Person] | None = None,
+    untrained_classes: Sequence[str] | None = None,
 ) -> None:
     """Write the detections of a video as JSON; a file that is there is replaced when all is written, or kept.
 
-    The attention is not written.
+    The attention is not written; classes that are known by their words only, and were never trained, are named.
     """
     content = {
         "video": video.path,
@@ -66,6 +67,7 @@ def write_detections(
         "num_frames": video.num_frames,
         "height": video.height,
         "width": video.width,
+        **({"untrained_classes": list(untrained_classes)} if untrained_classes else {}),
         "keyframes": [frame.to_dict() for frame in frames],
     }
     if people is not None:

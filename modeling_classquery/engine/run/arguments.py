@@ -60,6 +60,27 @@ class ModelArguments:
     lora_rank: int | None = field(
         default=None, metadata={"help": "Train low-rank updates of the matrices of a trained model. Needs peft."}
     )
+    class_descriptions: str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON or csv with one or several sentences for each class: a new model reads its classes from "
+            "them, a trained one with such classes takes others."
+        },
+    )
+    text_encoder: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub name of what encodes the sentences, as CLIP; a trained model knows its own."},
+    )
+    classes_text: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Detect these classes instead: names that a model with classes in words knows, or sentences."
+        },
+    )
+    class_chunk: int | None = field(
+        default=None,
+        metadata={"help": "So many classes attend at a time, which bounds memory; nothing else changes."},
+    )
     report: bool = field(
         default=False, metadata={"help": "Write a page about the errors of --do_eval, `report` in the output folder."}
     )

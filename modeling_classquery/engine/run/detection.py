@@ -6,6 +6,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
+from classquery.data.annotations.schema import shorten
 from classquery.data.demo.movies import write_demo_movie
 from classquery.engine.checkpoint import demo_notice
 from classquery.engine.detection.prediction import (
@@ -34,6 +35,8 @@ def predict(
     notice = demo_notice(model)
     if videos and is_main and notice:
         logger.warning(notice)
+    if is_main and model.config.untrained_classes:
+        logger.warning(f"never trained, known by their words only: {shorten(model.config.untrained_classes)}")
     output_dir = Path(training_args.output_dir)
     with training_args.main_process_first(desc="writing a demo movie"):
         videos = videos or [str(write_demo_movie(output_dir, "validation", 0))]

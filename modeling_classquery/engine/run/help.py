@@ -34,6 +34,7 @@ _OF_TRAINER = {
 _MODEL = ("recipe", "model_name_or_path")
 _DATA = ("dataset", "data_dir", "fold", "validation_fraction")
 _NEW = ("backbone_checkpoint", "transformer_checkpoint", "classes", "freeze")
+_WORDS = ("class_descriptions", "text_encoder")
 _TRAINING = (
     "total_batch_size",
     "per_device_train_batch_size",
@@ -49,7 +50,7 @@ _RESULTS = ("score_threshold", "actor_threshold", "show_classes", "top_k", "keyf
 _PICTURES = ("tubes", "save_video", "attention", "attention_person", "show")
 _COMMON = {
     TASKS["train"].prog: {
-        "model": (*_MODEL, *_NEW),
+        "model": (*_MODEL, *_NEW, *_WORDS),
         "data": _DATA,
         "training": _TRAINING,
         "results": ("output_dir", "report", "fit_thresholds", "report_to"),
@@ -61,7 +62,7 @@ _COMMON = {
         "results": ("output_dir", "report", "fit_thresholds"),
     },
     TASKS["detect"].prog: {
-        "model": ("model_name_or_path",),
+        "model": ("model_name_or_path", "classes_text", "class_descriptions"),
         "what to report": _RESULTS,
         "what to draw": _PICTURES,
         "computing": ("per_device_eval_batch_size", "video_backend", "use_cpu"),

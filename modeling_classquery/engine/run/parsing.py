@@ -125,6 +125,8 @@ def _contradiction_in(options: Options) -> str | None:
         return "--fit_thresholds looks at what --do_eval finds: give that, too"
     if training_args.push_to_hub and not training_args.do_train:
         return "--push_to_hub shares what --do_train made; a folder: classquery share --help"
+    if model_args.classes_text and (training_args.do_train or training_args.do_eval):
+        return "--classes_text is for detection: classes of data are described by --class_descriptions"
     new_only = model_args.backbone_checkpoint or model_args.transformer_checkpoint
     trained_only = model_args.classes != "same" or model_args.freeze == "old_classes" or model_args.lora_rank
     if model_args.model_name_or_path and new_only:

@@ -20,6 +20,7 @@ from classquery.data.annotations.registry import (
 )
 from classquery.data.clips import ClipCollator, KeyframeClips, TubeClips
 from classquery.data.metrics.records import Record
+from classquery.data.novel_classes import find_novel_classes, hide_novel_classes
 from classquery.data.shards.stream import ShardStream
 from classquery.data.streaming import ClipStream
 from classquery.data.transforms import ClipTransform, mirrored_labels
@@ -51,9 +52,18 @@ def prepare_data(data_args: DataArguments, training_args: TrainingArguments) -> 
 
 
 def load_split(
-    split: str, data_dir: Path, model: ClassQueryForVideoActionDetection, options: Options, **clip_options: Any
+    split: str,
+    data_dir: Path,
+    model: ClassQueryForVideoActionDetection,
+    options: Options,
+    *,
+    hidden: Sequence[str] = (),
+    **clip_options: Any,
 ) -> KeyframeClips | TubeClips | ClipStream | ShardStream:
-    """Clips of a split as the model takes them; `clip_options` are those of `make_clips`."""
+    """Clips of a split as the model takes them, as if nobody had looked for the `hidden` classes.
+
+    `clip_options` are those of `make_clips`.
+    """
     data, training_args = options.data, options.training
     rows = load_action_dataset(
         data.dataset,
@@ -70,6 +80,9 @@ def load_split(
     )
     if rows.info.description:
         logger.info(f"{split}: {rows.info.description}")
+    if hidden:
+        label2id = model.config.label2id
+        rows = hide_novel_classes(rows, [label2id[label] for label in hidden], len(label2id))
     return make_clips(
         rows,
         num_labels=model.config.num_labels,
@@ -103,7 +116,11 @@ def train_and_evaluate(
         mirrored_labels=mirrored_labels(data.flip_pairs or (), model.config.id2label),
     )
     validation = load_split("validation", data_dir, model, options)
-    training = {"transform": transform, "on_error": data.on_error, "shuffle": True}
+    labels = list(model.config.id2label.values())
+    novel = find_novel_classes(data.novel_classes, labels) if data.novel_classes else []
+    training = {"transform": transform, "on_error": data.on_error, "shuffle": True, "hidden": novel}
+    if training_args.do_train:
+        model.config.untrained_classes = novel or None
     trainer = ActionDetectionTrainer(
         model,
         training_args,
@@ -118,6 +135,7 @@ def train_and_evaluate(
             protocol=data.video_map_protocol,
             shortest_edge=size,
             label_ids=scored_label_ids(data.dataset, model.config.id2label),
+            novel=novel,
         ),
         callbacks=freeze(model, options.model),
     )

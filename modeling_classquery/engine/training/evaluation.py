@@ -25,6 +25,7 @@ from classquery.data.metrics.records import (
     video_table,
 )
 from classquery.data.metrics.report import write_report
+from classquery.data.novel_classes import base_and_novel_means
 from classquery.data.shards.stream import ShardStream
 from classquery.data.streaming import ClipStream
 from classquery.data.whole_files import replacing
@@ -109,18 +110,20 @@ class FrameScorer:
     Args:
         id2label: Names of the labels.
         label_ids: 1-based ids of the labels that count; all by default.
+        novel: Names of labels that training does not see, whose mean is scored by itself.
     """
 
     id2label: dict[int, str]
     label_ids: Sequence[int] | None = None
+    novel: Sequence[str] = ()
 
     def __call__(self, records: Sequence[Record]) -> dict[str, float]:
         """Score: `frame_map_50` and `frame_ap_50/<label>`."""
         detections, ground_truth = frame_tables(records)
         result = frame_map(detections, ground_truth, label_ids=self.label_ids, unknown=unknown_table(records))
-        return {"frame_map_50": result["frame_map_50"]} | _per_label(
-            "frame_ap_50", result["ap_per_label"], self.id2label
-        )
+        metrics = {"frame_map_50": result["frame_map_50"]}
+        metrics |= _per_label("frame_ap_50", result["ap_per_label"], self.id2label)
+        return metrics | (base_and_novel_means(metrics, self.novel) if self.novel else {})
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ class TubeScorer:
         protocol: How tubes are linked and counted, see `video_map`.
         shortest_edge: Short side in pixels of the frames that the model sees; the published protocols count in these.
         label_ids: 1-based ids of the labels that count; all by default.
+        novel: Names of labels that training does not see, whose mean is scored by itself.
     """
 
     id2label: dict[int, str]
@@ -140,6 +144,7 @@ class TubeScorer:
     protocol: str
     shortest_edge: int
     label_ids: Sequence[int] | None = None
+    novel: Sequence[str] = ()
 
     def __call__(self, records: Sequence[Record]) -> dict[str, float]:
         """Score: `frame_map_50`, `video_map_20`, `video_map_50` and the AP of each label."""
@@ -151,11 +156,12 @@ class TubeScorer:
             label_ids=self.label_ids,
             unknown=unknown_tubes(self.rows, sizes, len(self.id2label)),
         )
-        return {
+        metrics = {
             **FrameScorer(self.id2label, self.label_ids)(records),
             **{name: result[name] for name in ("video_map_20", "video_map_50")},
             **_per_label("video_ap_50", result["ap_per_label"][1], self.id2label),
         }
+        return metrics | (base_and_novel_means(metrics, self.novel) if self.novel else {})
 
 
 def make_scorer(
@@ -165,11 +171,12 @@ def make_scorer(
     protocol: str,
     shortest_edge: int,
     label_ids: Sequence[int] | None = None,
+    novel: Sequence[str] = (),
 ) -> FrameScorer | TubeScorer:
     """Make the scorer that fits clips: over keyframes, or over whole videos as well; arguments as of the scorers."""
     if clips.has_tubes:
-        return TubeScorer(id2label, clips.rows, protocol, shortest_edge, label_ids)
-    return FrameScorer(id2label, label_ids)
+        return TubeScorer(id2label, clips.rows, protocol, shortest_edge, label_ids, novel)
+    return FrameScorer(id2label, label_ids, novel)
 
 
 def _per_label(name: str, average_precision: np.ndarray, id2label: dict[int, str]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Other classes for a trained detector: replaced, or added without a change to those it knows."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -8,10 +9,15 @@ from transformers import TrainerCallback
 from transformers.utils import is_peft_available
 
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection
+from classquery.text_classquery import Encode, Words
 
 
 def change_classes(
-    model: ClassQueryForVideoActionDetection, labels: Sequence[str], how: Literal["same", "replace", "add"]
+    model: ClassQueryForVideoActionDetection,
+    labels: Sequence[str],
+    how: Literal["same", "replace", "add"],
+    descriptions: Mapping[str, Words] | None = None,
+    text_encoder: str | Encode | None = None,
 ) -> ClassQueryForVideoActionDetection:
     """Fit a detector to the classes of a data set, which are others than its own.
 
@@ -22,18 +28,28 @@ def change_classes(
         model: A trained detector; stays as it is but for such names.
         labels: Names of the classes of the data, in the order of their ids.
         how: Refuse to, replace the classes, or add those that are new.
+        descriptions: Of a model with classes in words: sentences for those that are new.
+        text_encoder: What encodes them; by default that of the model.
 
     Raises:
+        TextError: If a class of such a model has no words.
         ValueError: If other classes are refused, or the data does not begin with the classes of the model.
     """
     old = list(model.config.id2label.values())
     if how == "same" and [_plain(label) for label in old] == [_plain(label) for label in labels]:
+        if model.config.class_descriptions:
+            words = model.config.class_descriptions.values()
+            model.config.class_descriptions = dict(zip(labels, words, strict=True))
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {label: index for index, label in enumerate(labels)}
         return model
+    begins_with_old = list(labels[: len(old)]) == old
+    if model.config.class_queries == "text" and (how == "replace" or (how == "add" and begins_with_old)):
+        words = {label: (descriptions or {}).get(label) for label in labels}
+        return copy.deepcopy(model).set_classes(words, text_encoder)
     if how == "replace":
         return replace_classes(model, labels)
-    if how == "add" and list(labels[: len(old)]) == old:
+    if how == "add" and begins_with_old:
         return add_classes(model, labels[len(old) :])
     if how == "add":
         raise ValueError(
@@ -111,7 +127,10 @@ def _with_classes(
 
 def class_parameters(model: ClassQueryForVideoActionDetection) -> dict[str, torch.nn.Parameter]:
     """Parameters with one row per class, by name."""
-    names = {"model.decoder.class_queries", "class_readout", "class_readout_bias"}
+    if model.config.class_queries == "text":
+        names = {"model.decoder.text_queries.residual", "text_readout.residual"}
+    else:
+        names = {"model.decoder.class_queries", "class_readout", "class_readout_bias"}
     return {name: parameter for name, parameter in model.named_parameters() if name in names}
 
 
@@ -129,6 +148,11 @@ class TrainNewClassesOnly(TrainerCallback):
         model.requires_grad_(False)
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
+        if not self.parameters:
+            raise ValueError(
+                "a model with classes in words has nothing for each class to be trained: --freeze old_classes needs "
+                "one with class_residual=True, or with learned queries"
+            )
         self.rows = {name: p.detach()[:num_old].clone() for name, p in self.parameters.items()}
 
     @torch.no_grad()
