@@ -36,6 +36,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     check.set_defaults(command="check")
     _add_dataset_arguments(check)
     _add_custom_arguments(check)
+    check.add_argument(
+        "--validation_fraction",
+        type=float,
+        default=0.0,
+        help="of custom data without a validation file: check the split that training makes of them",
+    )
     check.add_argument("--decode_all", action="store_true", help="decode every frame, not three of each video")
     check.add_argument(
         "--movie_start_seconds",

@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from partial_annotations import partial_rows
 from PIL import Image
 from test_cvat import box, document, track
 
@@ -15,7 +16,13 @@ from classquery.data.__main__ import main
 from classquery.data.annotations.registry import load_action_dataset, load_action_labels
 from classquery.data.demo.tubes import write_demo_tubes
 from classquery.data.preparation.checking import _near_in_spelling, check_dataset
-from classquery.data.preparation.contact_sheet import CELL_HEIGHT, CELL_WIDTH, draw_contact_sheet
+from classquery.data.preparation.contact_sheet import (
+    CELL_HEIGHT,
+    CELL_WIDTH,
+    _choose_frame,
+    _named,
+    draw_contact_sheet,
+)
 from classquery.data.video.reader import iterate_frames
 
 
@@ -284,6 +291,17 @@ def test_contact_sheet_has_the_frames_and_boxes_of_the_data(demo_dir):
     enlarged = np.asarray(Image.fromarray(frame).resize((CELL_WIDTH, CELL_HEIGHT), Image.Resampling.NEAREST))
     # Most of the frame has nothing drawn on it.
     assert (cell == enlarged).all(axis=-1).mean() > 0.9
+
+
+def test_contact_sheet_tells_unknown_from_nothing_and_shows_ignored_regions(tmp_path):
+    (row,) = partial_rows(tmp_path)
+
+    sample = _choose_frame(row | {"tubes": [row["tubes"][2], *row["tubes"][:2]]}, {0: "sit", 2: "walk"})
+
+    region = pytest.approx([0.0, 0.5, 0.25, 1.0])
+    assert [text for text, _ in sample.actors] == ["(unknown)", "walk", "(ignored region)"]
+    assert sample.actors[2][1] == region
+    assert _named([], {}) == "(nothing)"
 
 
 def test_contact_sheet_shows_what_can_be_read(ava_dir, capsys):

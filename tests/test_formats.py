@@ -1,13 +1,15 @@
 """Formats are found by content, named, and what they leave out is said."""
 
+import csv
 import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_cvat import box, document, track
 
-from classquery.data.annotations.custom import load_custom
+from classquery.data.annotations.custom import load_custom, load_custom_labels
 from classquery.data.annotations.entries import VideoClaim
 from classquery.data.annotations.schema import AnnotationError, ProblemCollector, abbreviate, parsing, quote
 from classquery.data.annotations.videos import look_into
@@ -131,3 +133,69 @@ def test_actors_may_have_no_labels_in_json_lines(folder):
     rows = load_custom(write(folder, "a.jsonl", "\n".join(map(json.dumps, lines))), "train")
 
     assert [tube["labels"] for tube in rows[0]["tubes"]] == [[0], None]
+
+
+PARTIAL = """\
+video,timestamp,x1,y1,x2,y2,label,labelled,ignored,annotated_labels
+demo_val_000.mp4,0.5,0.1,0.2,0.3,0.4,walk,,,walk;sit
+demo_val_000.mp4,0.5,0.5,0.2,0.7,0.4,,0,,
+demo_val_000.mp4,0.5,0.5,0.5,0.7,0.7,,,1,
+demo_val_000.mp4,1.0,0.5,0.5,0.7,0.7,,,true,
+demo_val_001.mp4,0.5,0.1,0.2,0.3,0.4,run,,,
+"""
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_what_nobody_looked_for_can_be_said(folder, kind):
+    """Somebody without labels, regions in which nobody looked, and the classes that were looked for in a video."""
+    text = PARTIAL
+    if kind == "jsonl":
+        lines = []
+        for row in csv.DictReader(PARTIAL.splitlines()):
+            line = {"video": row["video"], "timestamp": float(row["timestamp"])}
+            line["box"] = [float(row[name]) for name in ("x1", "y1", "x2", "y2")]
+            line["labels"] = [row["label"]] if row["label"] else None
+            line["ignored"] = bool(row["ignored"])
+            line["annotated_labels"] = row["annotated_labels"].split(";") if row["annotated_labels"] else None
+            lines.append(json.dumps(line))
+        text = "\n".join(lines)
+
+    rows = load_custom(write(folder, f"a.{kind}", text), "train")
+
+    assert load_custom_labels(folder) == {0: "run", 1: "sit", 2: "walk"}
+    found = {row["clip_id"]: row for row in rows}
+    assert set(found) == {"demo_val_000_0.500", "demo_val_000_1.000", "demo_val_001_0.500"}
+    first = found["demo_val_000_0.500"]
+    assert [tube["labels"] for tube in first["tubes"]] == [[2], None]
+    assert [(region["frames"], np.round(region["boxes"], 3).tolist()) for region in first["ignored"]] == [
+        (None, [[0.5, 0.5, 0.7, 0.7]])
+    ]
+    assert found["demo_val_000_1.000"]["tubes"] == []
+    assert len(found["demo_val_000_1.000"]["ignored"]) == 1
+    assert [row["annotated_labels"] for row in rows if "000" in row["clip_id"]] == [[1, 2], [1, 2]]
+    assert found["demo_val_001_0.500"]["annotated_labels"] is None
+    assert "boxes of regions in which nobody looked: 2" in rows.info.description
+
+
+def test_labels_that_are_named_like_ignored_regions_are_none_unless_listed(folder):
+    text = document(track(box(0), label="walk"), track(box(0), box(1), label="Ignore_Regions"))
+    rows = load_custom(write(folder, "a.xml", text), "train")
+
+    assert [tube["labels"] for tube in rows[0]["tubes"]] == [[0]]
+    assert [region["frames"] for region in rows[0]["ignored"]] == [[0, 1]]
+    (folder / "classes.txt").write_text("walk\nIgnore_Regions\n")
+    rows = load_custom(folder, "train")
+    assert [tube["labels"] for tube in rows[0]["tubes"]] == [[0], [1]]
+    assert rows[0]["ignored"] is None
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (LINE | {"ignored": "perhaps"}, "`ignored` must be true or false, got 'perhaps'"),
+        (LINE | {"annotated_labels": "walk"}, "`annotated_labels` must be a list"),
+    ],
+)
+def test_wrong_values_of_what_nobody_looked_for_are_told(folder, line, message):
+    with pytest.raises(AnnotationError, match=message):
+        load_custom(write(folder, "a.jsonl", json.dumps(line)), "train")

@@ -739,6 +739,30 @@ def test_nobody_said_and_nothing_that_is_a_class_stay_apart(tmp_path, write):
         assert list(content.videos["a.mp4"].annotated_frames) == [0, 2, 4]
 
 
+@pytest.mark.parametrize("write", [write_cvat, write_via3, write_label_studio, write_coco_vid])
+def test_regions_in_which_nobody_looked_are_written_and_read(tmp_path, two_movies, write, caplog):
+    (tmp_path / "videos").symlink_to(two_movies)
+    (tmp_path / "train").mkdir()
+    times = {"frames": None} if write is write_via3 else {"frames": [2, 3]}
+    boxes = [[0.125, 0.25, 0.5, 0.75]] * (1 if write is write_via3 else 2)
+    regions = [[0.5, 0.0, 1.0, 0.5]] * len(boxes)
+    tubes = [{"track_id": 1, "labels": [0], "boxes": boxes} | times]
+    row = {"clip_id": "demo_val_000", "video": str(two_movies / "demo_val_000.mp4"), "annotated_labels": [0]}
+    row |= {"width": 128, "height": 96, "fps": 15.0, "num_frames": 30, "tubes": tubes}
+    row |= {"video_seconds": 0.2 if write is write_via3 else None, "ignored": [{"boxes": regions} | times]}
+
+    suffix = "xml" if write is write_cvat else "json"
+    write(tmp_path / "train" / f"a.{suffix}", [row], {0: "walk"})
+
+    assert "which classes were looked for: 1 rows" in caplog.text
+    (read_row,) = load_action_dataset("custom", tmp_path, "train")
+    assert load_action_labels("custom", tmp_path) == {0: "walk"}
+    assert [tube["labels"] for tube in read_row["tubes"]] == [[0]]
+    (region,) = read_row["ignored"] if write is not write_coco_vid else read_row["ignored"][:1]
+    assert region["boxes"][0] == pytest.approx(regions[0], abs=1e-3)
+    assert write in (write_via3, write_coco_vid) or region["frames"] == [2, 3]
+
+
 def test_rows_without_their_video_cannot_be_written(tmp_path):
     with pytest.raises(ValueError, match="the video of 'a' is missing"):
         write_coco_vid(tmp_path / "a.json", [{"clip_id": "a", "video": None, "tubes": []}], {})

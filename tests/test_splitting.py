@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from classquery.data.__main__ import main
 from classquery.data.annotations.custom import load_custom, load_custom_labels
 from classquery.data.annotations.splitting import SPLIT_FILE, split_videos
 
@@ -104,6 +105,14 @@ def test_custom_data_without_validation_are_divided(folder):
     assert load_custom_labels(folder) == {0: "sit", 1: "walk"}
     kept = json.loads((folder / SPLIT_FILE).read_text())
     assert [video.removesuffix(".mp4") for video in kept["validation"]] == sorted(validation["clip_id"])
+
+
+def test_check_looks_at_the_split_that_training_makes(folder, capsys):
+    arguments = ["check", "--dataset", "custom", "--data_dir", str(folder)]
+
+    assert main([*arguments, "--validation_fraction", "0.34"]) == 1  # There are no videos.
+
+    assert "validation: 4 rows" in capsys.readouterr().out
 
 
 def test_a_split_that_is_kept_counts(folder):

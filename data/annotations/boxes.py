@@ -1,7 +1,7 @@
 """Boxes of a split in columns: checked, joined to actors and written as rows all at once."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from classquery.data.annotations.entries import NOBODY, UNKNOWN, BoxTable, Entry
+from classquery.data.annotations.entries import IGNORED, NOBODY, UNKNOWN, BoxTable, Entry
 from classquery.data.annotations.schema import AnnotationError, ProblemCollector, nest_tubes, quote
 
 
@@ -32,7 +32,7 @@ def table_of(entries: Sequence[Entry], problems: ProblemCollector) -> BoxTable:
             used.append(entry)
     entries = used
     num_boxes = np.array([len(part) for part in corners], np.int64)
-    named = [tuple(dict.fromkeys(entry.labels or ())) for entry in entries]
+    named = [() if entry.is_ignored else tuple(dict.fromkeys(entry.labels or ())) for entry in entries]
     num_labels = np.array([max(1, len(names)) for names in named], np.int64)
     video, videos = _codes([entry.video for entry in entries])
     label, labels = _codes([name for names in named for name in names])
@@ -42,7 +42,7 @@ def table_of(entries: Sequence[Entry], problems: ProblemCollector) -> BoxTable:
     which_label = _count_up(num_labels)
     of_entry = np.repeat(repeated, num_boxes[repeated]).astype(np.int32)
     has_label = np.array([bool(names) for names in named], bool)
-    code = np.array([UNKNOWN if entry.labels is None else NOBODY for entry in entries], np.int32)[repeated]
+    code = np.array([_code_without_label(entry) for entry in entries], np.int32)[repeated]
     code[has_label[repeated]] = label[(first_label[repeated] + which_label)[has_label[repeated]]]
     first_box = np.cumsum([0, *num_boxes])[:-1]
     box = np.repeat(first_box[repeated], num_boxes[repeated]) + _count_up(num_boxes[repeated])
@@ -60,6 +60,12 @@ def table_of(entries: Sequence[Entry], problems: ProblemCollector) -> BoxTable:
         of_entry,
         of_entry,
     )
+
+
+def _code_without_label(entry: Entry) -> int:
+    if entry.is_ignored:
+        return IGNORED
+    return UNKNOWN if entry.labels is None else NOBODY
 
 
 def _count_up(lengths: np.ndarray) -> np.ndarray:
@@ -119,7 +125,9 @@ def concatenate(tables: Sequence[BoxTable]) -> BoxTable:
     first_video = first_label = first_entry = first_place = 0
     starts, names = [], []
     for table in tables:
-        own_label = np.append(label[first_label : first_label + len(table.labels)], [UNKNOWN, NOBODY])[table.label]
+        own_label = np.append(label[first_label : first_label + len(table.labels)], [IGNORED, UNKNOWN, NOBODY])[
+            table.label
+        ]
         moved = table._replace(
             video=video[first_video : first_video + len(table.videos)][table.video],
             label=own_label,
@@ -163,6 +171,27 @@ def keep_right(table: BoxTable, checks: Sequence[Check], problems: ProblemCollec
 
     problems.note(len(rows), ((table.where(row), message(row)) for row in rows))
     return table.take(~wrong)
+
+
+_IGNORED_NAMES = {"ignore", "ignored", "ignore region", "ignored region", "dont care", "dontcare"}
+
+
+def is_name_of_ignored(name: str) -> bool:
+    """Whether a label says that nobody looked in the box, as data sets of traffic and surveillance call it."""
+    words = name.lower().replace("'", "").replace("_", " ").replace("-", " ").split()
+    return " ".join(words).removesuffix("s") in _IGNORED_NAMES
+
+
+def without_ignored_names(table: BoxTable, classes: Collection[str] | None) -> BoxTable:
+    """Turn labels that are named like ignored regions, and are not listed as classes, into such regions."""
+    names = [
+        name for name in table.labels if not is_name_of_ignored(name) or (classes is not None and name in classes)
+    ]
+    if len(names) == len(table.labels):
+        return table
+    number = {name: code for code, name in enumerate(names)}
+    codes = [number.get(name, IGNORED) for name in table.labels]
+    return table._replace(labels=names, label=np.array([*codes, IGNORED, UNKNOWN, NOBODY], np.int32)[table.label])
 
 
 # Who is who
@@ -276,3 +305,17 @@ def _same_frames(table: BoxTable, actor: np.ndarray, starts: np.ndarray, lengths
         frames = b"" if table.is_moment[start] else table.time[start : start + lengths[group]].tobytes()
         same[group] = seen.setdefault((int(actor[start]), frames), group)
     return same
+
+
+def regions_of(table: BoxTable, scene: np.ndarray, num_scenes: int) -> list[list[dict[str, Any]] | None]:
+    """Return the column `ignored`: the regions (rows of the table) of each scene, None for none."""
+    found: list[list[dict[str, Any]] | None] = [None] * num_scenes
+    region = _groups(table.video, table.track != NOBODY, np.where(table.track == NOBODY, table.entry, table.track))
+    region = _groups(scene, region)
+    for number in range(region.max(initial=-1) + 1):
+        rows = np.flatnonzero(region == number)
+        rows = rows[np.unique(table.time[rows], return_index=True)[1]]
+        frames = None if table.is_moment[rows[0]] else table.time[rows].astype(int).tolist()
+        of_scene = found[scene[rows[0]]] = found[scene[rows[0]]] or []
+        of_scene.append({"frames": frames, "boxes": table.corners[rows].astype(np.float32).tolist()})
+    return found

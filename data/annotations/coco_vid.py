@@ -30,10 +30,10 @@ from classquery.data.annotations.collecting import (
     reading,
     video_names,
 )
-from classquery.data.annotations.entries import Content, Context, Format, Source, VideoClaim
+from classquery.data.annotations.entries import Content, Context, Entry, Format, Source, VideoClaim
 from classquery.data.annotations.schema import AnnotationError, quote
 from classquery.data.annotations.values import whole_number
-from classquery.data.annotations.writing import WrittenVideo, videos_of
+from classquery.data.annotations.writing import IGNORE, WrittenVideo, videos_of
 from classquery.data.whole_files import replacing, write_json
 
 
@@ -71,12 +71,17 @@ def _read(source: Source, context: Context, content: Content) -> None:
     tubes = TubeCollector(content)
     for position, annotation in enumerate(document["annotations"]):
         with reading(context, source.place(f"annotation {annotation.get('id', position)}")):
-            if annotation.get("iscrowd"):
-                content.ignored["crowds"] += 1
-                continue
             frame = frames.get(annotation["image_id"])
             if frame is None:
                 raise AnnotationError(f"there is no image {quote(annotation['image_id'])}")
+            if annotation.get("iscrowd"):
+                # A crowd is several people, of whom nobody said how many and who.
+                where, box = (
+                    source.place(f"annotation {annotation.get('id', position)}"),
+                    corners_of(annotation["bbox"]),
+                )
+                content.entries.append(Entry(where, frame.video, [box], (), [frame.frame], is_ignored=True))
+                continue
             track = _track(annotation)
             place = (
                 f"annotation {annotation.get('id', position)}" if track is None else f"{frame.video}, track {track}"
@@ -249,12 +254,13 @@ def _written_annotations(
     video: WrittenVideo, number: int, image_ids: Mapping[int, int], labels: Mapping[str, int]
 ) -> Iterator[dict[str, Any]]:
     size = np.array([video.width, video.height] * 2)
-    for tube in video.tubes:
+    for tube in [*video.tubes, *video.ignored]:
+        is_ignored = tube.labels == [IGNORE] and IGNORE not in labels
         track = {} if tube.track_id is None else {"instance_id": tube.track_id}
         for frame, corners in zip(tube.frames.tolist(), (tube.boxes * size).tolist(), strict=True):
             x1, y1, x2, y2 = corners
-            box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": False}
-            does = {} if tube.labels is None else {"behaviors": [labels[name] for name in tube.labels]}
+            box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": is_ignored}
+            does = {} if tube.labels is None or is_ignored else {"behaviors": [labels[name] for name in tube.labels]}
             of_image = {"image_id": image_ids[frame], "video_id": number, "category_id": 1}
             yield of_image | box | does | track
 

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from classquery.data.annotations.boxes import Check, join, keep_right, tubes_of
-from classquery.data.annotations.entries import NOBODY, BoxTable, VideoClaim
+from classquery.data.annotations.boxes import Check, join, keep_right, regions_of, tubes_of
+from classquery.data.annotations.entries import IGNORED, NOBODY, BoxTable, VideoClaim
 from classquery.data.annotations.schema import (
     BOX_TOLERANCE,
     ProblemCollector,
@@ -36,7 +36,7 @@ class Unit(NamedTuple):
 
 def checked_boxes(table: BoxTable, label_ids: Mapping[str, int], unit: Unit, problems: ProblemCollector) -> BoxTable:
     """Check everything that a row by itself can be wrong about, and turn its box into fractions of the frame."""
-    is_known = np.array([*(name in label_ids for name in table.labels), True, True])[table.label]
+    is_known = np.array([*(name in label_ids for name in table.labels), True, True, True])[table.label]
 
     def unknown(row: int) -> str:
         name = table.labels[table.label[row]]
@@ -90,15 +90,18 @@ def rows_of(
     mixed = Check(
         table.is_moment == have_tubes, lambda row: "the rows of a split must all have a timestamp, or all frames"
     )
-    actors = join(keep_right(table, [mixed], problems), problems)
+    table = keep_right(table, [mixed], problems)
+    ignored = table.take(table.label == IGNORED)
+    actors = join(table.take(table.label != IGNORED), problems)
     labels = np.array([label_ids.get(name, NOBODY) for name in table.labels], np.int64)
     if have_tubes:
         # Also those with nobody in them.
         video, seconds = np.arange(len(table.videos)), None
-        actors = actors._replace(scene=actors.table.video)
+        actors, scene = actors._replace(scene=actors.table.video), ignored.video
     else:
         first = np.unique(actors.scene, return_index=True)[1]
         video, seconds = actors.table.video[first], np.round(actors.table.time[first], 3)
+        scene, video, seconds = _scenes_with(ignored, video, seconds)
     names = [table.videos[code] for code in video]
     facts = [unit.videos.get(name) for name in names]
     columns = {
@@ -109,7 +112,28 @@ def rows_of(
     ids = video_ids(table.videos)
     columns["clip_id"] = [ids[name] for name in names]
     columns["tubes"] = tubes_of(actors, len(names), labels)
+    columns["ignored"] = regions_of(ignored, scene, len(names))
+    columns["annotated_labels"] = [_label_ids(unit.claims[name], label_ids) for name in names]
     if seconds is not None:
         columns["clip_id"] = [f"{name}_{at:.3f}" for name, at in zip(columns["clip_id"], seconds, strict=True)]
         columns |= {"timestamp": seconds, "video_seconds": seconds - unit.timestamp_offset}
     return len(names), columns
+
+
+def _scenes_with(
+    ignored: BoxTable, video: np.ndarray, seconds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the keyframe of each region, and the videos and times of all keyframes, also those with regions alone."""
+    if not ignored.num_rows:
+        return ignored.video, video, seconds
+    number = {key: scene for scene, key in enumerate(zip(video.tolist(), seconds.tolist(), strict=True))}
+    keys = zip(ignored.video.tolist(), np.round(ignored.time, 3).tolist(), strict=True)
+    scene = np.array([number.setdefault(key, len(number)) for key in keys], np.int64)
+    return scene, np.array([key[0] for key in number], np.int64), np.array([key[1] for key in number])
+
+
+def _label_ids(claim: VideoClaim, label_ids: Mapping[str, int]) -> list[int] | None:
+    """Return the classes that were looked for in a video; None for all."""
+    if claim.annotated_labels is None:
+        return None
+    return sorted(label_ids[name] for name in claim.annotated_labels if name in label_ids)

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from classquery.data.annotations.boxes import concatenate, table_of
-from classquery.data.annotations.entries import UNKNOWN, BoxTable, Content, Context, Source, VideoClaim
+from classquery.data.annotations.boxes import concatenate, table_of, without_ignored_names
+from classquery.data.annotations.entries import IGNORED, UNKNOWN, BoxTable, Content, Context, Source, VideoClaim
 from classquery.data.annotations.formats import read_annotations
 from classquery.data.annotations.schema import AnnotationError, ProblemCollector
 from classquery.data.annotations.videos import VideoFinder, video_id
@@ -114,9 +114,9 @@ def _read(path: Path, finder: VideoFinder) -> tuple[Content, BoxTable]:
     problems = ProblemCollector(path)
     sources = [Source(file, file.name if len(files) > 1 else "") for file in files]
     _, content = read_annotations(sources, Context(problems, find_video=finder, list_videos=finder.list_videos))
-    table = concatenate([*content.tables, table_of(content.entries, problems)])
+    table = without_ignored_names(concatenate([*content.tables, table_of(content.entries, problems)]), None)
     problems.raise_if_any()
-    return content, table
+    return content, table.take(table.label != IGNORED)
 
 
 def _common_names(old: Mapping[str, VideoClaim], new: Mapping[str, VideoClaim]) -> dict[str, str]:

@@ -15,21 +15,22 @@ for training and validation.
 import os
 import re
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 
-from classquery.data.annotations.boxes import concatenate, table_of
+from classquery.data.annotations.boxes import concatenate, table_of, without_ignored_names
 from classquery.data.annotations.columns import Unit, checked_boxes, rows_of
-from classquery.data.annotations.entries import NOBODY, BoxTable, Content, Context, Format, Source, VideoClaim
+from classquery.data.annotations.entries import IGNORED, NOBODY, BoxTable, Content, Context, Format, Source, VideoClaim
 from classquery.data.annotations.formats import read_annotations
 from classquery.data.annotations.schema import (
     VIDEO_SUFFIXES,
     AnnotationError,
     AnnotationWarning,
     ProblemCollector,
+    closest,
     columns_to_dataset,
     parsing,
     quote,
@@ -103,13 +104,16 @@ def load_custom(
     splits = SPLITS[split] if hold_all_splits else None
     context = Context(problems, _read_classes(data_dir), splits, find_video, find_video.list_videos)
     fmt, content = read_annotations(_sources(files, data_dir), context)
-    table, claims = _resolve(_table(content, problems), content, find_video, problems)
-    all_labels = table.labels
+    table, claims = _resolve(_table(content, context), content, find_video, problems)
+    all_labels = _labels(table, content)
     if validation_fraction:
         table, claims = _divide(data_dir, split, table, claims, content, validation_fraction)
     paths = {name: find_video(name) for name in claims}
     videos = look_into(paths, claims, frames_fps, problems)
     label_ids = {name: label for label, name in enumerate(_class_names(data_dir, {*files}, all_labels))}
+    _refuse_unknown_classes(claims, label_ids, problems)
+    num_ignored = int((table.label == IGNORED).sum())
+    content.notes += [f"boxes of regions in which nobody looked: {num_ignored}"] if num_ignored else []
     size = (int(drawn_in[1]), int(drawn_in[2])) if drawn_in else None
     unit = Unit((content.box_format or box_format) != "normalized", size, claims, videos, timestamp_offset)
     table = checked_boxes(table, label_ids, unit, problems)
@@ -150,6 +154,18 @@ def load_custom_labels(data_dir: str | Path) -> dict[int, str]:
     return dict(enumerate(names))
 
 
+def _refuse_unknown_classes(
+    claims: Mapping[str, VideoClaim], label_ids: Mapping[str, int], problems: ProblemCollector
+) -> None:
+    for video, claim in claims.items():
+        with problems.at(quote(video)):
+            unknown = sorted((claim.annotated_labels or frozenset()) - label_ids.keys())
+            if unknown:
+                raise AnnotationError(
+                    f"annotated for the unknown class {quote(unknown[0])}{closest(unknown[0], label_ids)}"
+                )
+
+
 def _refuse_too_many(names: Collection[str]) -> None:
     if len(names) > _MAX_CLASSES:
         raise AnnotationError(
@@ -178,7 +194,8 @@ def _class_names(data_dir: Path, read: Collection[Path] = (), labels: Collection
             problems = ProblemCollector(data_dir)
             find_video = VideoFinder(_video_folders(data_dir, "train"))
             context = Context(problems, find_video=find_video, list_videos=find_video.list_videos)
-            found |= set(_table(read_annotations(_sources(files, data_dir), context)[1], problems).labels)
+            content = read_annotations(_sources(files, data_dir), context)[1]
+            found |= _labels(_table(content, context), content)
     return sorted(found)
 
 
@@ -265,8 +282,14 @@ def _sources(files: Sequence[Path], data_dir: Path) -> list[Source]:
 # Columns
 
 
-def _table(content: Content, problems: ProblemCollector) -> BoxTable:
-    return concatenate([*content.tables, table_of(content.entries, problems)])
+def _table(content: Content, context: Context) -> BoxTable:
+    table = concatenate([*content.tables, table_of(content.entries, context.problems)])
+    return without_ignored_names(table, context.classes)
+
+
+def _labels(table: BoxTable, content: Content) -> set[str]:
+    """Return the classes: those that somebody does, and those that were looked for."""
+    return set(table.labels).union(*(claim.annotated_labels or () for claim in content.videos.values()))
 
 
 def _resolve(

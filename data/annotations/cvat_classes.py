@@ -17,6 +17,7 @@ import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 
+from classquery.data.annotations.boxes import is_name_of_ignored
 from classquery.data.annotations.collecting import NO_ACTION, find_attributes
 from classquery.data.annotations.schema import quote, shorten
 
@@ -99,7 +100,8 @@ class Classes:
         self._values: dict[str, set[str]] = defaultdict(set)
         labels = set()
         for track in tracks:
-            labels.add(track.get("label") or "")
+            if not self._is_region(track.get("label") or ""):
+                labels.add(track.get("label") or "")
             for attribute in track.iterfind("box/attribute"):
                 self._values[attribute.get("name") or ""].add((attribute.text or "").strip())
         self._actions = find_attributes(self._values, _ACTION_ATTRIBUTES)
@@ -119,6 +121,8 @@ class Classes:
 
     def of(self, track: ET.Element, box: ET.Element) -> frozenset[str] | None:
         """Return what somebody does from this box on; None if nobody said it."""
+        if self._is_region(track.get("label") or ""):
+            return frozenset([track.get("label")])
         values = {attribute.get("name"): (attribute.text or "").strip() for attribute in box.findall("attribute")}
         said = [values[name] for name in self._actions if name in values]
         found = {value: "an attribute" for value in said if value.lower() not in NO_ACTION}
@@ -134,6 +138,9 @@ class Classes:
             return frozenset(found)
         self._unlabelled[label] += box.get("outside") != "1"
         return None
+
+    def _is_region(self, label: str) -> bool:
+        return is_name_of_ignored(label) and (self._names is None or label not in self._names)
 
     def _is_class(self, label: str, said: list[str], checks: list[str]) -> bool:
         if self._names is not None and (label in self._names or _is_who(label)):

@@ -15,7 +15,7 @@ import numpy as np
 from classquery.data.annotations.key_frames import choose_key_frames
 from classquery.data.annotations.schema import as_ranges
 from classquery.data.annotations.videos import video_id
-from classquery.data.annotations.writing import WrittenTrack, WrittenVideo, runs_of, tracks_of, videos_of
+from classquery.data.annotations.writing import IGNORE, WrittenTrack, WrittenVideo, runs_of, tracks_of, videos_of
 from classquery.data.whole_files import replacing, write_json
 
 
@@ -52,6 +52,8 @@ def write_cvat(
     said = [tube.labels is not None for video in videos for tube in video.tubes]
     is_open = not names or (bool(said) and not any(said))
     labels = _labels((), [_NOT_SAID, "none", *names.values()]) if is_open else _labels(names.values())
+    if any(video.ignored for video in videos):
+        labels.append({"name": IGNORE, "type": "rectangle", "attributes": []})
     if not is_open:
         _warn_of_unknown(videos)
     for video in videos:
@@ -89,13 +91,14 @@ def _write_video(path: Path, video: WrittenVideo, labels: list[dict[str, Any]], 
     ET.SubElement(root, "version").text = "1.1"
     frames = _frames_of(video)
     _add_task(ET.SubElement(root, "meta"), video, frames, labels)
-    tracks = tracks_of(video)
+    tracks = [*tracks_of(video.tubes), *tracks_of(video.ignored)]
     numbers = {track.track_id for track in tracks}
     free = (number for number in range(len(tracks) + len(numbers)) if number not in numbers)
-    for track in tracks:
+    for place, track in enumerate(tracks):
         number = next(free) if track.track_id is None else track.track_id
-        element = ET.SubElement(root, "track", id=str(number), label=_LABEL, source="auto")
-        _add_boxes(element, track, video, frames, labels, tolerance)
+        label = labels[0] if place < len(tracks) - len(video.ignored) else labels[-1]
+        element = ET.SubElement(root, "track", id=str(number), label=label["name"], source="auto")
+        _add_boxes(element, track, video, frames, label["attributes"], tolerance)
     ET.indent(root)
     with replacing(path) as partial_path:
         ET.ElementTree(root).write(partial_path, encoding="utf-8", xml_declaration=True)
@@ -134,7 +137,7 @@ def _add_boxes(
     track: WrittenTrack,
     video: WrittenVideo,
     frames: range,
-    labels: list[dict[str, Any]],
+    attributes: list[dict[str, Any]],
     tolerance: float,
 ) -> None:
     corners = track.boxes * ([video.width, video.height] * 2)
@@ -143,11 +146,11 @@ def _add_boxes(
         chosen = choose_key_frames(track.frames[run], corners[run], track.labels[run], edges)
         for key in (run.start + index for index in chosen):
             box = _add_box(parent, track.frames[key], corners[key])
-            _add_attributes(box, track.labels[key], labels)
+            _add_attributes(box, track.labels[key], attributes)
         behind = track.frames[run.stop - 1] + frames.step
         if behind < frames.stop:
             box = _add_box(parent, behind, corners[run.stop - 1], outside=True)
-            _add_attributes(box, track.labels[run.stop - 1], labels)
+            _add_attributes(box, track.labels[run.stop - 1], attributes)
 
 
 def _add_box(parent: ET.Element, frame: int, corners: np.ndarray, *, outside: bool = False) -> ET.Element:
@@ -156,13 +159,13 @@ def _add_box(parent: ET.Element, frame: int, corners: np.ndarray, *, outside: bo
     return ET.SubElement(parent, "box", flags | places)
 
 
-def _add_attributes(box: ET.Element, does: tuple[str, ...] | None, labels: list[dict[str, Any]]) -> None:
-    for name, value in _values(does, labels):
+def _add_attributes(box: ET.Element, does: tuple[str, ...] | None, attributes: list[dict[str, Any]]) -> None:
+    for name, value in _values(does, attributes):
         ET.SubElement(box, "attribute", name=name).text = value
 
 
-def _values(does: tuple[str, ...] | None, labels: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    for attribute in labels[0]["attributes"]:
+def _values(does: tuple[str, ...] | None, attributes: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    for attribute in attributes:
         if attribute["input_type"] == "select":
             yield attribute["name"], _NOT_SAID
         elif does is not None:

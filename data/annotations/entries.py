@@ -39,12 +39,16 @@ class Entry(NamedTuple):
     track_id: int | str | tuple[str, int | str] | None = None
     """None where the file does not say who it is: the entry is an actor of its own. A pair of `Source.name` and a
     number or name where the same track of the same video in another file is somebody else."""
+    is_ignored: bool = False
+    """Whether it is nobody, but a region in which nobody looked for people."""
 
 
 NOBODY = -1
 """In place of a track that is not given, and of the label of somebody who does nothing that is a class."""
 UNKNOWN = -2
 """In place of a label, where nobody said what somebody does."""
+IGNORED = -3
+"""In place of a label, where the box is a region in which nobody looked for people."""
 
 
 class BoxTable(NamedTuple):
@@ -63,7 +67,7 @@ class BoxTable(NamedTuple):
     corners: np.ndarray
     """float64 (n, 4), x1, y1, x2, y2."""
     label: np.ndarray
-    """int32 (n,), index of `labels`, `NOBODY` or `UNKNOWN`."""
+    """int32 (n,), index of `labels`, `NOBODY`, `UNKNOWN` or `IGNORED`."""
     track: np.ndarray
     """int32 (n,), who it is within the video, or `NOBODY`."""
     entry: np.ndarray
@@ -99,6 +103,8 @@ class VideoClaim:
     """Frames of the whole video."""
     annotated_frames: range | np.ndarray | None = None
     """Frames in which everybody was looked for, ascending; None for all."""
+    annotated_labels: frozenset[str] | None = None
+    """Names of the classes that were looked for; None for all."""
     group: str | None = None
     """What videos have in common that are not to be divided into training and validation, as a place or a day."""
     is_named: bool = True
@@ -111,12 +117,16 @@ class VideoClaim:
         frames = None
         if self.annotated_frames is not None and other.annotated_frames is not None:
             frames = np.union1d(self.annotated_frames, other.annotated_frames)
+        labels = None
+        if self.annotated_labels is not None and other.annotated_labels is not None:
+            labels = self.annotated_labels | other.annotated_labels
         return VideoClaim(
             self.names or other.names,
             self.size or other.size,
             self.fps or other.fps,
             self.num_frames or other.num_frames,
             frames,
+            labels,
             self.group or other.group,
             self.is_named or other.is_named,
         )

@@ -3,7 +3,8 @@
 {"video": "kitchen.mp4", "timestamp": 2.5, "box": [0.1, 0.2, 0.45, 0.95], "labels": ["walk", "carry"]}
 {"video": "kitchen.mp4", "frames": [62, 63], "boxes": [[0.1, 0.2, 0.4, 0.9], [0.1, 0.2, 0.5, 0.9]], "label": "sit"}
 
-Of somebody with `"labels": null`, nobody said what they do.
+Of somebody with `"labels": null`, nobody said what they do. With `"ignored": true`, the boxes are a region in which
+nobody looked. `"annotated_labels": ["walk"]` names the classes that were looked for in the video.
 """
 
 import json
@@ -13,7 +14,7 @@ from typing import Any
 
 from classquery.data.annotations.entries import Content, Context, Entry, Format, Source, VideoClaim
 from classquery.data.annotations.schema import AnnotationError, parsing, quote
-from classquery.data.annotations.values import in_splits, number, whole_number
+from classquery.data.annotations.values import flag, in_splits, join_labels, number, whole_number
 
 
 _NAMES_OF_VIDEO = ("video", "file_name")  # The latter as in `datasets`' folders of videos.
@@ -42,6 +43,7 @@ def read_json_lines(sources: Sequence[Source], context: Context) -> Content:
                     entry = parse_row(place, row)
                     content.entries.append(entry)
                     claim = content.videos.setdefault(entry.video, VideoClaim())
+                    claim.annotated_labels = join_labels(claim.annotated_labels, _annotated_labels(row))
                     claim.group = claim.group or (str(row["group"]) if row.get("group") is not None else None)
     return content
 
@@ -53,6 +55,13 @@ def _parse_line(line: str) -> dict[str, Any] | None:
     if not isinstance(row, dict | None):
         raise AnnotationError(f"must be an object, got {quote(row)}")
     return row
+
+
+def _annotated_labels(row: Mapping[str, Any]) -> list[str] | None:
+    labels = row.get("annotated_labels")
+    if labels is not None and not (isinstance(labels, list) and all(isinstance(name, str) for name in labels)):
+        raise AnnotationError(f"`annotated_labels` must be a list of names of classes, got {quote(labels)}")
+    return labels
 
 
 def parse_row(place: str, row: Mapping[str, Any]) -> Entry:
@@ -78,10 +87,12 @@ def parse_row(place: str, row: Mapping[str, Any]) -> Entry:
     boxes = [[row.get(name) for name in _CORNERS]] if "x1" in row else _listed(row, "boxes", "box")
     if not all(isinstance(box, list) and len(box) == len(_CORNERS) for box in boxes):
         raise AnnotationError(f"a box has four corners x1, y1, x2, y2, got {quote(boxes)}")
-    labels = None if row.get("labels", "") is None else _listed(row, "labels", "label")
+    is_ignored = flag(row.get("ignored"), "ignored")
+    is_unknown = row.get("labels", "") is None or not flag(row.get("labelled"), "labelled", True)
+    labels = None if is_unknown or is_ignored else _listed(row, "labels", "label")
     if labels is not None and not (labels and all(isinstance(label, str) and label for label in labels)):
         raise AnnotationError(f"`label` must be the name of a class, got {quote(labels)}")
-    return Entry(place, video, boxes, labels, frames, timestamp, track_id)
+    return Entry(place, video, boxes, labels, frames, timestamp, track_id, is_ignored)
 
 
 def _listed(row: Mapping[str, Any], several: str, one: str) -> list[Any]:

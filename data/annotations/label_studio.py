@@ -294,7 +294,7 @@ def write_label_studio(
 
 
 def _written_regions(video: WrittenVideo, tolerance: float) -> Iterator[dict[str, Any]]:
-    for who, track in enumerate(tracks_of(video)):
+    for who, track in enumerate(tracks_of([*video.tubes, *video.ignored])):
         for what, labels in enumerate(dict.fromkeys(track.labels)):
             yield _region(f"region{who:04d}_{what}", track, labels, video, tolerance)
 

@@ -5,6 +5,9 @@ kitchen.mp4,2.5,0.10,0.20,0.45,0.95,walk,0
 
 video,frame,x1,y1,x2,y2,label,track_id
 kitchen.mp4,62,0.10,0.20,0.45,0.95,walk,0
+
+Where `labelled` is 0, nobody said what somebody does; where `ignored` is 1, the box is a region in which nobody
+looked. `annotated_labels`, "walk;sit", names the classes that were looked for in the video.
 """
 
 from collections.abc import Sequence
@@ -14,14 +17,25 @@ import numpy as np
 import pandas as pd
 
 from classquery.data.annotations.csv_columns import CsvColumns, Names, header_of, parse_csv, read_bytes
-from classquery.data.annotations.entries import NOBODY, BoxTable, Content, Context, Format, Source, VideoClaim
+from classquery.data.annotations.entries import (
+    IGNORED,
+    NOBODY,
+    UNKNOWN,
+    BoxTable,
+    Content,
+    Context,
+    Format,
+    Source,
+    VideoClaim,
+)
 from classquery.data.annotations.json_lines import parse_row
 from classquery.data.annotations.schema import AnnotationError, parse_box, quote
-from classquery.data.annotations.values import MAX_WHOLE_NUMBER, in_splits
+from classquery.data.annotations.values import MAX_WHOLE_NUMBER, flag, in_splits, join_labels
 
 
 _CORNERS = ("x1", "y1", "x2", "y2")
-_TEXTS = ("video", "file_name", "label", "split", "group")
+_FLAGS = {"labelled": True, "ignored": False}  # And what they are where the cell is empty.
+_TEXTS = ("video", "file_name", "label", "split", "group", "annotated_labels", *_FLAGS)
 _NUMBERS = ("timestamp", "frame", *_CORNERS, "track_id")
 _NEEDED = (("video", "file_name"), ("timestamp", "frame"), *((name,) for name in (*_CORNERS, "label")))
 
@@ -37,17 +51,20 @@ def read_csv(sources: Sequence[Source], context: Context) -> Content:
     content = Content()
     for source in sources:
         with context.problems.at(source.place()):
-            table, groups = _read(source, context)
+            csv, columns = _parse(source)
+            table = _read(source, csv, columns, context)
             content.tables.append(table)
+            groups, annotated = _of_videos(csv, "group"), _of_videos(csv, "annotated_labels")
             for video in table.videos:
                 claim = content.videos.setdefault(video, VideoClaim())
-                claim.group = claim.group or groups.get(video)
+                claim.group = claim.group or next(iter(groups.get(video, ())), None)
+                for names in annotated.get(video, ()):
+                    listed = [name.strip() for name in names.split(";") if name.strip()]
+                    claim.annotated_labels = join_labels(claim.annotated_labels, listed)
     return content
 
 
-def _read(source: Source, context: Context) -> tuple[BoxTable, dict[str, str]]:
-    """Return the rows, and the group of each video that has one."""
-    csv, columns = _parse(source)
+def _read(source: Source, csv: CsvColumns, columns: Sequence[str], context: Context) -> BoxTable:
     asked_for = _of_splits(source, csv, context)
     right = _are_right(csv)
 
@@ -55,16 +72,20 @@ def _read(source: Source, context: Context) -> tuple[BoxTable, dict[str, str]]:
         return f"a row needs {len(columns)} cells, as the header has"
 
     csv.note_wrong(right | ~asked_for, context.problems, lambda row: _why_wrong(csv.cells(row)), why_odd, source.place)
-    return _table(source, csv, np.flatnonzero(right & asked_for)), _groups(csv)
+    return _table(source, csv, np.flatnonzero(right & asked_for))
 
 
-def _groups(csv: CsvColumns) -> dict[str, str]:
-    if "group" not in csv.texts:
+def _of_videos(csv: CsvColumns, column: str) -> dict[str, list[str]]:
+    """Return the values of a column that the rows of each video have, in their order."""
+    if column not in csv.texts:
         return {}
-    videos, groups = _videos(csv), csv.texts["group"]
-    rows = np.flatnonzero((videos.codes != NOBODY) & (groups.codes != NOBODY))
-    rows = rows[np.unique(videos.codes[rows], return_index=True)[1]]
-    return {videos.values[videos.codes[row]]: groups.values[groups.codes[row]] for row in rows}
+    videos, values = _videos(csv), csv.texts[column]
+    given = (videos.codes != NOBODY) & (values.codes != NOBODY)
+    pairs = pd.DataFrame({"video": videos.codes[given], "value": values.codes[given]}).drop_duplicates()
+    found: dict[str, list[str]] = {}
+    for video, value in pairs.itertuples(index=False):
+        found.setdefault(videos.values[video], []).append(values.values[value])
+    return found
 
 
 def _parse(source: Source) -> tuple[CsvColumns, list[str]]:
@@ -110,7 +131,26 @@ def _are_right(csv: CsvColumns) -> np.ndarray:
     for name, given in (("frame", in_frame), ("track_id", has_track)):
         values = csv.numbers.get(name, nothing)
         right &= ~given | ((values >= 0) & (values <= MAX_WHOLE_NUMBER) & (values % 1 == 0))
-    return right & (_videos(csv).codes != NOBODY) & (csv.texts["label"].codes != NOBODY)
+    labelled, is_labelled = _flag(csv, "labelled")
+    ignored, is_ignored = _flag(csv, "ignored")
+    has_label = (csv.texts["label"].codes != NOBODY) | ~labelled | ignored
+    return right & (_videos(csv).codes != NOBODY) & has_label & is_labelled & is_ignored
+
+
+def _flag(csv: CsvColumns, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return a column of truth values (n,), and where it has one (n,)."""
+    if name not in csv.texts:
+        return np.full(len(csv.row), _FLAGS[name]), np.ones(len(csv.row), bool)
+    column = csv.texts[name]
+    values, are_right = [], []
+    for value in [*column.values, ""]:
+        try:
+            values.append(flag(value, name, _FLAGS[name]))
+            are_right.append(True)
+        except AnnotationError:
+            values.append(False)
+            are_right.append(False)
+    return np.array(values)[column.codes], np.array(are_right)[column.codes]
 
 
 def _why_wrong(cells: dict[str, Any]) -> str:
@@ -133,7 +173,7 @@ def _videos(csv: CsvColumns) -> Names:
 def _table(source: Source, csv: CsvColumns, rows: np.ndarray) -> BoxTable:
     nothing = np.full(len(csv.row), np.nan)
     video, videos = _used(_videos(csv), rows)
-    label, labels = _used(csv.texts["label"], rows)
+    says, labels = _labels(csv, rows)
     timestamp, frame, track = (csv.numbers.get(name, nothing)[rows] for name in ("timestamp", "frame", "track_id"))
     is_moment = ~np.isnan(timestamp)
     return BoxTable(
@@ -144,11 +184,20 @@ def _table(source: Source, csv: CsvColumns, rows: np.ndarray) -> BoxTable:
         video,
         np.where(is_moment, timestamp, frame),
         np.stack([csv.numbers[name][rows] for name in _CORNERS], 1),
-        label,
+        says,
         np.nan_to_num(track, nan=NOBODY).astype(np.int32),
         np.arange(len(rows), dtype=np.int32),
         csv.row[rows],
     )
+
+
+def _labels(csv: CsvColumns, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Return the code of the label of some rows, and the names."""
+    (labelled, _), (ignored, _) = _flag(csv, "labelled"), _flag(csv, "ignored")
+    code = np.where(ignored, IGNORED, UNKNOWN)[rows].astype(np.int32)
+    said = (labelled & ~ignored)[rows]
+    code[said], labels = _used(csv.texts["label"], rows[said])
+    return code, labels
 
 
 def _used(column: Names, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:

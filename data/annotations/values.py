@@ -1,7 +1,7 @@
 """Single values of annotations, checked."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from classquery.data.annotations.schema import AnnotationError, quote
@@ -30,6 +30,21 @@ def whole_number(value: Any, name: str) -> int:
     if result % 1 or not 0 <= result <= MAX_WHOLE_NUMBER:
         raise AnnotationError(f"{name} must be a whole number from 0 on, got {quote(value)}")
     return int(result)
+
+
+def flag(value: Any, name: str, default: bool = False) -> bool:
+    """Return a truth value, given as such, as 0 or 1, or as text; nothing means the default."""
+    if value is None or value == "":
+        return default
+    text = str(value).strip().lower()
+    if text not in ("0", "1", "false", "true"):
+        raise AnnotationError(f"`{name}` must be true or false, got {quote(value)}")
+    return text in ("1", "true")
+
+
+def join_labels(known: frozenset[str] | None, labels: Collection[str] | None) -> frozenset[str] | None:
+    """Return the classes that were looked for, where several rows of a video say some; None where none does."""
+    return known if labels is None else (known or frozenset()) | frozenset(labels)
 
 
 def in_splits(split: Any, splits: Sequence[str] | None) -> bool:

@@ -35,7 +35,7 @@ from classquery.data.annotations.collecting import (
 from classquery.data.annotations.entries import Content, Context, Entry, Format, Source, VideoClaim
 from classquery.data.annotations.schema import AnnotationError, parsing, quote, shorten
 from classquery.data.annotations.values import number
-from classquery.data.annotations.writing import WrittenVideo, videos_of
+from classquery.data.annotations.writing import IGNORE, WrittenVideo, videos_of
 from classquery.data.whole_files import write_json
 
 
@@ -234,8 +234,9 @@ def write_via3(path: str | Path, rows: Iterable[Mapping[str, Any]], names: Mappi
         ValueError: If a video is missing.
     """
     videos = {str(number): video for number, video in enumerate(videos_of(rows, names), start=1)}
-    # The last one is for who does nothing that is a class, which is more than saying nothing.
-    options = {str(place): name for place, name in enumerate([*names.values(), NO_ACTION[1]])}
+    # Doing nothing that is a class is more than saying nothing.
+    listed = [*names.values(), NO_ACTION[1], *([IGNORE] if any(video.ignored for video in videos.values()) else [])]
+    options = {str(place): name for place, name in enumerate(listed)}
     attribute = {"anchor_id": "FILE1_Z1_XY1", "desc": "", "default_option_id": ""}
     project = {
         "pid": "__VIA_PROJECT_ID__",
@@ -270,7 +271,7 @@ def _written_regions(
     """Yield the regions: one for all that somebody does at a moment."""
     for key, video in videos.items():
         labels: dict[tuple, list[str] | None] = {}
-        for place, tube in enumerate(video.tubes):
+        for place, tube in enumerate([*video.tubes, *video.ignored]):
             who = f"nobody {place}" if tube.track_id is None else tube.track_id
             for seconds, box in zip(tube.seconds.tolist(), tube.boxes.tolist(), strict=True):
                 key_of_region = who, round(seconds, 3), tuple(box)

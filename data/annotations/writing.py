@@ -12,6 +12,9 @@ from classquery.data.annotations.schema import VIDEO_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
+IGNORE = "ignore"
+"""What tools are told to call a region in which nobody looked; readers know it by this name."""
+
 
 class WrittenTube(NamedTuple):
     """Somebody who does the same at one moment or through frames."""
@@ -39,6 +42,8 @@ class WrittenVideo(NamedTuple):
     frames: np.ndarray
     """int64, ascending: the frames in which everybody is annotated."""
     tubes: list[WrittenTube]
+    ignored: list[WrittenTube]
+    """Regions in which nobody looked, with the label `IGNORE`."""
 
 
 class WrittenTrack(NamedTuple):
@@ -64,7 +69,7 @@ def videos_of(rows: Iterable[Mapping[str, Any]], names: Mapping[int, str]) -> li
         ValueError: If a row does not know its video, because that is missing.
     """
     videos: dict[str, WrittenVideo] = {}
-    num_ignored = 0
+    num_partial = 0
     for row in rows:
         facts = [row.get(key) for key in ("width", "height", "fps", "num_frames")]
         if row.get("video") is None or None in facts:
@@ -72,15 +77,19 @@ def videos_of(rows: Iterable[Mapping[str, Any]], names: Mapping[int, str]) -> li
                 f"the video of {row['clip_id']!r} is missing, and boxes are written in its pixels and frames"
             )
         name = _video_name(row)
-        video = videos.setdefault(name, WrittenVideo(name, *facts, np.arange(0), []))
+        video = videos.setdefault(name, WrittenVideo(name, *facts, np.arange(0), [], []))
         moment = row["video_seconds"]
         tubes = [_tube(tube, moment, video, names) for tube in row["tubes"]]
         looked_at = _annotated_frames(row) if moment is None else [_frame_at(moment, video)]
         frames = np.concatenate([video.frames, looked_at, *(tube.frames for tube in tubes)])
-        videos[name] = video._replace(frames=np.unique(frames).astype(np.int64), tubes=[*video.tubes, *tubes])
-        num_ignored += len(row.get("ignored") or ())
-    if num_ignored:
-        logger.warning(f"Left out {num_ignored} regions in which nobody looked, which the format cannot say.")
+        regions = [region | {"track_id": None, "labels": None} for region in row.get("ignored") or ()]
+        ignored = [_tube(region, moment, video, names)._replace(labels=[IGNORE]) for region in regions]
+        videos[name] = video._replace(
+            frames=np.unique(frames).astype(np.int64), tubes=[*video.tubes, *tubes], ignored=[*video.ignored, *ignored]
+        )
+        num_partial += row.get("annotated_labels") is not None
+    if num_partial:
+        logger.warning(f"The format cannot say which classes were looked for: {num_partial} rows lose that.")
     return list(videos.values())
 
 
@@ -111,10 +120,10 @@ def _video_name(row: Mapping[str, Any]) -> str:
     return next((name for name in names if f"/{path.as_posix()}".endswith(f"/{name}")), path.name)
 
 
-def tracks_of(video: WrittenVideo) -> list[WrittenTrack]:
+def tracks_of(tubes: Iterable[WrittenTube]) -> list[WrittenTrack]:
     """Join the tubes of each person; those that nobody numbered are people of their own."""
     groups: dict[tuple[str, int], list[WrittenTube]] = {}
-    for place, tube in enumerate(video.tubes):
+    for place, tube in enumerate(tubes):
         who = ("nobody", place) if tube.track_id is None else ("track", tube.track_id)
         groups.setdefault(who, []).append(tube)
     return [_track(tubes) for tubes in groups.values()]

@@ -23,13 +23,13 @@ _COLORS = ("#56B4E9", "#E69F00", "#F0E442", "#CC79A7", "#009E73", "#D55E00")
 
 
 class _Sample(NamedTuple):
-    """A frame of a video and the (label ids, box) of everybody in it."""
+    """A frame of a video and what everybody in it does, with their boxes; also the regions that are ignored."""
 
     caption: str
     row: dict[str, Any]
     frame: int | None
     """None at a keyframe, which is found by its time."""
-    actors: list[tuple[list[int], list[float]]]
+    actors: list[tuple[str, list[float]]]
 
 
 def draw_contact_sheet(rows: Dataset, labels: dict[int, str], *, seed: int = 0) -> Image.Image:
@@ -46,30 +46,34 @@ def draw_contact_sheet(rows: Dataset, labels: dict[int, str], *, seed: int = 0) 
     cells = []
     reader = ClipReader(max_open_files=1)
     for index in np.random.default_rng(seed).permutation(len(rows)):
-        sample = _choose_frame(rows[int(index)])
+        sample = _choose_frame(rows[int(index)], labels)
         image = _read(reader, sample) if sample else None
         if image is not None:
-            cells.append(_draw_cell(image, sample, labels))
+            cells.append(_draw_cell(image, sample))
         if len(cells) == COLUMNS * ROWS:
             break
     return _join(cells)
 
 
-def _choose_frame(row: dict[str, Any]) -> _Sample | None:
+def _choose_frame(row: dict[str, Any], labels: dict[int, str]) -> _Sample | None:
     """Choose the keyframe, or the middle of the first tube; None without video or boxes."""
     if row["video"] is None or not row["tubes"]:
         return None
+    drawn = [(_named(tube["labels"], labels), tube) for tube in row["tubes"]]
+    drawn += [("(ignored region)", region) for region in row.get("ignored") or ()]
     if row["video_seconds"] is not None:
-        actors = [(tube["labels"] or [], tube["boxes"][0]) for tube in row["tubes"]]
-        return _Sample(row["clip_id"], row, None, actors)
+        return _Sample(row["clip_id"], row, None, [(text, tube["boxes"][0]) for text, tube in drawn])
     frames = row["tubes"][0]["frames"]
     frame = frames[len(frames) // 2]
-    actors = [
-        (tube["labels"] or [], tube["boxes"][tube["frames"].index(frame)])
-        for tube in row["tubes"]
-        if frame in tube["frames"]
-    ]
+    actors = [(text, tube["boxes"][tube["frames"].index(frame)]) for text, tube in drawn if frame in tube["frames"]]
     return _Sample(f"{row['clip_id']}, frame {frame}", row, frame, actors)
+
+
+def _named(label_ids: list[int] | None, labels: dict[int, str]) -> str:
+    """Say what somebody does; nobody knowing it is something else than nothing that is a class."""
+    if not label_ids:
+        return "(unknown)" if label_ids is None else "(nothing)"
+    return ", ".join(labels.get(label, f"class {label}") for label in label_ids)
 
 
 def _read(reader: ClipReader, sample: _Sample) -> Image.Image | None:
@@ -84,7 +88,7 @@ def _read(reader: ClipReader, sample: _Sample) -> Image.Image | None:
         return None
 
 
-def _draw_cell(image: Image.Image, sample: _Sample, labels: dict[int, str]) -> Image.Image:
+def _draw_cell(image: Image.Image, sample: _Sample) -> Image.Image:
     """Draw the boxes, numbered, into the frame, and what everybody does below it, where it hides nothing."""
     scale = min(CELL_WIDTH / image.width, CELL_HEIGHT / image.height)
     size = round(image.width * scale), round(image.height * scale)
@@ -96,7 +100,7 @@ def _draw_cell(image: Image.Image, sample: _Sample, labels: dict[int, str]) -> I
     boxes = np.array([box for _, box in sample.actors]) * [*size, *size] + [left, top, left, top]
     _draw_boxes(canvas, font, boxes.round().astype(int).tolist())
     canvas.text((0, CELL_HEIGHT), _fit(sample.caption, font, CELL_WIDTH), _TEXT_COLOR, font)
-    _list_actions(canvas, font, [label_ids for label_ids, _ in sample.actors], labels)
+    _list_actions(canvas, font, [text for text, _ in sample.actors])
     return cell
 
 
@@ -109,17 +113,14 @@ def _draw_boxes(canvas: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, boxes
         _draw_tag(canvas, font, x_min, max(0, y_min - _LINE_HEIGHT), number)
 
 
-def _list_actions(
-    canvas: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, actors: list[list[int]], labels: dict[int, str]
-) -> None:
+def _list_actions(canvas: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, actors: list[str]) -> None:
     """Write a line for each actor below the caption, the last one for all that are left."""
     num_lines = _TEXT_LINES - 1
     num_shown = len(actors) if len(actors) <= num_lines else num_lines - 1
     indent = _LINE_HEIGHT + 4
-    for number, label_ids in enumerate(actors[:num_shown]):
+    for number, text in enumerate(actors[:num_shown]):
         line = CELL_HEIGHT + (number + 1) * _LINE_HEIGHT
         _draw_tag(canvas, font, 0, line, number)
-        text = ", ".join(labels.get(label, f"class {label}") for label in label_ids)
         canvas.text((indent, line), _fit(text, font, CELL_WIDTH - indent), _TEXT_COLOR, font)
     if num_shown < len(actors):
         line = CELL_HEIGHT + num_lines * _LINE_HEIGHT
