@@ -1,4 +1,4 @@
-.PHONY: style check test
+.PHONY: style check test docs
 
 PYTHON ?= python
 
@@ -12,3 +12,8 @@ check:  ## what CI checks besides the tests
 
 test:  ## the default suite, minutes on two cores
 	$(PYTHON) -m pytest
+
+docs:  ## the site, in build/site; a dead link or a name that is not there is an error
+	mkdir -p build/api/classquery
+	ln -sfn $(CURDIR)/modeling_classquery/* $(CURDIR)/data $(CURDIR)/configuration build/api/classquery/
+	$(PYTHON) -m mkdocs build --strict --site-dir build/site

@@ -94,7 +94,7 @@ def analyze(
     Raises:
         ValueError: As `frame_map`, and if the thresholds or sizes are not ascending.
 
-    Example:
+    Examples:
         >>> ground_truth = {"frame": [1, 1], "boxes": [[0, 0, 4, 8], [6, 0, 9, 8]], "labels": [[1, 0], [0, 1]]}
         >>> detections = {"frame": [1], "boxes": [[0, 0, 4, 8]], "scores": [[0.9, 0.8]]}
         >>> result = analyze(detections, ground_truth, id2label={0: "stand", 1: "walk"})

@@ -95,7 +95,7 @@ def frame_map(
             box has x2 < x1 or y2 < y1, the frames are integers on one side and strings on the other, or thresholds or
             label ids are out of range or repeated.
 
-    Example:
+    Examples:
         >>> ground_truth = {"frame": ["v_0902"], "boxes": [[10, 10, 50, 90]], "labels": [[1, 0, 1]]}
         >>> detections = {"frame": ["v_0902"], "boxes": [[12, 10, 50, 90]], "scores": [[0.9, 0.2, 0.1]]}
         >>> frame_map(detections, ground_truth)

@@ -105,7 +105,7 @@ def video_map(
             protocol or an option does not exist, or a published protocol is given fractions of the frame or frames
             before its first.
 
-    Example:
+    Examples:
         >>> boxes = [[10, 10, 50, 90], [12, 10, 52, 90]]
         >>> tubes = [{"video": "v", "label": 0, "frames": [7, 8], "boxes": boxes}]
         >>> detections = {"video": ["v", "v"], "frame": [7, 8], "boxes": boxes, "scores": [[0.9], [0.8]]}
