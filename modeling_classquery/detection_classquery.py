@@ -378,6 +378,17 @@ def label_id_of(label: str, config: ClassQueryConfig) -> int:
     return label_ids[label]
 
 
+def check_thresholds(thresholds: Mapping[str, float | None]) -> None:
+    """Refuse thresholds, by their names, that are no scores; None for those that are not given.
+
+    Raises:
+        ValueError: If one is not in [0, 1].
+    """
+    for name, value in thresholds.items():
+        if value is not None and not (isinstance(value, float | int | np.number) and 0 <= value <= 1):
+            raise ValueError(f"`{name}` must be between 0 and 1, got {value!r}")
+
+
 def class_thresholds_of(
     config: ClassQueryConfig,
     processor: ClassQueryVideoProcessor,
@@ -441,6 +452,7 @@ class ClipDetector:
         if batch_size < 1 or (top_k is not None and top_k < 1):
             raise ValueError(f"both must be positive, got {batch_size = } and {top_k = }")
         config = model.config
+        check_thresholds({"threshold": threshold, "actor_threshold": actor_threshold, **(class_thresholds or {})})
         thresholds = class_thresholds_of(config, processor, threshold, class_thresholds)
         if classes is not None:
             left_out = set(range(config.num_labels)) - {label_id_of(name, config) for name in classes}
@@ -540,6 +552,7 @@ __all__ = [
     "DetectedFrame",
     "Sampling",
     "assemble_clips",
+    "check_thresholds",
     "clip_around",
     "label_id_of",
     "needed_frames",

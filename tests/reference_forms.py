@@ -153,12 +153,14 @@ def _per_actor(attention_mask, num_queries):
 # Classifying layers: every class of every actor has a query of its own, content and position joined.
 
 
-def attend_to_classes(layer: ClassQueryClassifyingLayer, class_queries, num_rows) -> torch.Tensor:
+def attend_to_classes(
+    layer: ClassQueryClassifyingLayer, class_queries, num_rows, of_classes=slice(None)
+) -> torch.Tensor:
     """In place of `ClassQueryClassifyingLayer._attend_to_classes`: also where the classes of all actors are one."""
     class_queries = class_queries.expand(num_rows, -1, -1)
     mask = class_group_mask(layer.class_groups, class_queries)
     update, _ = attend(layer.self_attn, class_queries, class_queries, class_queries, mask)
-    return layer.self_attn_layer_norm(class_queries + layer.dropout(update))
+    return layer.self_attn_layer_norm(class_queries + layer.dropout(update))[:, of_classes]
 
 
 def class_attention(
