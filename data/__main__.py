@@ -68,7 +68,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     convert.add_argument("--dataset", required=True, choices=get_args(FolderName))
     convert.add_argument("--data_dir", required=True, type=Path)
     convert.add_argument("--split", default="train", choices=SPLITS)
-    convert.add_argument("--format", required=True, help="one that `formats` calls written")
+    convert.add_argument("--format", required=True, help="one that `formats` calls written, or ava")
     convert.add_argument("--output", required=True, type=Path, metavar="FILE")
     diff = commands.add_parser("diff", help="say what changed from one file of annotations to another")
     diff.set_defaults(command="diff")

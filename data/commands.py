@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from classquery.data.annotations.ava_writing import write_ava_rows
 from classquery.data.annotations.comparing import Change, compare_annotations
 from classquery.data.annotations.formats import FORMATS
 from classquery.data.annotations.parquet import save_action_dataset
@@ -67,7 +68,7 @@ def prepare(
 
 def convert(dataset: str, data_dir: Path, split: str, format: str, output: Path) -> int:
     """Write a split as a file of an annotation tool and return the exit code."""
-    writers = {fmt.name: fmt.write for fmt in FORMATS if fmt.write}
+    writers = {fmt.name: fmt.write for fmt in FORMATS if fmt.write} | {"ava": write_ava_rows}
     if format not in writers:
         print(f"not written: --format must be one of {', '.join(writers)}, got {shorten([format])}")
         return 2

@@ -723,6 +723,39 @@ def test_what_is_written_is_read_as_the_same(tmp_path, two_movies, name, time):
         assert Source(output).json is not None
 
 
+def test_ava_has_people_at_whole_seconds(tmp_path, two_movies, caplog):
+    for folder in ("before", "after/annotations"):
+        (tmp_path / folder).mkdir(parents=True)
+    for folder in ("before", "after"):
+        (tmp_path / folder / "videos").symlink_to(two_movies)
+    (tmp_path / "before" / "train.csv").write_text(
+        ROWS.format(0, 0.5, 1, 1.5, 1.6, time="timestamp").replace('"x"', "x")
+    )
+    output = tmp_path / "after" / "annotations" / "ava_train_v2.2.csv"
+    arguments = ["--dataset", "custom", "--data_dir", str(tmp_path / "before"), "--output", str(output)]
+
+    assert main(["convert", "--format", "ava", *arguments]) == 0
+
+    assert "3 of 7 are written" in caplog.text
+    expected = {item for item in annotated(tmp_path / "before") if item[1] in (0, 1)}
+    output.with_name("ava_action_list.pbtxt").rename(output.with_name("ava_action_list_v2.2.pbtxt"))
+    rows = load_action_dataset("ava", tmp_path / "after", "train")
+    names = load_action_labels("ava", tmp_path / "after")
+    found = {
+        (
+            Path(row["video"]).name,
+            row["video_seconds"],
+            tube["track_id"],
+            *np.round(tube["boxes"][0], 4).tolist(),
+            names[label],
+        )
+        for row in rows
+        for tube in row["tubes"]
+        for label in tube["labels"]
+    }
+    assert found == expected
+
+
 @pytest.mark.parametrize("write", [write_cvat, write_via3, write_label_studio, write_coco_vid])
 def test_nobody_said_and_nothing_that_is_a_class_stay_apart(tmp_path, write):
     tube = {"frames": [2], "boxes": [[0.1, 0.2, 0.3, 0.4]]}

@@ -12,10 +12,9 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable, Sequence
-from operator import itemgetter
 from pathlib import Path
 
-from classquery.data.annotations.ava import AVA_LABELS
+from classquery.data.annotations.ava_writing import ACTION_LIST, write_action_list
 from classquery.data.whole_files import replacing, write_json
 from classquery.engine.detection.naming import VideoName, name_videos
 from classquery.engine.detection.people import Person
@@ -23,8 +22,6 @@ from classquery.engine.detection.results import ActorDetection, FrameDetections
 from classquery.engine.detection.video_sources import VideoSource
 
 
-# The official ids 1 to 14 are movements of a person, up to 63 handling of objects, and then there is somebody else.
-_AVA_LABEL_TYPES = ((14, "PERSON_MOVEMENT"), (63, "OBJECT_MANIPULATION"), (80, "PERSON_INTERACTION"))
 # Annotations of AVA are for whole seconds; a keyframe so near to one counts as its.
 _AVA_TOLERANCE_SECONDS = 0.1
 
@@ -179,17 +176,7 @@ def write_ava(
                 timestamp = f"{round(second + movie_start_seconds):04d}"
                 place = names[video].video_id, timestamp, *_unit_box(actor, frame)
                 writer.writerows((*place, label_ids[label] + 1, actor.person_id) for label, _ in actor.actions)
-    with replacing(path.with_name("ava_action_list.pbtxt")) as partial_path:
-        # In the order of the ids, because Datumaro counts.
-        entries = (_ava_label(name, label_id) for name, label_id in sorted(label_ids.items(), key=itemgetter(1)))
-        partial_path.write_text("".join(entries), encoding="utf-8")
-
-
-def _ava_label(name: str, label_id: int) -> str:
-    quote = "'" if '"' in name else '"'
-    official_id = AVA_LABELS.index(name) + 1 if name in AVA_LABELS else 1
-    label_type = next(label_type for last_id, label_type in _AVA_LABEL_TYPES if official_id <= last_id)
-    return f"label {{\n  name: {quote}{name}{quote}\n  label_id: {label_id + 1}\n  label_type: {label_type}\n}}\n"
+    write_action_list(path.with_name(ACTION_LIST), label_ids)
 
 
 def _at_whole_seconds(frames: Iterable[FrameDetections]) -> dict[tuple[str | None, int], FrameDetections]:
