@@ -378,17 +378,6 @@ def label_id_of(label: str, config: ClassQueryConfig) -> int:
     return label_ids[label]
 
 
-def check_thresholds(thresholds: Mapping[str, float | None]) -> None:
-    """Refuse thresholds, by their names, that are no scores; None for those that are not given.
-
-    Raises:
-        ValueError: If one is not in [0, 1].
-    """
-    for name, value in thresholds.items():
-        if value is not None and not (isinstance(value, float | int | np.number) and 0 <= value <= 1):
-            raise ValueError(f"`{name}` must be between 0 and 1, got {value!r}")
-
-
 def class_thresholds_of(
     config: ClassQueryConfig,
     processor: ClassQueryVideoProcessor,
@@ -452,7 +441,9 @@ class ClipDetector:
         if batch_size < 1 or (top_k is not None and top_k < 1):
             raise ValueError(f"both must be positive, got {batch_size = } and {top_k = }")
         config = model.config
-        check_thresholds({"threshold": threshold, "actor_threshold": actor_threshold, **(class_thresholds or {})})
+        given = [threshold, actor_threshold, *(class_thresholds or {}).values()]
+        if any(value is not None and math.isnan(value) for value in given):
+            raise ValueError("a threshold is NaN, which no score reaches: give a number")
         thresholds = class_thresholds_of(config, processor, threshold, class_thresholds)
         if classes is not None:
             left_out = set(range(config.num_labels)) - {label_id_of(name, config) for name in classes}
@@ -552,7 +543,6 @@ __all__ = [
     "DetectedFrame",
     "Sampling",
     "assemble_clips",
-    "check_thresholds",
     "clip_around",
     "label_id_of",
     "needed_frames",

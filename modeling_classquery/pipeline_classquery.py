@@ -9,7 +9,7 @@ from typing import Any
 from transformers import Pipeline
 
 from .configuration_classquery import ClassQueryConfig
-from .detection_classquery import ClipDetector, DetectedFrame, Sampling, assemble_clips, check_thresholds
+from .detection_classquery import ClipDetector, DetectedFrame, Sampling, assemble_clips
 from .frames_classquery import is_one_video, local_video, open_video
 from .linking_classquery import link_greedily
 from .modeling_classquery import ClassQueryForVideoActionDetection
@@ -116,7 +116,8 @@ class VideoActionDetectionPipeline(Pipeline):
         iou_threshold: float | None = None,
         max_gap: int | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        check_thresholds({"threshold": threshold, "actor_threshold": actor_threshold})
+        for name, value in (("threshold", threshold), ("actor_threshold", actor_threshold)):
+            _require(name, value, lambda number: 0 <= number <= 1, "between 0 and 1")
         for name, value in (("frames_per_second", frames_per_second), ("keyframes_per_second", keyframes_per_second)):
             _require(name, value, lambda number: 0 < number < math.inf, "more than 0")
         for name, value in (("clip_stride", clip_stride), ("top_k", top_k)):
