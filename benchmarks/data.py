@@ -1,6 +1,7 @@
 """Measure how fast random clips are read, against reopening the video for each and against extracted JPEG images.
 
     python benchmarks/data.py
+    python benchmarks/data.py --shards
     python benchmarks/data.py --minutes 15 --seconds 8 --workers 1 2
     python benchmarks/data.py --against aaa7d40
     python benchmarks/data.py --short
@@ -34,6 +35,7 @@ import numpy as np
 import torch
 from older_build import compare
 from PIL import Image
+from shards import compare_shards
 from tqdm import tqdm
 
 from classquery import ClassQueryVideoProcessor
@@ -66,7 +68,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--against", metavar="COMMIT", help="compare with the build of an older commit instead")
     parser.add_argument("--short", action="store_true", help="compare the decoders on short files instead")
+    parser.add_argument("--shards", action="store_true", help="compare shards with the movies that they hold instead")
     arguments = parser.parse_args()
+    if arguments.shards:
+        compare_shards(make_movie, arguments.minutes)
+        return
     if arguments.short:
         compare_short()
         return
@@ -116,6 +122,14 @@ def make_files(folder: Path, minutes: float) -> dict[str, Path]:
         repetitions = round(minutes * 60 * FRAMES_PER_SECOND / SCENE_FRAMES) if is_long else 1
         paths[name] = repeat(path, repetitions) if repetitions > 1 else path
     return paths
+
+
+def make_movie(folder: Path, gop: int, minutes: float) -> Path:
+    """Write the scene, repeated, as a long H.264 file."""
+    frames = [av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p") for image in scene()]
+    path = folder / "scene.mp4"
+    encode_scene(path, frames, "libx264", {"g": str(gop), "crf": "18", "preset": "veryfast"})
+    return repeat(path, round(minutes * 60 * FRAMES_PER_SECOND / SCENE_FRAMES))
 
 
 def make_files_of_both(folder: Path) -> None:
