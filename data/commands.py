@@ -12,7 +12,7 @@ from classquery.data.annotations.comparing import Change, compare_annotations
 from classquery.data.annotations.formats import FORMATS
 from classquery.data.annotations.parquet import save_action_dataset
 from classquery.data.annotations.registry import load_action_dataset, load_action_labels
-from classquery.data.annotations.schema import MAX_SHOWN, shorten
+from classquery.data.annotations.schema import MAX_SHOWN, and_others, shorten
 from classquery.data.preparation.checking import Finding, Report, SplitSummary, check_dataset
 from classquery.data.preparation.contact_sheet import draw_contact_sheet
 from classquery.data.preparation.preparing import Encoding, prepare_videos
@@ -199,7 +199,7 @@ def _print_split(split: str, summary: SplitSummary) -> None:
 
 def _counts(counts: dict[str, int]) -> str:
     shown = [f"{name} ({count:,})" for name, count in list(counts.items())[:6]]
-    more = f", and {len(counts) - 6} others" if len(counts) > 6 else ""
+    more = and_others(len(counts) - 6)
     return (", ".join(shown) or "unknown") + more
 
 

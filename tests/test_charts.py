@@ -79,3 +79,11 @@ def test_training_curve_says_what_to_install(monkeypatch, tmp_path: Path):
 
     with pytest.raises(ImportError, match="pip install classquery"):
         draw_training_curve([], tmp_path / "curve.png")
+
+
+def test_run_too_short_for_its_log_has_a_curve_all_the_same(tmp_path):
+    draw_training_curve([{"step": 2, "train_loss": 1.5}], tmp_path / "curve.png")
+
+    picture = Image.open(tmp_path / "curve.png")
+    assert has_color(picture, 0.55, 0.98).any()
+    assert not has_color(picture, 0.08, 0.48).any()  # Nothing was evaluated, and it says so.

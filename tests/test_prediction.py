@@ -20,6 +20,7 @@ from test_run_action_detection import SCRIPT
 
 from classquery import ClassQueryVideoProcessor, detect
 from classquery.data.annotations.custom import load_custom
+from classquery.data.annotations.schema import and_others
 from classquery.data.video.reader import ClipReader, VideoReadError
 from classquery.engine.checkpoint import load_detector
 from classquery.engine.detection import prediction
@@ -421,3 +422,7 @@ def test_attention_is_shown_where_its_class_scores_highest(videos, tmp_path, mon
         (best[0], note),
     ]
     assert actors == [(best[1], ""), (best[1], note)]
+
+
+def test_lists_end_in_the_singular_too():
+    assert [and_others(count) for count in (-1, 0, 1, 2)] == ["", "", ", and 1 other", ", and 2 others"]

@@ -185,6 +185,11 @@ def shorten(names: Sequence[str]) -> str:
     return ", ".join(map(abbreviate, names[:MAX_SHOWN])) + more
 
 
+def and_others(count: int) -> str:
+    """How a list ends that leaves out so many; nothing if it leaves out none."""
+    return f", and {count} other{'s' if count > 1 else ''}" if count > 0 else ""
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """Return a hint at the known name that is most like another; nothing if none is known."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from classquery.data.annotations.schema import shorten
+from classquery.data.annotations.schema import and_others, shorten
 from classquery.data.video.frame_folder import read_frame_folder
 from classquery.data.video.reader import ClipReader, VideoReadError
 from classquery.data.whole_files import remove_left_behind, replacing, write_json
@@ -176,8 +176,9 @@ def predict_videos(
     with tqdm(
         total=total, disable=not show_progress, unit=" s of video", bar_format=_BAR if total else None
     ) as progress:
-        for job in to_do:
-            _predict(job, work, progress)
+        for number, job in enumerate(to_do, start=1):
+            place = f" ({number} of {len(to_do)})" if len(to_do) > 1 else ""
+            _predict(job, work, progress, place)
 
 
 def collect_predictions(sources: Sequence[Source], folder: str | Path) -> str:
@@ -306,13 +307,13 @@ def _changes(job: _Job, work: _Work) -> list[str] | None:
     return ["source"]
 
 
-def _predict(job: _Job, work: _Work, progress: tqdm) -> None:
+def _predict(job: _Job, work: _Work, progress: tqdm, place: str) -> None:
     """Detect in one video and write everything; its summary comes last."""
     started = time.perf_counter()
     try:
         with job.folder.writing() as unfinished, _naming_what_is_needed(unfinished, job.source):
             made_with = work.made_with(job.name) | {"source": digest_source(job.source)}
-            summary = _detect_and_write(job, unfinished, work, progress)
+            summary = _detect_and_write(job, unfinished, work, progress, place)
             summary |= {"seconds": round(time.perf_counter() - started, 2), "made_with": made_with}
             job.folder.replace(unfinished, summary)
     except VideoReadError as error:
@@ -320,10 +321,10 @@ def _predict(job: _Job, work: _Work, progress: tqdm) -> None:
         job.folder.fail({"video": str(job.source), "error": str(error)})
 
 
-def _detect_and_write(job: _Job, folder: Path, work: _Work, progress: tqdm) -> dict[str, Any]:
+def _detect_and_write(job: _Job, folder: Path, work: _Work, progress: tqdm, place: str) -> dict[str, Any]:
     """Write all files of a video, and return what its summary says of them."""
     source = open_source(job.source, frames_per_second=work.detector.model.config.frames_per_second)
-    progress.set_description(f"detecting in {job.name.file}")
+    progress.set_description(f"detecting in {job.name.file}{place}")
     frames = list(_with_progress(detect_in(source, work.detector, work.sampling), work, progress))
     if work.arguments.tubes:
         frames = link_people(frames)
@@ -339,7 +340,7 @@ def _detect_and_write(job: _Job, folder: Path, work: _Work, progress: tqdm) -> d
         "damaged": [str(gap) for gap in source.missing],
     }
     if work.draws and local_path(job.source) is not None:
-        progress.set_description(f"drawing {job.name.file}")
+        progress.set_description(f"drawing {job.name.file}{place}")
         _write_pictures(folder, source, frames, work)
     elif work.arguments.save_video or work.arguments.attention:
         summary["left_out"] = (
@@ -497,7 +498,7 @@ def _table_cells(summary: dict[str, Any]) -> tuple[str, ...]:
         return "", "", "", f"not read: {summary['error']}"
     actions = list(summary["actions"].items())
     named = ", ".join(f"{label} ({count})" for label, count in actions[:_MAX_NAMED_ACTIONS]) or "nothing found"
-    more = f", and {len(actions) - _MAX_NAMED_ACTIONS} others" if len(actions) > _MAX_NAMED_ACTIONS else ""
+    more = and_others(len(actions) - _MAX_NAMED_ACTIONS)
     people = "" if summary["num_people"] is None else str(summary["num_people"])
     left_out = f"; {summary['left_out']}" if "left_out" in summary else ""
     if summary.get("damaged"):
