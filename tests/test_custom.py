@@ -303,6 +303,14 @@ def test_videos_that_differ_in_their_suffix_only_keep_it(folder, two_movies):
     assert rows["video"][:] == [str(folder / "videos/demo_val_000.mp4"), str(folder / "demo_val_000.mkv")]
 
 
+def test_streamed_rows_say_how_they_were_understood(folder):
+    write(folder, "train.csv", KEYFRAMES)
+
+    read, streamed = (load_action_dataset("custom", folder, "train", streaming=flag) for flag in (False, True))
+
+    assert streamed.info.description == read.info.description != ""
+
+
 def test_two_names_of_one_file_are_a_problem(folder):
     with pytest.raises(AnnotationError, match="demo_val_000: is the same file as demo_val_000.mp4"):
         load_custom(write(folder, "train.csv", HEADER + GOOD + GOOD.replace(".mp4", "")), "train")

@@ -235,7 +235,9 @@ def load_action_dataset(
     rows = reader.load(_place(name, data_dir), split, **chosen)
     if isinstance(rows, Shards) or not streaming:
         return rows
-    return rows.to_iterable_dataset(max(1, min(num_shards, len(rows))))
+    stream = rows.to_iterable_dataset(max(1, min(num_shards, len(rows))))
+    stream.info.description = rows.info.description
+    return stream
 
 
 class ClipConfig(Protocol):
