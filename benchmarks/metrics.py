@@ -28,7 +28,8 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from classquery.data.metrics import analyze, ava_label_ids, frame_map, video_map
-from classquery.data.metrics.__main__ import parse_arguments, score_ava
+from classquery.data.metrics.__main__ import parse_arguments
+from classquery.data.metrics.commands import score_ava
 
 
 NUM_QUERIES = 15

@@ -18,11 +18,21 @@ from pathlib import Path
 from older_build import package_of
 
 
+HELPS = (
+    "data.metrics",
+    "data.demo",
+    "convert_classquery_checkpoint",
+    "engine.export",
+    "engine.sharing",
+    "engine.demo",
+    "kernels",
+)
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
     "import classquery": ["-c", "import classquery"],
     "python -m classquery.data --help": ["-m", "classquery.data", "--help"],
     "python -m classquery.data check --help": ["-m", "classquery.data", "check", "--help"],
+    **{f"python -m classquery.{name} --help": ["-m", f"classquery.{name}", "--help"] for name in HELPS},
 }
 
 

@@ -9,4 +9,8 @@ FolderName = Literal[
 ]
 DatasetName = Literal[FolderName, "shards"]
 SPLITS = ("train", "validation")
+# Those with tubes and a way of counting that numbers were published in.
+TubeDatasetName = Literal["ucf101_24", "jhmdb_21", "multisports"]
+# How tubes are linked and counted.
+ProtocolName = Literal["standard", "classquery_ucf", "classquery_jhmdb"]
 Backend = Literal["auto", "pyav", "decord"]

@@ -27,7 +27,7 @@ _LAZY = {
     "ClassQueryVideoProcessor": "video_processing_classquery",
     "ClassQueryViTConfig": "configuration_classquery",
     "VideoActionDetectionPipeline": "pipeline_classquery",
-    "convert_original_state_dict": "convert_classquery_checkpoint",
+    "convert_original_state_dict": "conversion_classquery",
     "detect": "engine.detection.detection",
     "load_detector": "engine.checkpoint",
 }

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, VJEPA2Config, VJE
 from utils import TOKEN_BACKBONES, tiny_config
 
 from classquery import ClassQueryForVideoActionDetection
-from classquery.convert_classquery_checkpoint import load_backbone
+from classquery.conversion_classquery import load_backbone
 from classquery.data.annotations.schema import ACTION_FEATURES, to_dataset
 from classquery.engine.checkpoint import load_detector
 from classquery.engine.sharing import push_folder

@@ -42,12 +42,8 @@ from utils import (
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, convert_original_state_dict
 from classquery.checkpoint_files_classquery import CheckpointError, _NotRead, _unpickle, read_matlab, read_tensors
 from classquery.checkpoint_layouts_classquery import csn_backbone, published_detector
-from classquery.convert_classquery_checkpoint import (
-    load_backbone,
-    load_checkpoint,
-    load_transformer,
-    main,
-)
+from classquery.conversion_classquery import load_backbone, load_checkpoint, load_transformer
+from classquery.convert_classquery_checkpoint import main
 
 
 PUBLISHED = json.loads(gzip.decompress((GOLDEN_DIR / "model" / "published.json.gz").read_bytes()))

@@ -22,9 +22,9 @@ from test_detection import make_model, write_video
 
 from classquery import ClassQueryVideoProcessor
 from classquery.data.demo.movies import write_demo_movie
-from classquery.engine import demo
 from classquery.engine.checkpoint import load_detector
 from classquery.engine.demo import VideoPage, build_page, write_space
+from classquery.engine.demo import page as demo
 from classquery.engine.detection.prediction import PredictionArguments, PredictionStoppedError, predict_videos
 
 
@@ -202,13 +202,13 @@ def test_space_runs_by_itself(tmp_path):
     pytest.importorskip("gradio")
     folder = write_space(tmp_path / "space")
 
-    code = "import classquery.engine.demo as demo; demo.load_detector('demo'); print(demo.__file__)"
+    code = "import classquery.engine.demo.page as demo; demo.load_detector('demo'); print(demo.__file__)"
     environment = os.environ | {"PYTHONPATH": str(folder)}
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, cwd=tmp_path
     )
 
-    assert Path(result.stdout.strip()) == folder / "classquery" / "engine" / "demo.py"
+    assert Path(result.stdout.strip()) == folder / "classquery" / "engine" / "demo" / "page.py"
 
 
 # In a browser
@@ -257,7 +257,7 @@ def test_browser_upload_detect_click_a_class_and_download(width, url, browser, m
 
 SERVER = """
 import sys, time
-from classquery.engine import demo
+from classquery.engine.demo import page as demo
 if sys.argv[2] == "stuck":
     demo.predict_videos = lambda *arguments, **options: time.sleep(1000)
 demo.launch(max_upload_mb=1, server_port=int(sys.argv[1]), quiet=True)

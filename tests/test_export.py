@@ -10,8 +10,9 @@ from utils import tiny_config
 
 from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor, detect, load_detector
 from classquery.data.demo.movies import write_demo_movie
-from classquery.engine import export
 from classquery.engine.export import OUTPUTS, ExportError, ExportOptions, export_detector, load_exported
+from classquery.engine.export import __main__ as command
+from classquery.engine.export import exporting as export
 
 
 # As little as there can be: to convert an operation takes as long in small models as in large ones.
@@ -164,7 +165,7 @@ def test_sizes_that_are_left_open_are_not_closed_by_that_of_the_position_table(s
 def test_the_demo_as_a_program_detects_the_same_in_a_movie(tmp_path, ending):
     model, processor = load_detector("demo")
     path = tmp_path / f"demo.{ending}"
-    export.main(["--output", str(path)])
+    command.main(["--output", str(path)])
     movie = write_demo_movie(tmp_path, "validation", 0)
 
     ours = list(detect(movie, *load_exported(path)))
@@ -239,7 +240,7 @@ def test_options_out_of_range_are_refused(values, message):
 
 def test_other_files_than_programs_are_refused_before_any_work(tmp_path):
     with pytest.raises(ExportError, match="must end with .onnx or .pt2, got 'model.pt'"):
-        export.main(["--output", str(tmp_path / "model.pt")])
+        command.main(["--output", str(tmp_path / "model.pt")])
     with pytest.raises(FileNotFoundError, match="there is no file"):
         load_exported(tmp_path / "model.pt2")
 

@@ -19,7 +19,7 @@ from utils import TOKEN_BACKBONES, checkpoint_activations, tiny_batch, tiny_conf
 
 from classquery import ClassQueryForVideoActionDetection
 from classquery.configuration import RecipeError, load_recipe
-from classquery.convert_classquery_checkpoint import load_backbone
+from classquery.conversion_classquery import load_backbone
 from classquery.modeling_classquery_tokens import ClassQueryVideoMAEBackbone, ClassQueryVJEPA2Backbone
 
 

@@ -123,6 +123,7 @@ def test_flat_modules_import_each_other_in_no_circle_and_the_pipeline_imports_al
         "convert_classquery_checkpoint",
         "checkpoint_layouts_classquery",
         "checkpoint_files_classquery",
+        "conversion_classquery",
         "published_classquery",
     }
     assert {path.stem for path in code_files()} == imports.keys() - stays

@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard
 from utils import tiny_config
 
 from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor, demo_checkpoint
-from classquery.convert_classquery_checkpoint import load_transformer
+from classquery.conversion_classquery import load_transformer
 from classquery.data.demo.movies import write_demo_movie
 from classquery.engine.checkpoint import CheckpointError, load_detector
 from classquery.engine.sharing import SharingError, push_folder, require_token, write_model_card
@@ -25,7 +25,8 @@ from classquery.model_card_classquery import make_model_card
 
 TESTS = Path(__file__).parent
 CODE = {path.name for path in (TESTS.parent / "modeling_classquery").glob("*_classquery*.py")}
-CODE -= {"convert_classquery_checkpoint.py", "checkpoint_layouts_classquery.py", "checkpoint_files_classquery.py"}
+CODE -= {f"{name}_classquery.py" for name in ("checkpoint_files", "checkpoint_layouts", "conversion", "published")}
+CODE -= {"convert_classquery_checkpoint.py"}
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +161,7 @@ def test_example_of_the_card_runs_without_importing_the_package(report, hub, tmp
 
 
 def test_no_token_is_one_clear_line(monkeypatch):
-    monkeypatch.setattr("classquery.engine.sharing.get_token", lambda: None)
+    monkeypatch.setattr("classquery.engine.sharing.pushing.get_token", lambda: None)
 
     with pytest.raises(SharingError, match=r"^an upload needs a token of the Hub: run `hf auth login`, .*HF_TOKEN.*$"):
         require_token()
@@ -168,7 +169,9 @@ def test_no_token_is_one_clear_line(monkeypatch):
 
 def test_no_hub_is_one_clear_line(monkeypatch, tmp_path):
     save_detector(tmp_path)
-    monkeypatch.setattr("classquery.engine.sharing.HfApi", functools.partial(HfApi, endpoint="http://127.0.0.1:9"))
+    monkeypatch.setattr(
+        "classquery.engine.sharing.pushing.HfApi", functools.partial(HfApi, endpoint="http://127.0.0.1:9")
+    )
 
     with pytest.raises(SharingError, match="the Hub does not take the token, or is not there: .*(refused|offline)"):
         push_folder(tmp_path, "tester/name", token=TOKEN)

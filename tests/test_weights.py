@@ -27,7 +27,7 @@ from utils import (
 from classquery import ClassQueryForVideoActionDetection, load_detector
 from classquery.checkpoint_files_classquery import CheckpointError
 from classquery.configuration import load_recipe
-from classquery.convert_classquery_checkpoint import load_backbone, load_transformer
+from classquery.conversion_classquery import load_backbone, load_transformer
 from classquery.engine import weights
 from classquery.engine.run.arguments import ModelArguments
 from classquery.engine.run.models import load_model

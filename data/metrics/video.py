@@ -17,7 +17,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -47,6 +47,7 @@ from classquery.data.metrics.protocols import (
     TubeProtocol,
     VideoDetections,
 )
+from classquery.data.names import ProtocolName
 
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,6 @@ PROTOCOLS = {
     "classquery_ucf": ClassQueryUcfProtocol(),
     "classquery_jhmdb": ClassQueryJhmdbProtocol(),
 }
-ProtocolName = Literal["standard", "classquery_ucf", "classquery_jhmdb"]
 
 
 def video_map(

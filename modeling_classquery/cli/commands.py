@@ -90,7 +90,7 @@ COMMANDS = {
     "detect": Command(_DETECTORS, "detect actions in videos: who does what, where and when", _run("detect")),
     "train": Command(_DETECTORS, "train a detector, or fine-tune one on your own videos", _run("train")),
     "eval": Command(_DETECTORS, "score a detector on a data set", _run("eval")),
-    "demo": Command(_DETECTORS, "serve a web page to drop videos on", _main("engine.demo", "demo")),
+    "demo": Command(_DETECTORS, "serve a web page to drop videos on", _main("engine.demo.__main__", "demo")),
     "data": Command(_DATA, "check, prepare or convert a data set, list formats", _main("data.__main__", "data")),
     "metrics": Command(_DATA, "score detections of any model, from files", _main("data.metrics.__main__", "metrics")),
     "recipes": Command(_DATA, "list recipes, or show one with its sources", _main("cli.recipes", "recipes")),
@@ -100,8 +100,10 @@ COMMANDS = {
     "convert": Command(
         _MODELS, "make a model of published weights", _main("convert_classquery_checkpoint", "convert")
     ),
-    "export": Command(_MODELS, "write a detector as ONNX or torch.export program", _main("engine.export", "export")),
-    "share": Command(_MODELS, "share a folder with a model on the Hub", _main("engine.sharing", "share")),
+    "export": Command(
+        _MODELS, "write a detector as ONNX or torch.export program", _main("engine.export.__main__", "export")
+    ),
+    "share": Command(_MODELS, "share a folder with a model on the Hub", _main("engine.sharing.__main__", "share")),
     "kernels": Command(_MODELS, "list the kernels, or compile them ahead", _main("kernels.__main__", "kernels")),
 }
 

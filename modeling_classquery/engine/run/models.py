@@ -7,7 +7,7 @@ from transformers import TrainerCallback
 
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
 from classquery.configuration import DataArguments, Recipe
-from classquery.convert_classquery_checkpoint import load_backbone, load_transformer
+from classquery.conversion_classquery import load_backbone, load_transformer
 from classquery.data.class_descriptions import read_class_descriptions
 from classquery.detection_classquery import label_id_of
 from classquery.engine.checkpoint import load_detector

@@ -7,7 +7,7 @@ from pathlib import Path
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
 from classquery.checkpoint_files_classquery import CheckpointError
 from classquery.configuration.recipes import load_recipe
-from classquery.convert_classquery_checkpoint import load_checkpoint, save_detector
+from classquery.conversion_classquery import load_checkpoint, save_detector
 from classquery.data.annotations.schema import closest
 from classquery.engine.weights.fetching import alone, fetch
 from classquery.engine.weights.zoo import Kind, PublishedWeights, load_zoo

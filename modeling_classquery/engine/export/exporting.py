@@ -1,12 +1,9 @@
 """Detectors as programs that run without this package: ONNX, for ONNX Runtime and others, and torch.export.
 
-    python -m classquery.engine.export --model_name_or_path demo --output model.onnx
-
 The file is run and compared with the model before it appears under its name; one that differs is not kept. It carries
 what its users need besides tensors: the names of the classes, the values of the processor and the configuration.
 """
 
-import argparse
 import contextlib
 import importlib.metadata
 import importlib.util
@@ -14,13 +11,10 @@ import json
 import logging
 import math
 import os
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +22,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
-from classquery.engine.checkpoint import load_detector
+from classquery.engine.export.options import AXES, ExportError, ExportOptions
 from classquery.modeling_classquery import ClassQueryDetectionOutput
 
 
@@ -37,62 +31,11 @@ OUTPUTS = ("logits", "scores", "pred_boxes", "actor_logits")
 
 # By the ending of the file.
 _FORMATS = {".onnx": "onnx", ".pt2": "torch"}
-# What `--dynamic` leaves open: axes of `pixel_values` and of `pixel_mask`.
-_AXES = {"batch": ((0,), (0,)), "size": ((3, 4), (1, 2))}
-# The first with a GridSample in three dimensions, and the first that the conversion writes.
-_OPSET_OF_GRID_SAMPLE, _LOWEST_OPSET = 20, 18
 
 # Pixels that are more than one cell in the coarsest level of any backbone.
 _SEVERAL_CELLS = 96
 
 Run = Callable[..., Sequence[torch.Tensor]]
-
-
-class ExportError(ValueError):
-    """Raised when a detector cannot be exported, or the program does not compute what the model does."""
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What the program is made for.
-
-    Raises:
-        ExportError: If a value is out of range or does not go with another.
-    """
-
-    batch_size: int = 1
-    """Clips of a call; with a dynamic batch, any number."""
-    height: int | None = None
-    """Of the frames, in pixels; by default the short side of the processor. With a dynamic size, any."""
-    width: int | None = None
-    """Of the frames; by default 4/3 of the height."""
-    dynamic: tuple[str, ...] = ("batch", "size")
-    """What is left open: "batch" and "size"."""
-    sampling: Literal["gather", "grid_sample"] | None = None
-    """How features are read between cells: "gather" spells the interpolation out, so that no runtime needs a
-    GridSample in three dimensions. By default "gather" for ONNX, where it is the quicker one too, and "grid_sample"
-    for torch."""
-    opset: int = _OPSET_OF_GRID_SAMPLE
-    """Of ONNX."""
-    tolerance: float = 1e-4
-    """How far any output may be from the model's: this much, or this part of it."""
-
-    def __post_init__(self):
-        for name in ("batch_size", "height", "width"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ExportError(f"{name} must be positive, got {value}")
-        if unknown := set(self.dynamic) - set(_AXES):
-            raise ExportError(f"dynamic must be some of {', '.join(_AXES)}, got {', '.join(sorted(unknown))}")
-        if self.opset < _LOWEST_OPSET:
-            raise ExportError(f"opset must be at least {_LOWEST_OPSET}, got {self.opset}")
-        if self.sampling == "grid_sample" and self.opset < _OPSET_OF_GRID_SAMPLE:
-            raise ExportError(
-                f"ONNX samples in three dimensions from opset {_OPSET_OF_GRID_SAMPLE} on, got {self.opset}: "
-                "choose that one, or sampling 'gather'"
-            )
-        if not self.tolerance > 0:
-            raise ExportError(f"tolerance must be positive, got {self.tolerance}")
 
 
 def export_detector(
@@ -262,7 +205,7 @@ def _trace(
     options: ExportOptions,
     format_name: str,
 ) -> torch.export.ExportedProgram:
-    axes = [sum((_AXES[name][i] for name in options.dynamic), ()) for i in range(len(clip))]
+    axes = [sum((AXES[name][i] for name in options.dynamic), ()) for i in range(len(clip))]
     dynamic_shapes = tuple(dict.fromkeys(of_input, torch.export.Dim.DYNAMIC) for of_input in axes)
     sampling = options.sampling or ("gather" if format_name == "onnx" else "grid_sample")
     # ONNX takes fused attention apart, and what it puts in its place lies otherwise in memory than the trace assumes.
@@ -451,61 +394,3 @@ def _checked_deviations(
                     f"{tuple(clip[0].shape)}, and {tolerance:g} was allowed: nothing was written"
                 )
     return deviations
-
-
-# Command
-
-
-def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m classquery.engine.export") -> None:
-    """Run the command.
-
-    Raises:
-        ValueError: If the detector cannot be loaded or exported.
-        OSError: If a file cannot be read or written.
-    """
-    options = _parse(arguments, prog)
-    model, processor = load_detector(options.pop("model_name_or_path"))
-    path = options.pop("output")
-    deviations = export_detector(model, processor, path, ExportOptions(**options))
-    print(f"saved {path}; the largest deviation from the model of each output:")
-    for name, deviation in deviations.items():
-        print(f"  {name:12} {deviation:.1e}")
-
-
-def _parse(arguments: Sequence[str] | None, prog: str) -> dict:
-    """Options by name, those of [`ExportOptions`] and two more."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
-    defaults = ExportOptions()
-    parser.add_argument("--model_name_or_path", "--model", default="demo", help="folder, name on the Hub, or `demo`")
-    parser.add_argument("--output", required=True, type=Path, help="file to write: .onnx or .pt2 (torch.export)")
-    parser.add_argument(
-        "--dynamic",
-        nargs="*",
-        choices=list(_AXES),
-        default=defaults.dynamic,
-        help="what is left open; without a value, nothing (default: both)",
-    )
-    parser.add_argument("--batch_size", type=int, default=defaults.batch_size, help="clips of a call, if not dynamic")
-    parser.add_argument("--height", type=int, help="of the frames, if not dynamic (default: the processor's)")
-    parser.add_argument("--width", type=int, help="of the frames, if not dynamic (default: 4/3 of the height)")
-    parser.add_argument(
-        "--sampling",
-        choices=("gather", "grid_sample"),
-        help="how features are read between cells (default: gather for ONNX)",
-    )
-    parser.add_argument("--opset", type=int, default=defaults.opset, help="of ONNX (default: %(default)s)")
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=defaults.tolerance,
-        help="allowed deviation of any output (default: %(default)s)",
-    )
-    options = vars(parser.parse_args(arguments))
-    return options | {"dynamic": tuple(options["dynamic"])}
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")

@@ -1,16 +1,8 @@
 """A web page to drop a video on: what it shows is what `run_action_detection.py --do_predict --tubes` writes.
 
-    python -m classquery.engine.demo [--model DIR_OR_NAME] [--port 7860]
-    python -m classquery.engine.demo --write_space DIR [--model NAME]
-
-Uploads and results go when their session ends, and all of them when the page does. Nobody waits longer for others than
-`--max_seconds`.
-
-The second command writes a Space for the Hub that needs nothing else: `app.py`, `requirements.txt`, the package itself
-and a README with its metadata; with `--push_to_hub USER/NAME` it is uploaded, too.
+Uploads and results go when their session ends, and all of them when the page does.
 """
 
-import argparse
 import contextlib
 import copy
 import dataclasses
@@ -21,12 +13,11 @@ import logging
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +32,7 @@ from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcess
 from classquery.data.demo.movies import write_demo_movie
 from classquery.data.video.reader import ClipReader, VideoReadError
 from classquery.engine.checkpoint import demo_notice, load_detector
+from classquery.engine.demo.limits import MAX_SECONDS, MAX_UPLOAD_MB
 from classquery.engine.detection.detection import with_attention
 from classquery.engine.detection.drawing import draw_keyframe
 from classquery.engine.detection.naming import name_videos
@@ -63,8 +55,6 @@ _COLUMNS = ["person", "action", "seconds", "score"]
 _DOWNLOADS = ("detections.json", "detections.csv", "timeline.csv", "cvat.xml", "cvat_labels.json", "annotated.mp4")
 _DEFAULT_KEYFRAMES_PER_SECOND = 2
 _MAX_KEYFRAMES_PER_SECOND = 10
-_MAX_SECONDS = 300.0
-_MAX_UPLOAD_MB = 500
 # The table scrolls by itself on narrow screens, the page does not.
 _CSS = "img, video { max-width: 100%; height: auto; } .gradio-container { overflow-x: hidden; }"
 
@@ -110,7 +100,7 @@ class VideoPage:
         processor: ClassQueryVideoProcessor,
         *,
         folder: str | Path | None = None,
-        max_seconds: float = _MAX_SECONDS,
+        max_seconds: float = MAX_SECONDS,
     ):
         self.model = model
         self.processor = processor
@@ -311,7 +301,7 @@ def build_page(page: VideoPage) -> "gradio.Blocks":
 
 
 def launch(
-    model: str = "demo", *, max_upload_mb: int = _MAX_UPLOAD_MB, max_seconds: float = _MAX_SECONDS, **options
+    model: str = "demo", *, max_upload_mb: int = MAX_UPLOAD_MB, max_seconds: float = MAX_SECONDS, **options
 ) -> None:
     """Serve the page until it is stopped, and remove all that was uploaded and made.
 
@@ -411,54 +401,8 @@ to when, and where each class looks.
 """
 
 
-def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m classquery.engine.demo") -> None:
-    """Serve the page, or write a Space."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--model", "--model_name_or_path", default="demo", help="folder or Hub name of a model; default: %(default)s"
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines, too")
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
-    parser.add_argument(
-        "--max_upload_mb",
-        type=int,
-        default=_MAX_UPLOAD_MB,
-        help="size of the largest video to take; default: %(default)s",
-    )
-    parser.add_argument(
-        "--max_seconds",
-        type=float,
-        default=_MAX_SECONDS,
-        help="how long a request may take, while others wait; default: %(default)s",
-    )
-    parser.add_argument("--write_space", metavar="DIR", help="write a Space instead of serving the page")
-    parser.add_argument("--push_to_hub", metavar="USER/NAME", help="upload it, too")
-    arguments = parser.parse_args(arguments)
-    try:
-        if arguments.write_space or arguments.push_to_hub:
-            folder = write_space(arguments.write_space or tempfile.mkdtemp(), arguments.model)
-            if arguments.push_to_hub:
-                push_space(folder, arguments.push_to_hub)
-            return
-        launch(
-            arguments.model,
-            max_upload_mb=arguments.max_upload_mb,
-            max_seconds=arguments.max_seconds,
-            server_name=arguments.host,
-            server_port=arguments.port,
-        )
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-
-
 def push_space(folder: Path, name: str) -> None:
     """Upload a folder as a Space; needs `hf auth login`."""
     hub = HfApi()
     hub.create_repo(name, repo_type="space", space_sdk="gradio", exist_ok=True)
     hub.upload_folder(repo_id=name, repo_type="space", folder_path=folder)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,66 @@
+"""A web page to drop a video on: what it shows is what `run_action_detection.py --do_predict --tubes` writes.
+
+    python -m classquery.engine.demo [--model DIR_OR_NAME] [--port 7860]
+    python -m classquery.engine.demo --write_space DIR [--model NAME]
+
+Uploads and results go when their session ends, and all of them when the page does. Nobody waits longer for others than
+`--max_seconds`.
+
+The second command writes a Space for the Hub that needs nothing else: `app.py`, `requirements.txt`, the package itself
+and a README with its metadata; with `--push_to_hub USER/NAME` it is uploaded, too.
+"""
+
+import argparse
+import importlib
+import sys
+import tempfile
+from collections.abc import Sequence
+
+from classquery.engine.demo.limits import MAX_SECONDS, MAX_UPLOAD_MB
+
+
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m classquery.engine.demo") -> None:
+    """Serve the page, or write a Space."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", "--model_name_or_path", default="demo", help="folder or Hub name of a model; default: %(default)s"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines, too")
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    parser.add_argument(
+        "--max_upload_mb",
+        type=int,
+        default=MAX_UPLOAD_MB,
+        help="size of the largest video to take; default: %(default)s",
+    )
+    parser.add_argument(
+        "--max_seconds",
+        type=float,
+        default=MAX_SECONDS,
+        help="how long a request may take, while others wait; default: %(default)s",
+    )
+    parser.add_argument("--write_space", metavar="DIR", help="write a Space instead of serving the page")
+    parser.add_argument("--push_to_hub", metavar="USER/NAME", help="upload it, too")
+    arguments = parser.parse_args(arguments)
+    page = importlib.import_module("classquery.engine.demo.page")
+    try:
+        if arguments.write_space or arguments.push_to_hub:
+            folder = page.write_space(arguments.write_space or tempfile.mkdtemp(), arguments.model)
+            if arguments.push_to_hub:
+                page.push_space(folder, arguments.push_to_hub)
+            return
+        page.launch(
+            arguments.model,
+            max_upload_mb=arguments.max_upload_mb,
+            max_seconds=arguments.max_seconds,
+            server_name=arguments.host,
+            server_port=arguments.port,
+        )
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
