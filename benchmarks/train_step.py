@@ -21,10 +21,12 @@ import torch
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection
 from classquery.configuration import list_recipes, load_recipe
 from classquery.engine.training.ema import WeightAverage
+from classquery.engine.training.matrices import MuonForMatrices
 from classquery.engine.training.optimization import parameter_groups
 
 
-OPTIONS = ("plain", "checkpointing", "frozen backbone", "ema", "compile", "bf16", "bf16 + checkpointing")
+ON_CPU = ("plain", "checkpointing", "frozen backbone", "ema", "denoising", "muon")
+OPTIONS = (*ON_CPU, "compile", "bf16", "bf16 + checkpointing")
 PUBLISHED = [name for name in list_recipes() if not name.startswith("demo") and not name.endswith("_stage1")]
 
 
@@ -33,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", default=PUBLISHED)
     parser.add_argument("--short_side", type=int, help="default: that of the recipe")
-    parser.add_argument("--options", nargs="+", choices=OPTIONS, default=OPTIONS[:4] if not has_gpu() else OPTIONS)
+    parser.add_argument("--options", nargs="+", choices=OPTIONS, default=OPTIONS if has_gpu() else ON_CPU)
     parser.add_argument("--steps", type=int, default=2, help="steps to measure, after one to warm up")
     parser.add_argument("--single", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -79,14 +81,14 @@ def measure(recipe: str, option: str, short_side: int | None, steps: int) -> dic
     torch.manual_seed(0)
     device = torch.device("cuda" if has_gpu() else "cpu")
     values = load_recipe(recipe)
-    config = ClassQueryConfig(**values.model)
+    config = ClassQueryConfig(**values.model | ({"denoising_groups": 5} if option == "denoising" else {}))
     model = ClassQueryForVideoActionDetection(config).to(device).train()
     if option == "frozen backbone":
         model.model.backbone.requires_grad_(False)
     if "checkpointing" in option:
         model.activation_checkpointing_enable({"use_reentrant": False})
     batch = make_batch(config, short_side or values.processor["size"]["shortest_edge"], device)
-    optimizer = torch.optim.AdamW(parameter_groups(model, learning_rate=1e-5, weight_decay=1e-4))
+    optimizer = make_optimizer(model, by_muon=option == "muon")
     run = torch.compile(model) if option == "compile" else model
     precision = torch.autocast(device.type, dtype=torch.bfloat16) if "bf16" in option else nullcontext()
     average = WeightAverage(model, decay=0.999) if option == "ema" else None
@@ -102,6 +104,13 @@ def measure(recipe: str, option: str, short_side: int | None, steps: int) -> dic
     seconds = (time.perf_counter() - start) / steps
     peak = torch.cuda.max_memory_allocated() / 2**30 if has_gpu() else peak_gigabytes() - held
     return {"clip": shape_of(batch), "seconds": seconds, "gigabytes": peak}
+
+
+def make_optimizer(model: torch.nn.Module, by_muon: bool) -> torch.optim.Optimizer:
+    """AdamW, or Muon for the matrices and AdamW for the rest."""
+    rates = {"learning_rate": 1e-5, "matrix_learning_rate": 1e-5 if by_muon else None}
+    groups = parameter_groups(model, weight_decay=1e-4, **rates)
+    return MuonForMatrices(groups, torch.optim.AdamW) if by_muon else torch.optim.AdamW(groups)
 
 
 def step(model, batch: dict, optimizer: torch.optim.Optimizer, precision, average=None) -> None:
