@@ -126,15 +126,20 @@ def test_there_is_no_window_without_a_desktop(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_module_runs_under_accelerate_on_two_processes(tmp_path):
-    """Each detects in one of two videos."""
-    for index in range(2):
-        write_demo_movie(tmp_path, "validation", index, seconds_per_movie=1)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "--multi_cpu"]
-    launch = [*launch, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "classquery"]
+@pytest.mark.parametrize(
+    "launch",
+    [
+        ["accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"],
+        ["torch.distributed.run", "--nproc_per_node", "2"],
+    ],
+    ids=lambda launch: launch[0],
+)
+def test_module_runs_where_launchers_start_it(launch, tmp_path):
+    """In two videos, of which each of two processes takes one."""
+    videos = [write_demo_movie(tmp_path, "validation", index, seconds_per_movie=1) for index in range(2)]
 
     result = subprocess.run(
-        [*launch, "detect", tmp_path / "demo_val_000.mp4", tmp_path / "demo_val_001.mp4", "--use_cpu"],
+        [sys.executable, "-m", *launch, "-m", "classquery", "detect", *videos, "--use_cpu"],
         **{"cwd": tmp_path, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "capture_output": True, "text": True},
         check=False,
     )
