@@ -129,10 +129,15 @@ def load_backbone(model: ClassQueryForVideoActionDetection, path: str | Path) ->
     return _load(model, source, path, _LICENCE_ID)
 
 
+# Class queries, learned or read from words, by our names and the published one.
+_CLASSES = re.compile(r"(.+\.)?(class_queries(\.weight)?|class_words\..+|text_(queries|readout)\..+)")
+
+
 def load_transformer(model: ClassQueryForVideoActionDetection, path: str | Path) -> LoadingReport:
     """Set encoder, decoder (with the box head) and anchors of a model to those of a detector trained in a first stage.
 
-    Backbone, feature pyramid and actor head are not taken over. Anchors of all frames serve a keyframe model with
+    Backbone, feature pyramid and actor head are not taken over, nor are the queries of classes by a model that reads
+    them from words. Anchors of all frames serve a keyframe model with
     those of its keyframe; anchors of a keyframe serve every frame. As in the release, values of a published file are
     rounded to half precision. Unlike there, anchors of all frames are always read as (queries, frames): the release
     trains them so, but reads them as (frames, queries) here.
@@ -149,10 +154,14 @@ def load_transformer(model: ClassQueryForVideoActionDetection, path: str | Path)
     path = local_weights(path, ("transformer", "detector"))
     tensors = read_tensors(path)
     shapes = _shapes(model, "model.encoder.", "model.decoder.", "model.reference_boxes")
+    if model.config.class_queries == "text":
+        shapes = {name: shape for name, shape in shapes.items() if not _CLASSES.fullmatch(name)}
     if _is_ours(tensors):
         source, licence = own_transformer(tensors, model.config, shapes), _own_licence(path)
     else:
         source, licence = published_transformer(tensors, model.config, shapes), _LICENCE_ID
+    if model.config.class_queries == "text":
+        source.dropped |= {name for name in source.tensors if _CLASSES.fullmatch(name)}
     return _load(model, source, path, licence)
 
 

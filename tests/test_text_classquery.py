@@ -18,6 +18,7 @@ from classquery import (
     ClassQueryVideoProcessor,
 )
 from classquery.configuration_classquery import CORRECTED
+from classquery.convert_classquery_checkpoint import load_transformer
 from classquery.engine.checkpoint import load_detector
 from classquery.engine.export import ExportOptions, export_detector
 from classquery.engine.training.fine_tuning import TrainLowRankUpdates, TrainNewClassesOnly, change_classes
@@ -327,6 +328,19 @@ def test_classes_of_other_data_are_described(encoder):
     }
     with pytest.raises(ValueError, match="nothing for each class to be trained"):
         TrainNewClassesOnly(text_model(encoder), num_old=3)
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_a_second_stage_takes_all_but_the_classes_of_the_first(encoder, tmp_path, words):
+    first = ClassQueryForVideoActionDetection(tiny_config(**TEXT if words else {"num_labels": 1} | CORRECTED))
+    first.save_pretrained(tmp_path)
+    model = text_model(encoder)
+    before = model.model.decoder.queries_of_classes()
+
+    load_transformer(model, tmp_path)
+
+    assert torch.equal(model.model.decoder.queries_of_classes(), before)
+    assert torch.equal(model.model.encoder.level_embed, first.model.encoder.level_embed)
 
 
 def test_long_sentences_are_cut_with_a_warning(encoder, caplog):
