@@ -25,15 +25,13 @@ def main() -> None:
     """Measure once for each line of the input."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = ClassQueryForVideoActionDetection(ClassQueryConfig()).eval()
+    model = ClassQueryForVideoActionDetection(ClassQueryConfig()).eval().requires_grad_(False)
     clip = torch.randn(1, 16, 3, 256, 340)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         model(clip)
     for _ in sys.stdin:
-        with torch.no_grad():
-            seconds = cpu_seconds(lambda: model(clip))
         figures = {
-            "AVA ViT-B, 16x256x340": seconds,
+            "AVA ViT-B, 16x256x340": cpu_seconds(lambda: model(clip)),
             "of these at the rate of a large product": counter.get_total_flops() / rate_of_a_large_product(),
             "demo, training step": cpu_seconds(demo_step(), 10),
             "peak of memory, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
