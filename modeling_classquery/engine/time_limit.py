@@ -37,8 +37,8 @@ class TimeLimit:
         # The context tells gradio whose progress bar it is.
         in_context = contextvars.copy_context().run
         thread = threading.Thread(target=in_context, args=(_settle, outcome, work, is_stopped), daemon=True)
-        self._running[outcome] = thread, is_stopped
         thread.start()
+        self._running[outcome] = thread, is_stopped
         try:
             return outcome.result(self.max_seconds)
         except concurrent.futures.TimeoutError as error:

@@ -40,6 +40,7 @@ from classquery.engine.detection.people import Person, list_people
 from classquery.engine.detection.prediction import PredictionArguments, predict_videos
 from classquery.engine.detection.result_folder import ResultFolder
 from classquery.engine.detection.results import FrameDetections
+from classquery.engine.detection.uncertain import UNCERTAIN_FILES
 from classquery.engine.detection.writing import read_detections, write_detections
 from classquery.engine.time_limit import TimeLimit
 
@@ -153,6 +154,8 @@ class VideoPage:
         facts, frames = read_detections(written / "detections.json")
         people = list_people(frames, end_seconds=facts.duration_seconds)
         write_detections(written / "detections.json", dataclasses.replace(facts, path=name.file), frames, people)
+        for link_list in UNCERTAIN_FILES:  # They lead to where the upload lies on the server.
+            (written / link_list).unlink(missing_ok=True)
         return _Result(folder, written, video, frames, people)
 
     def attention(self, result: _Result, row: int) -> tuple[Image.Image, str]:
