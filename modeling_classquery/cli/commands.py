@@ -1,6 +1,7 @@
 """The commands by name, what each is for, and what it calls."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -60,6 +61,10 @@ def _without_traceback(call: Callable[[], int | None]) -> int:
         return call() or 0
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Whoever reads the output, as `head` does, has seen enough; nothing is left to be written at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except SystemExit:
         # The end of a help text, for which the classes below need not be imported.
         raise
