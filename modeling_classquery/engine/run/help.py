@@ -135,9 +135,6 @@ def _described(metavar: str | None, text: str) -> dict[str, Any]:
 class _Switch(argparse.Action):
     """An option without a value; described here, parsed elsewhere."""
 
-    def __call__(self, *arguments: Any) -> None:
-        raise NotImplementedError
-
 
 def _metavar(kind: Any) -> str | None:
     if get_origin(kind) is Literal:
