@@ -6,25 +6,19 @@ A recipe is a JSON file with the sections `model` (arguments of `ClassQueryConfi
 `description` says what it is for, and `sources` where its values come from. What is unknown is refused.
 """
 
-import importlib
+from typing import TYPE_CHECKING
+
+from classquery._lazy import lazily
 
 
 # Loaded when they are used: recipes take transformers, which lists and help texts do without.
-_LAZY = {
-    "DataArguments": "arguments",
-    "OptimizationArguments": "arguments",
-    "Recipe": "recipes",
-    "RecipeError": "recipes",
-    "list_recipes": "listing",
-    "load_recipe": "recipes",
-}
+if TYPE_CHECKING:
+    from classquery.configuration.arguments import DataArguments, OptimizationArguments
+    from classquery.configuration.listing import list_recipes
+    from classquery.configuration.recipes import Recipe, RecipeError, load_recipe
 
 
-def __getattr__(name: str):
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-
+__getattr__, __dir__ = lazily(__name__)
 
 __all__ = [
     "DataArguments",

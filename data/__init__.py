@@ -1,27 +1,22 @@
 """Data sets, clips and metrics; knows nothing of the model."""
 
-import importlib
+from typing import TYPE_CHECKING
+
+from classquery._lazy import lazily
 
 
 # Loaded when they are used: reading annotations takes `datasets`, and clips a video decoder.
-_LAZY = {
-    "AnnotationError": "annotations.schema",
-    "ClipCollator": "clips",
-    "ClipReader": "video.reader",
-    "load_action_dataset": "annotations.registry",
-    "load_action_labels": "annotations.registry",
-    "make_clips": "annotations.registry",
-    "push_action_dataset": "shards.sharing",
-    "save_action_dataset": "annotations.parquet",
-    "write_shards": "shards.writing",
-}
+if TYPE_CHECKING:
+    from classquery.data.annotations.parquet import save_action_dataset
+    from classquery.data.annotations.registry import load_action_dataset, load_action_labels, make_clips
+    from classquery.data.annotations.schema import AnnotationError
+    from classquery.data.clips import ClipCollator
+    from classquery.data.shards.sharing import push_action_dataset
+    from classquery.data.shards.writing import write_shards
+    from classquery.data.video.reader import ClipReader
 
 
-def __getattr__(name: str):
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-
+__getattr__, __dir__ = lazily(__name__)
 
 __all__ = [
     "AnnotationError",

@@ -3,10 +3,11 @@
 Importing the package registers its classes with transformers' Auto classes.
 """
 
-import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from . import _registration
+from classquery import _registration
+from classquery._lazy import lazily
 
 
 _registration.install()
@@ -18,34 +19,22 @@ def demo_checkpoint() -> str:
 
 
 # Imported when they are asked for: torch and transformers take seconds, which commands and data do without.
-_LAZY = {
-    "ActionDetectionTrainer": "engine.training.trainer",
-    "ClassQueryCSNConfig": "configuration_classquery",
-    "ClassQueryConfig": "configuration_classquery",
-    "ClassQueryForVideoActionDetection": "modeling_classquery",
-    "ClassQueryModel": "modeling_classquery",
-    "ClassQueryVideoProcessor": "video_processing_classquery",
-    "ClassQueryViTConfig": "configuration_classquery",
-    "VideoActionDetectionPipeline": "pipeline_classquery",
-    "convert_original_state_dict": "conversion_classquery",
-    "detect": "engine.detection.detection",
-    "load_detector": "engine.checkpoint",
-}
+if TYPE_CHECKING:
+    from classquery._version import __version__
+    from classquery.configuration_classquery import ClassQueryConfig, ClassQueryCSNConfig, ClassQueryViTConfig
+    from classquery.conversion_classquery import convert_original_state_dict
+    from classquery.engine.checkpoint import load_detector
+    from classquery.engine.detection.detection import detect
+    from classquery.engine.training.trainer import ActionDetectionTrainer
+    from classquery.modeling_classquery import ClassQueryForVideoActionDetection, ClassQueryModel
+    from classquery.pipeline_classquery import VideoActionDetectionPipeline
+    from classquery.video_processing_classquery import ClassQueryVideoProcessor
 
 
-def __getattr__(name: str):
-    if name == "__version__":
-        return importlib.import_module("importlib.metadata").version("classquery")
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
-
+__getattr__, __dir__ = lazily(__name__)
 
 __all__ = [
+    "__version__",
     "ActionDetectionTrainer",
     "ClassQueryCSNConfig",
     "ClassQueryConfig",

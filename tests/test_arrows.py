@@ -15,8 +15,10 @@ PACKAGES = {
     "data": "classquery.data",
     "kernels/torch-ext/classquery_kernels": "classquery.kernels",
 }
-# For each room, those that it may import; `flat` is what lies directly in `modeling_classquery/`.
+# For each room, those that it may import; `flat` is what lies directly in `modeling_classquery/`, and `package` the
+# package itself, whose names come from everywhere when they are asked for.
 ARROWS = {
+    "package": {"engine", "flat"},
     "script": {"cli"},
     "cli": {"engine", "configuration", "data", "flat", "kernels"},
     "engine": {"configuration", "data", "flat", "kernels"},
@@ -25,8 +27,9 @@ ARROWS = {
     "flat": {"kernels"},
     "kernels": set(),
 }
-# What the data may know of the flat modules: linking detections to tubes is the same for results and for metrics.
-FLAT_FOR_DATA = {"classquery.linking_classquery"}
+# What the data may know of the flat modules: how names are imported when they are asked for, and linking detections to
+# tubes, which is the same for results and for metrics.
+FLAT_FOR_DATA = {"classquery._lazy", "classquery.linking_classquery"}
 
 
 def modules() -> dict[str, Path]:
@@ -45,6 +48,8 @@ MODULES = modules()
 def room(module: str) -> str:
     if module == "run_action_detection":
         return "script"
+    if module == "classquery":
+        return "package"
     name = module.split(".")[1] if "." in module else ""
     if name == "__main__":
         return "script"

@@ -1,26 +1,20 @@
 """How good are detections? Frame mAP and video mAP, what they are made of, and what costs them."""
 
-import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from classquery._lazy import lazily
 
 
 # Loaded when they are used: help texts do without numpy.
-_LAZY = {
-    "analyze": "analysis",
-    "ava_label_ids": "frame",
-    "frame_map": "frame",
-    "link_best_paths": "linking",
-    "link_greedily": "linking",
-    "tube_iou": "linking",
-    "tube_map": "video",
-    "video_map": "video",
-}
+if TYPE_CHECKING:
+    from classquery.data.metrics.analysis import analyze
+    from classquery.data.metrics.frame import ava_label_ids, frame_map
+    from classquery.data.metrics.linking import link_best_paths, link_greedily, tube_iou
+    from classquery.data.metrics.video import tube_map, video_map
 
 
-def __getattr__(name: str):
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+__getattr__, __dir__ = lazily(__name__)
 
 
 def module_path(name: str) -> str:

@@ -1,25 +1,24 @@
 """Sharing a trained detector on the Hub: its card, written from what was measured, and its upload."""
 
-import importlib
+from typing import TYPE_CHECKING
+
+from classquery._lazy import lazily
 
 
 # Loaded when they are used: help texts do without torch.
-_LAZY = {
-    "SHARED_FILES": "pushing",
-    "SharingError": "pushing",
-    "push_folder": "pushing",
-    "push_run": "pushing",
-    "require_token": "pushing",
-    "write_card_of_run": "pushing",
-    "write_model_card": "pushing",
-}
+if TYPE_CHECKING:
+    from classquery.engine.sharing.pushing import (
+        SHARED_FILES,
+        SharingError,
+        push_folder,
+        push_run,
+        require_token,
+        write_card_of_run,
+        write_model_card,
+    )
 
 
-def __getattr__(name: str):
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-
+__getattr__, __dir__ = lazily(__name__)
 
 __all__ = [
     "SHARED_FILES",

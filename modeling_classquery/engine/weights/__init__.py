@@ -7,26 +7,21 @@ They are fetched once for all processes, checked, converted and kept in the cach
 is their authors', CC BY-NC 4.0; it is shown and asked for once.
 """
 
-import importlib
+from typing import TYPE_CHECKING
 
+from classquery._lazy import lazily
 from classquery.published_classquery import PREFIX, is_published
 
 
 # Loaded when they are used: what reads files of weights takes torch.
-_LAZY = {
-    "accept_licence": "licence",
-    "describe_zoo": "listing",
-    "detector_folder": "converting",
-    "load_zoo": "zoo",
-    "weights_file": "converting",
-}
+if TYPE_CHECKING:
+    from classquery.engine.weights.converting import detector_folder, weights_file
+    from classquery.engine.weights.licence import accept_licence
+    from classquery.engine.weights.listing import describe_zoo
+    from classquery.engine.weights.zoo import load_zoo
 
 
-def __getattr__(name: str):
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-
+__getattr__, __dir__ = lazily(__name__)
 
 __all__ = [
     "PREFIX",

@@ -1,0 +1,6 @@
+"""The version that is installed."""
+
+from importlib.metadata import version
+
+
+__version__ = version("classquery")
