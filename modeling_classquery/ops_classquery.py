@@ -29,7 +29,8 @@ def _find_kernels() -> ModuleType | None:
             raise ImportError(f"{_FOLDER_VARIABLE} is set, which needs the package kernels: pip install kernels")
         return importlib.import_module("kernels").get_local_kernel(Path(folder))
     beside = f"{__package__}.kernels"
-    return importlib.import_module(beside) if importlib.util.find_spec(beside) else None
+    # With the operators, so that a program which was traced with them finds them.
+    return importlib.import_module(f"{beside}.choice") if importlib.util.find_spec(beside) else None
 
 
 _KERNELS = _find_kernels()

@@ -16,8 +16,8 @@ from test_kernels_cuda import needs_nvrtc
 from test_ops_classquery import SHAPES, gradients, random_inputs
 
 from classquery import kernels
-from classquery.kernels import build, cpu, cuda
-from classquery.kernels.__main__ import main
+from classquery.kernels import build, choice, cpu, cuda
+from classquery.kernels.__main__ import DTYPES, main
 from classquery.ops_classquery import deformable_attention_3d
 
 
@@ -30,11 +30,7 @@ def needs_compiler():
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
     """As in a new process, with an empty cache."""
-    pixels = kernels.pixels
-    caches = (
-        *(build.cache_folder, cpu.unavailable, cpu._library),
-        *(pixels.unavailable, pixels._library, kernels._warn_once),
-    )
+    caches = (build.cache_folder, build.why_not_loaded, build.load_library, choice._warn_once)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(build, "BUILT_AHEAD", tmp_path / "built_ahead")
     for function in caches:
@@ -224,7 +220,7 @@ def test_a_build_is_kept_for_the_next_process(fresh, monkeypatch):
     (library,) = fresh.iterdir()
 
     monkeypatch.setattr(build, "compile_library", None)
-    cpu._library.cache_clear()
+    build.load_library.cache_clear()
     cpu._library()
 
     assert list(fresh.iterdir()) == [library]
@@ -361,6 +357,10 @@ def test_kernels_for_gpus_are_compiled_ahead_into_the_cache_of_their_first_use(f
     # What a GPU asks for later is there.
     monkeypatch.setattr(cuda, "compile_kernels", None)
     assert cuda.compiled_kernels(cuda.Configuration(torch.bfloat16), "sm_90") == machine_code
+
+
+def test_the_types_of_the_command_are_those_of_the_kernels():
+    assert [getattr(torch, name) for name in DTYPES] == list(cuda.TYPES)
 
 
 @needs_nvrtc

@@ -9,14 +9,15 @@ of the same family (x86-64: with AVX2). Kernels for GPUs go to the cache that th
 """
 
 import argparse
+import importlib
 import re
 import sys
 from collections.abc import Sequence
 
-import torch
-
-from . import cuda, implementations
 from .build import SOURCES, BuildError, build_ahead
+
+
+DTYPES = "float16", "bfloat16", "float32", "float64"
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m classquery.kernels") -> None:
@@ -29,7 +30,8 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m class
     if options.command == "build":
         _build(options.gpus, options.dtypes)
         return
-    for name, description in implementations().items():
+    # What it takes is imported when it is known what to do: help texts do without torch.
+    for name, description in importlib.import_module(__package__).implementations().items():
         print(f"{name:8} {description}")
 
 
@@ -43,8 +45,7 @@ def _parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     build.add_argument(
         "--gpus", nargs="+", type=_gpu, default=[], help="such as sm_90, or compute_90 for newer ones; no GPU needed"
     )
-    names = [str(dtype).removeprefix("torch.") for dtype in cuda.TYPES]
-    build.add_argument("--dtypes", nargs="+", choices=names, default=["float32"], help="of values on GPUs")
+    build.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32"], help="of values on GPUs")
     return parser.parse_args(arguments)
 
 
@@ -57,6 +58,9 @@ def _gpu(name: str) -> str:
 def _build(gpus: Sequence[str], dtypes: Sequence[str]) -> None:
     for source in ("deformable_attention.cpp", "pixels.cpp"):
         print(f"cpu      {build_ahead(SOURCES / source)}", flush=True)
+    if not gpus:
+        return
+    torch, cuda = importlib.import_module("torch"), importlib.import_module(".cuda", __package__)
     for gpu in gpus:
         for dtype in dtypes:
             path = cuda.compiled_kernels(cuda.Configuration(getattr(torch, dtype)), gpu)

@@ -1,5 +1,6 @@
 """Builds what is compiled where it runs, once: results are kept on disk under a key of all that went into them."""
 
+import ctypes
 import functools
 import hashlib
 import os
@@ -11,8 +12,6 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
 
 
 SOURCES = Path(__file__).parent / "csrc"
@@ -140,6 +139,30 @@ def compiler() -> list[str] | None:
     return next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
 
 
+@functools.cache
+def why_not_loaded(name: str) -> str | None:
+    """Why a C++ file in `SOURCES` cannot run here, or None if it can; builds it at the first call."""
+    try:
+        load_library(name)
+    except BuildError as error:
+        return str(error)
+    return None
+
+
+@functools.cache
+def load_library(name: str) -> ctypes.CDLL:
+    """Functions of a C++ file in `SOURCES`; builds it at the first call.
+
+    Raises:
+        BuildError: If there is no library for this machine, and none can be built.
+    """
+    path = cpp_library(SOURCES / name)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise BuildError(f"{path} could not be loaded: {error}") from error
+
+
 def cpp_library(source: Path) -> Path:
     """Shared library of a C++ file in `SOURCES`, built ahead or now for this machine.
 
@@ -180,6 +203,8 @@ def _contents(source: Path) -> list[bytes]:
 
 
 def _runs_portable_code() -> bool:
+    import torch  # takes seconds, which help texts do without
+
     return not PORTABLE_FLAGS or torch.backends.cpu.get_cpu_capability() != "DEFAULT"
 
 

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from .build import SOURCES, BuildError, cpp_library
+from .build import load_library, why_not_loaded
 
 
 _POINTERS = (
@@ -34,14 +34,8 @@ class _Problem(ctypes.Structure):
     ]
 
 
-@functools.cache
-def unavailable() -> str | None:
-    """Why this implementation cannot run here, or None if it can; builds it at the first call."""
-    try:
-        _library()
-    except BuildError as error:
-        return str(error)
-    return None
+_library = functools.partial(load_library, "deformable_attention.cpp")
+unavailable = functools.partial(why_not_loaded, "deformable_attention.cpp")
 
 
 def forward(
@@ -81,15 +75,6 @@ def backward(
         outputs.get("grad_samples", inputs["samples"].new_empty(0)),
         outputs.get("grad_weights", inputs["weights"].new_empty(0)),
     )
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    path = cpp_library(SOURCES / "deformable_attention.cpp")
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise BuildError(f"{path} could not be loaded: {error}") from error
 
 
 @functools.cache

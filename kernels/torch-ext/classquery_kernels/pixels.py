@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from .build import SOURCES, BuildError, cpp_library
+from .build import load_library, why_not_loaded
 
 
 class _Frames(ctypes.Structure):
@@ -20,23 +20,8 @@ class _Frames(ctypes.Structure):
     ]
 
 
-@functools.cache
-def unavailable() -> str | None:
-    """Why this cannot run here, or None if it can; builds it at the first call."""
-    try:
-        _library()
-    except BuildError as error:
-        return str(error)
-    return None
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    path = cpp_library(SOURCES / "pixels.cpp")
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise BuildError(f"{path} could not be loaded: {error}") from error
+_library = functools.partial(load_library, "pixels.cpp")
+unavailable = functools.partial(why_not_loaded, "pixels.cpp")
 
 
 def shift_hsv(frames: torch.Tensor, hue: float, saturation: float, value: float) -> torch.Tensor:
