@@ -217,6 +217,16 @@ def test_tracks_without_meta_are_of_the_video_of_the_same_name(tmp_path):
     assert content.videos["0"] == VideoClaim(("0", "0"), is_named=False)
 
 
+def test_turned_boxes_are_cut_off_at_the_video_where_the_file_says_no_size(folder):
+    tall = box(0, "0 0 20 90").replace("z_order", 'rotation="90" z_order')
+    (folder / "train" / "demo_val_000.xml").write_text(f"<annotations>{track(tall)}</annotations>")
+
+    (row,) = load_custom(folder, "train")
+
+    # Turned about (10, 45), from -35 to 55 in x.
+    np.testing.assert_allclose(row["tubes"][0]["boxes"], [[0, 35 / 96, 55 / 128, 55 / 96]], atol=1e-6)
+
+
 def test_twin_boxes_that_agree_are_one(tmp_path):
     assert summary(read(tmp_path, track(box(2), box(2)))) == [(0, "person", [2])]
 
@@ -225,9 +235,9 @@ def test_other_shapes_are_counted_and_named(tmp_path):
     polygon = track('<polygon frame="0" points="1,1;2,2" />', number=1)
     skeleton = track('<skeleton frame="0"><points label="nose" /></skeleton>', number=2)
 
-    content = read_content(tmp_path, document(track(box(0)), polygon, skeleton, skeleton))
+    content = read_content(tmp_path, document(track(box(0)), polygon, skeleton, skeleton, track(number=3)))
 
-    assert content.ignored == {"tracks of polygons": 1, "tracks of skeletons": 2}
+    assert content.ignored == {"tracks of polygons": 1, "tracks of skeletons": 2, "tracks without a box": 1}
     assert summary(content.entries) == [(0, "person", [0])]
 
 
@@ -262,7 +272,6 @@ def test_what_is_an_action_and_what_may_be_misunderstood(tmp_path, tracks, class
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (track(), "track 0: must be made of boxes, got none"),
         (track(box(2), box(2, "5 5 9 9")), "two boxes in frame 2"),
         (track(box(2).replace('xtl="0"', 'xtl="left"')), "four corners, all of them numbers, got .*left"),
         (track(box(2).replace('frame="2"', "")), "needs a frame"),
@@ -322,7 +331,7 @@ def test_problems_name_file_and_track(folder):
     (folder / "train" / "a.xml").write_text(document(track(box(30))))
     (folder / "train" / "b.xml").write_text(document(track(box(0, "0 0 140 20")), source="demo_val_001.mp4"))
     (folder / "train" / "c.xml").write_text("<annotations>")
-    (folder / "train" / "d.xml").write_text(document(track()))
+    (folder / "train" / "d.xml").write_text(document(track(box(-1))))
 
     with pytest.raises(AnnotationError) as error:
         load_custom(folder, "train")
@@ -331,7 +340,7 @@ def test_problems_name_file_and_track(folder):
     assert lines[0].startswith("4 problems in ")
     assert lines[1].startswith("  c.xml: ")
     assert lines[2].startswith("  a.xml, track 0: has frames 30 to 30")
-    assert lines[3].startswith("  d.xml, track 0: must be made of boxes")
+    assert lines[3].startswith("  d.xml, track 0: frames count from 0")
     assert lines[4].startswith("  b.xml, track 0: a box x1, y1, x2, y2 must lie in the 128 x 96 pixels")
 
 

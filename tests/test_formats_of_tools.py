@@ -297,6 +297,17 @@ def test_via_3_takes_the_one_list_of_options_whatever_its_name(tmp_path):
     assert rows(content)["a.mp4", 7, 0.033][1] == {"eat", "run"}
 
 
+def test_via_3_numbers_of_views_and_files_may_be_numbers(tmp_path):
+    """A video that is part of the project itself has no name, so that nobody can tell which it is."""
+    region = {"vid": 1, "flg": 0, "z": [1], "xy": [2, 1, 2, 3, 4], "av": {"1": 7, "2": 0}}
+    project = VIA_PROJECT | {"metadata": {"1_a": region}, "view": {"1": {"fid_list": [1]}}}
+    inline = {"1": {"fid": "1", "fname": "", "type": 4, "loc": 3, "src": "data:video/mp4;base64,AAAA"}}
+
+    assert rows(read(tmp_path, {"p.json": project})) == {("a.mp4", 7, 1): ((1, 2, 4, 6), {"eat"})}
+    with pytest.raises(AnnotationError, match="region 1_a: its file has no name"):
+        read(tmp_path, {"p.json": project | {"file": inline}})
+
+
 def test_via_2_is_told_apart(tmp_path):
     with pytest.raises(AnnotationError, match="is of VIA 2"):
         read(tmp_path, {"p.json": {"_via_settings": {}, "_via_img_metadata": {}, "_via_attributes": {}}})
@@ -379,6 +390,17 @@ def test_label_studio_choices_per_region_are_the_classes(tmp_path):
     assert content.ignored == {"results of type timelinelabels": 1, "predictions": 1}
 
 
+def test_label_studio_labels_may_be_results_of_their_own(tmp_path):
+    """Regions that were begun and have no box yet are left out."""
+    region, empty = ls_region("k", [ls_entry(1, 10, False)], ()), ls_region("j", [])
+    labels = [{"id": name, "type": "labels", "value": {"labels": ["eat"]}} for name in ("k", "gone")]
+
+    content = read(tmp_path, {"p.json": [ls_task(region, empty, *labels)]})
+
+    assert {key[1]: labels for key, (_, labels) in rows(content).items()} == {"k": {"eat"}}
+    assert content.ignored == {"regions without a box": 1, "results of type labels": 1}
+
+
 def test_label_studio_choices_of_the_whole_video_are_no_classes(tmp_path):
     scene = {"id": "s", "type": "choices", "value": {"choices": ["indoors"]}}
     leaf = {"id": "k", "type": "taxonomy", "value": {"taxonomy": [["moves", "run"], ["eat"]]}}
@@ -453,6 +475,34 @@ def test_fiftyone_attributes_that_are_named_like_an_action_are_the_class(tmp_pat
     }
 
 
+def test_fiftyone_export_with_a_file_for_each_sample_and_frame_says_the_same(tmp_path):
+    """As `use_dirs=True` writes it; labels of whole videos are counted, and detections of one box are one person."""
+    files = files_of("fiftyone")
+    samples, frames = json.loads(files["samples.json"])["samples"], json.loads(files["frames.json"])["frames"]
+    frames[0]["ground_truth"]["detections"].append({"label": "run", "bounding_box": [0.5, 0.5, 0.5, 0.5]})
+    samples[0] |= {"events": {"_cls": "TemporalDetections", "detections": []}}
+    written = {"metadata.json": files["metadata.json"], "tags.json": {"tags": []}}
+    written |= {f"samples/{number:06d}-a.json": sample for number, sample in enumerate(samples)}
+    written |= {f"frames/{number:06d}-a.json": frame for number, frame in enumerate(frames)}
+
+    content = read(tmp_path, written)
+
+    assert rows(content) == {
+        ("data/a.mp4", 1, 0): ((20, 20, 80, 60), {"run", "eat"}),
+        ("data/a.mp4", "000000-a.json, detection 2", 0): ((100, 50, 200, 100), {"eat", "run"}),
+    }
+    assert content.ignored == {"videos without frames": 1, "TemporalDetections of videos, 'events'": 1}
+
+
+def test_fiftyone_frames_without_any_label_are_nobody(tmp_path):
+    frame = {"frame_number": 1, "_sample_id": {"$oid": "a0"}, "ground_truth": None}
+
+    content = read(tmp_path, files_of("fiftyone") | {"frames.json": {"frames": [frame]}})
+
+    assert not content.entries
+    assert list(content.videos) == ["data/a.mp4"]
+
+
 def test_fiftyone_asks_which_field_has_the_boxes(tmp_path):
     frame = {"frame_number": 1, "_sample_id": "a0", "mine": {"_cls": "Detections"}, "yours": {"_cls": "Detections"}}
 
@@ -485,6 +535,18 @@ def test_coco_vid_without_behaviours_has_categories_and_may_count_from_1(tmp_pat
     assert rows(read(tmp_path, {"train.json": document})) == {("a.mp4", 5, 0): ((1, 2, 4, 6), {"run"})}
 
 
+def test_coco_vid_ids_are_the_same_as_numbers_and_text_and_crowds_are_regions(tmp_path):
+    files = files_of("coco_vid")
+    document = json.loads(files["annotations/train.json"])
+    document["videos"][0]["id"], document["annotations"][1]["image_id"] = "3", "2"
+    document["annotations"][0] |= {"iscrowd": 1}
+
+    content = read(tmp_path, files | {"annotations/train.json": document})
+
+    assert {key[1:] for key in rows(content)} == {("train.json, annotation 1", 0), (3, 20), (4, 20)}
+    assert [entry.frames for entry in content.entries if entry.is_ignored] == [[0]]
+
+
 def test_coco_vid_behaviours_need_their_list(tmp_path):
     files = files_of("coco_vid")
     del files["annotations/action/action_list.txt"]
@@ -509,6 +571,16 @@ def test_kpf_activities_hold_in_the_timespan_of_the_actor(tmp_path, is_plain):
     }
     assert content.videos[stem].names == ("a.r13", "a")
     assert content.ignored == {"boxes of type Vehicle": 1}
+
+
+def test_kpf_shapes_that_are_no_boxes_are_counted(tmp_path):
+    files = files_of("kpf")
+    files["a.r13.geom.yml"] += "- { geom: {id1: 1, id0: 9, ts0: 11, poly0: [[1, 2], [3, 4], [5, 6]] } }\n"
+
+    content = read(tmp_path, files)
+
+    assert [key[2] for key in rows(content)] == [10, 12]
+    assert content.ignored["packets of other shapes than a box"] == 1
 
 
 def test_road_classes_index_all_labels_and_are_those_of_the_short_list(tmp_path):
@@ -561,6 +633,13 @@ def test_ava_kinetics_times_begin_where_the_clip_does(tmp_path):
         "rows without a box (frames without people)": 1,
         "boxes at times that no clip has": 1,
     }
+
+
+def test_ava_kinetics_rows_without_people_may_have_empty_cells(tmp_path):
+    content = read(tmp_path, {"k.csv": "aaaa,12,,,,,\naaaa,12.366667,0.1,0.2,0.3,0.4,12\n"})
+
+    assert list(rows(content)) == [("aaaa", "k.csv, row 2", 12.366667)]
+    assert content.ignored["rows without a box (frames without people)"] == 1
 
 
 def test_formats_are_listed_by_name(capsys):

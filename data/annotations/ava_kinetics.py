@@ -24,7 +24,7 @@ from classquery.data.annotations.values import number, whole_number
 
 _NUM_COLUMNS = 7
 _ROW = re.compile(r"[^,\s][^,]*,\d+(\.\d*)?(,-?[\d.]+([eE]-?\d+)?){4},\d+")
-_EMPTY_ROW = re.compile(r"[^,\s][^,]*,\d+(\.\d*)?")
+_EMPTY_ROW = re.compile(r"[^,\s][^,]*,\d+(\.\d*)?,*")
 _CLIP = re.compile(r"(.+)_(\d{6})_(\d{6})")
 
 
@@ -46,7 +46,7 @@ def read_ava_kinetics(sources: Sequence[Source], context: Context) -> Content:
         for line_number, cells in enumerate(csv.reader(io.StringIO(source.text())), start=1):
             place = source.place(f"row {line_number}")
             with reading(context, place):
-                if len(cells) != _NUM_COLUMNS:
+                if len(cells) != _NUM_COLUMNS or not any(cells[2:]):
                     content.ignored["rows without a box (frames without people)"] += bool(cells)
                     continue
                 seconds, action = number(cells[1], "the time"), whole_number(cells[6], "the action")

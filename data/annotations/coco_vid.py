@@ -70,23 +70,19 @@ def _read(source: Source, context: Context, content: Content) -> None:
     name_labels = _labels_by(source, content)
     tubes = TubeCollector(content)
     for position, annotation in enumerate(document["annotations"]):
-        with reading(context, source.place(f"annotation {annotation.get('id', position)}")):
-            frame = frames.get(annotation["image_id"])
+        own_place = f"annotation {annotation.get('id', position)}"
+        with reading(context, source.place(own_place)):
+            frame = frames.get(str(annotation["image_id"]))
             if frame is None:
                 raise AnnotationError(f"there is no image {quote(annotation['image_id'])}")
+            box = corners_of(annotation["bbox"])
             if annotation.get("iscrowd"):
                 # A crowd is several people, of whom nobody said how many and who.
-                where, box = (
-                    source.place(f"annotation {annotation.get('id', position)}"),
-                    corners_of(annotation["bbox"]),
-                )
-                content.entries.append(Entry(where, frame.video, [box], (), [frame.frame], is_ignored=True))
+                crowd = Entry(source.place(own_place), frame.video, [box], (), [frame.frame], is_ignored=True)
+                content.entries.append(crowd)
                 continue
-            track = _track(annotation)
-            place = (
-                f"annotation {annotation.get('id', position)}" if track is None else f"{frame.video}, track {track}"
-            )
-            box, labels = corners_of(annotation["bbox"]), name_labels(annotation)
+            track, labels = _track(annotation), name_labels(annotation)
+            place = own_place if track is None else f"{frame.video}, track {track}"
             tubes.add(source.place(place), frame.video, in_file(source, track), labels, frame.frame, box)
             for name in _LEFT_OUT:
                 content.ignored[name] += bool(annotation.get(name))
@@ -97,20 +93,19 @@ def _read(source: Source, context: Context, content: Content) -> None:
 # Videos and their frames
 
 
-def _frames(source: Source, context: Context, content: Content) -> dict[Any, _Frame]:
-    """Return the frame of each image, and take down the videos."""
-    images: dict[Any, list[Mapping[str, Any]]] = {}
+def _frames(source: Source, context: Context, content: Content) -> dict[str, _Frame]:
+    """Return the frame of each image by its id, which may be a number here and text there; take down the videos."""
+    images: dict[str, list[Mapping[str, Any]]] = {}
     for image in source.document["images"]:
-        images.setdefault(image.get("video_id"), []).append(image)
+        images.setdefault(str(image.get("video_id")), []).append(image)
     frames = {}
     for video in source.document["videos"]:
-        of_video = images.get(video["id"], [])
+        of_video = images.get(str(video["id"]), [])
         with reading(context, source.place(f"video {video['id']}")):
             name = video.get("name") or video["file_name"]
             numbers = _frame_numbers(of_video, video.get("frames", video.get("length")))
-            frames |= {
-                image["id"]: _Frame(name, number) for image, number in zip(of_video, numbers.tolist(), strict=True)
-            }
+            for image, number in zip(of_video, numbers.tolist(), strict=True):
+                frames[str(image["id"])] = _Frame(name, number)
             sized = next((item for item in (*of_video, video) if item.get("width") and item.get("height")), None)
             content.videos[name] = VideoClaim(
                 video_names(name),

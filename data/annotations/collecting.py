@@ -134,6 +134,7 @@ class TubeCollector:
     def __init__(self, content: Content):
         self._content = content
         self._tubes: dict[tuple, dict[int, Sequence[float]]] = {}
+        self._alone: dict[tuple, Entry] = {}
 
     def add(
         self,
@@ -144,7 +145,7 @@ class TubeCollector:
         frame: int,
         box: Sequence[float],
     ) -> None:
-        """Add a box; twins that agree are one.
+        """Add a box; twins that agree are one, and so are boxes of nobody in particular that are the same.
 
         Args:
             place: How messages name the track, or the box itself where it has none.
@@ -160,7 +161,10 @@ class TubeCollector:
         if not 0 <= frame <= MAX_FRAME:
             raise AnnotationError(f"the frame must be one from 0 on, got {frame} counted from 0")
         if track_id is None:
-            self._content.entries.append(Entry(place, video, [box], labels, [frame]))
+            key = (video, frame, *box)
+            known = self._alone.setdefault(key, Entry(place, video, [box], None, [frame]))
+            if labels is not None:
+                self._alone[key] = known._replace(labels=tuple(dict.fromkeys([*(known.labels or ()), *labels])))
             return
         boxes = self._tubes.setdefault((place, video, track_id, None if labels is None else tuple(labels)), {})
         if boxes.setdefault(frame, box) != box:
@@ -168,9 +172,11 @@ class TubeCollector:
             raise AnnotationError(f"{who} has two boxes in frame {frame}, counted from 0")
 
     def finish(self) -> None:
-        """Put all tubes into the content, in the order of their first boxes."""
+        """Put all tubes into the content, in the order of their first boxes, behind boxes of nobody in particular."""
+        self._content.entries += self._alone.values()
         for (place, video, track_id, labels), boxes in self._tubes.items():
             self._content.entries.append(
                 Entry(place, video, list(boxes.values()), labels, list(boxes), track_id=track_id)
             )
         self._tubes.clear()
+        self._alone.clear()

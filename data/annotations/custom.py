@@ -134,7 +134,7 @@ def load_custom(
 
 def _describe(files: Sequence[Path], fmt: Format, content: Content) -> str:
     """Say how the files were understood; the first line names the format."""
-    where = files[0] if len(files) == 1 else f"{files[0].parent} ({len(files)} files)"
+    where = files[0] if len(files) == 1 else f"{_shared_folder(files)} ({len(files)} files)"
     ignored = [f"ignored: {count} x {what}" for what, count in content.ignored.most_common()]
     return "\n".join([f"{where}: {fmt.title}", *content.notes, *ignored])
 
@@ -275,8 +275,12 @@ def _find_files(data_dir: Path, names: Iterable[str]) -> list[Path]:
 
 def _sources(files: Sequence[Path], data_dir: Path) -> list[Source]:
     """Name the files by what is left of their paths without what they share."""
-    folder = Path(os.path.commonpath([path.parent for path in files]))
+    folder = _shared_folder(files)
     return [Source(path, path.relative_to(folder).as_posix() if len(files) > 1 else "") for path in files]
+
+
+def _shared_folder(files: Sequence[Path]) -> Path:
+    return Path(os.path.commonpath([path.parent for path in files]))
 
 
 # Columns

@@ -36,7 +36,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from classquery.data.annotations.collecting import MAX_FRAME, in_file, reading
+from classquery.data.annotations.collecting import MAX_FRAME, in_file, look_at_video, reading
 from classquery.data.annotations.cvat_classes import Classes
 from classquery.data.annotations.cvat_writing import write_cvat
 from classquery.data.annotations.entries import Content, Context, Entry, Format, Source, VideoClaim
@@ -116,13 +116,16 @@ def _read_file(source: Source, root: ET.Element, classes: Classes, context: Cont
             boxes = _read_track(track, classes)
             if boxes is not None:
                 number = in_file(source, int(track.get("id")))
-                content.entries += _entries(Entry(place, task.video, [], track_id=number), boxes, task)
+                size = task.claim.size or (_size_of_video(task, context) if boxes.corners[:, 4].any() else None)
+                content.entries += _entries(Entry(place, task.video, [], track_id=number), boxes, task, size)
 
 
 def _other_shapes(track: ET.Element) -> Counter[str]:
-    """Count the tracks of other shapes; a skeleton has elements of its own inside, and is one."""
+    """Count the tracks of other shapes or none; a skeleton has elements of its own inside, and is one."""
     found = next((shape for shape in _OTHER_SHAPES if track.find(shape) is not None), None)
-    return Counter([f"tracks of {found}s"] if found else [])
+    if found is None:
+        return Counter([] if track.find("box") is not None else ["tracks without a box"])
+    return Counter([f"tracks of {found}s"])
 
 
 # What the file says of the video
@@ -137,7 +140,7 @@ def _tasks(source: Source, meta: ET.Element | None) -> dict[str | None, _Task]:
     project = meta.findall("project/tasks/task")
     if not project:
         part = next((part for name in ("task", "job") if (part := meta.find(name)) is not None), meta)
-        video, frames = (part.findtext("source") or "").strip(), _frames(part)
+        video, frames = (part.findtext("source") or meta.findtext("source") or "").strip(), _frames(part)
         names = (video, *own_names) if video else own_names
         claim = VideoClaim(names, _size(part) or _size(meta), annotated_frames=frames, is_named=bool(video))
         return {None: _Task(video or stem, claim, frames)}
@@ -164,6 +167,12 @@ def _task_of(track: ET.Element, tasks: dict[str | None, _Task]) -> _Task:
     return task
 
 
+def _size_of_video(task: _Task, context: Context) -> tuple[int, int] | None:
+    """Look at how large the frames are, where the file does not say it and turned boxes may reach out of them."""
+    info = look_at_video(context, task.claim.names)
+    return (info.width, info.height) if info else None
+
+
 def _size(part: ET.Element) -> tuple[int, int] | None:
     width, height = (_number(part, f"original_size/{side}") for side in ("width", "height"))
     return (width, height) if width and height else None
@@ -184,16 +193,14 @@ def _number(part: ET.Element, name: str) -> int | None:
 
 
 def _read_track(track: ET.Element, classes: Classes) -> _Boxes | None:
-    """Return the boxes of a track; None if it is made of another shape."""
+    """Return the boxes of a track; None if it is made of another shape, or of nothing."""
     if not re.fullmatch("[0-9]{1,9}", track.get("id") or "") or not track.get("label"):
         raise AnnotationError(
             f"needs a whole number as id and a label, got {quote(track.get('id'))}, {quote(track.get('label'))}"
         )
     boxes = track.findall("box")
     if not boxes:
-        if _other_shapes(track):
-            return None
-        raise AnnotationError("must be made of boxes, got none")
+        return None
     rows: dict[int, tuple] = {}
     for box in boxes:
         frame, *row = _read_box(box)
@@ -221,8 +228,8 @@ def _read_box(box: ET.Element) -> tuple[int, list[float], bool]:
     return frame, [*corners, rotation], box.get("outside") != "1"
 
 
-def _entries(entry: Entry, given: _Boxes, task: _Task) -> Iterator[Entry]:
-    """Yield the frames of each action of a track, and those of none."""
+def _entries(entry: Entry, given: _Boxes, task: _Task, size: tuple[int, int] | None) -> Iterator[Entry]:
+    """Yield the frames of each action of a track, and those of none; `size` cuts off boxes that are turned."""
     frames, corners, origin = _fill(given, task)
     frames = frames - task.shift
     if task.frames and len(frames) and not task.frames.start <= frames[0] <= frames[-1] < task.frames.stop:
@@ -230,7 +237,7 @@ def _entries(entry: Entry, given: _Boxes, task: _Task) -> Iterator[Entry]:
             f"has frames {frames[0] + task.shift} to {frames[-1] + task.shift}, and those of its task are "
             f"{task.frames.start + task.shift} to {task.frames.stop - 1 + task.shift}"
         )
-    boxes = _enclose(corners, task.claim.size)
+    boxes = _enclose(corners, size)
     for label in sorted(set().union(*filter(None, given.labels))):
         does = np.array([bool(labels) and label in labels for labels in given.labels])[origin]
         if does.any():

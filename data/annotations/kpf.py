@@ -79,6 +79,9 @@ def _read(stem: str, files: Mapping[str, Source], context: Context, content: Con
     source, tubes = files["geom"], TubeCollector(content)
     for place, packet in _geoms(source):
         with reading(context, place):
+            if "g0" not in packet:
+                content.ignored["packets of other shapes than a box"] += 1
+                continue
             track, frame = packet["id1"], whole_number(packet["ts0"], "ts0")
             kind = kinds.get(str(track), "")
             if only_persons and kind and kind.lower() not in _PERSON:

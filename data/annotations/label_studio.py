@@ -128,8 +128,10 @@ def _read_task(
     results = annotation.get("result") or ()
     rectangles = [result for result in results if result.get("type") == "videorectangle"]
     chosen = _chosen(results)
-    choices = _choices(chosen)
+    choices, given = _choices(chosen), _labels_of(rectangles, results)
     are_read = set(map(id, [*rectangles, *chosen]))
+    # Labels that are told from the region itself.
+    are_read |= {id(result) for result in results if result.get("type") == "labels" and result.get("id") in given}
     content.ignored += Counter(
         f"results of type {result.get('type')}" for result in results if id(result) not in are_read
     )
@@ -138,7 +140,10 @@ def _read_task(
         place = source.place(f"{task_name}, region {region['id']}")
         with reading(context, place):
             value = region["value"]
-            labels = choices.get(region["id"]) if uses_choices else as_labels(value.get("labels") or ())
+            if not value["sequence"]:
+                content.ignored["regions without a box"] += 1
+                continue
+            labels = choices.get(region["id"]) if uses_choices else as_labels(given[region["id"]])
             if _has_another_rate(value, info):
                 rates.add(f"{_rate(value):.4g}")
             frames, boxes = _boxes(value, first, info)
@@ -187,6 +192,17 @@ def _choices(results: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, ...] 
         values = result["value"][result["type"]]
         chosen[result["id"]] += [value[-1] if isinstance(value, list) else value for value in values]
     return {region: as_labels(values) for region, values in chosen.items()}
+
+
+def _labels_of(
+    rectangles: Iterable[Mapping[str, Any]], results: Iterable[Mapping[str, Any]]
+) -> dict[str, tuple[Any, ...]]:
+    """Return the labels of each region: its own, and those of results of the same id."""
+    labels = {region["id"]: tuple(region["value"].get("labels") or ()) for region in rectangles}
+    for result in results:
+        if result.get("type") == "labels" and result.get("id") in labels:
+            labels[result["id"]] += tuple(result["value"]["labels"])
+    return labels
 
 
 # Boxes

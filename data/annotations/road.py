@@ -63,14 +63,15 @@ def _read(
             annotated.append(int(key) - 1)
             size = (frame["width"], frame["height"]) if "width" in frame and "height" in frame else size
             for anno in frame.get("annos", {}).values():
-                unknown = [action for action in anno["action_ids"] if action not in classes]
+                actions = anno.get("action_ids") or ()
+                unknown = [action for action in actions if action not in classes]
                 if unknown:
                     raise AnnotationError(f"all_action_labels has no number {quote(unknown[0])}")
-                names = [classes[action] for action in anno["action_ids"]]
+                names = [classes[action] for action in actions]
                 for name in names:
                     if name not in kept:
                         content.ignored[f"actions {name!r}, which action_labels leaves out"] += 1
-                track = anno["tube_uid"]
+                track = anno.get("tube_uid")
                 labels = tuple(sorted({name for name in names if name in kept}))
                 tubes.add(
                     source.place(f"{video}, tube {track}"),

@@ -116,6 +116,8 @@ def _read(
                 continue
             given = [name for name in region.files[0] if name and not name.startswith("data:")]
             names = list(dict.fromkeys(name for reference in given for name in video_names(reference)))
+            if not names:
+                raise AnnotationError("its file has no name: add the video in VIA as a local file, or by its link")
             content.videos.setdefault(names[0], VideoClaim(names))
             labels = as_labels(value for attribute in classes for value in attribute.read(region.values))
             who = as_track(" ".join(value for attribute in tracks for value in attribute.read(region.values)))
@@ -207,7 +209,7 @@ def _parse_project(source: Source) -> tuple[list[_Attribute], Iterator[_Region]]
     if not document.keys() >= _PROJECT_KEYS:
         raise AnnotationError(f"{source.path} is of VIA 2, which annotates pictures: annotate videos with VIA 3")
     files = {
-        view: [[document["file"][fid].get(key) or "" for key in ("fname", "src")] for fid in item["fid_list"]]
+        view: [[document["file"][str(fid)].get(key) or "" for key in ("fname", "src")] for fid in item["fid_list"]]
         for view, item in document["view"].items()
     }
     regions = (
