@@ -57,6 +57,9 @@ class DataArguments:
             "validation_split.json."
         },
     )
+    split_seed: int = field(
+        default=0, metadata={"help": "Of the choice of the videos of --validation_fraction, whatever --seed is."}
+    )
     novel_classes: list[str] | None = field(
         default=None,
         metadata={
@@ -136,6 +139,7 @@ class DataArguments:
             require_argument(self, "max_resize_shortest_edge", is_range, f"at least --resize_shortest_edge {shortest}")
         is_part = 0 <= self.validation_fraction < 1
         require_argument(self, "validation_fraction", is_part, "at least 0 and below 1")
+        require_argument(self, "split_seed", self.split_seed >= 0, "at least 0")
         for name in _PARTS:
             require_argument(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         for name in _OPTIONAL_PARTS:

@@ -36,12 +36,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     check.set_defaults(command="check")
     _add_dataset_arguments(check)
     _add_custom_arguments(check)
-    check.add_argument(
-        "--validation_fraction",
-        type=float,
-        default=0.0,
-        help="of custom data without a validation file: check the split that training makes of them",
-    )
+    _add_split_arguments(check)
     check.add_argument("--decode_all", action="store_true", help="decode every frame, not three of each video")
     check.add_argument(
         "--movie_start_seconds",
@@ -54,6 +49,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     prepare.add_argument("--source_dir", required=True, type=Path, help="folder with the originals")
     _add_dataset_arguments(prepare)
     _add_custom_arguments(prepare)
+    _add_split_arguments(prepare)
     prepare.add_argument("--gop", type=int, default=30, help="distance of key frames; 0 copies files (default: 30)")
     prepare.add_argument("--short_side", type=int, default=0, help="in pixels; 0 keeps the size (default: 0)")
     prepare.add_argument("--crf", type=int, default=18, help="quality: 0 is best, 18 looks alike (default: 18)")
@@ -68,6 +64,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     convert.add_argument("--dataset", required=True, choices=get_args(FolderName))
     convert.add_argument("--data_dir", required=True, type=Path)
     convert.add_argument("--split", default="train", choices=SPLITS)
+    _add_custom_arguments(convert)
+    _add_split_arguments(convert)
     convert.add_argument("--format", required=True, help="one that `formats` calls written, or ava")
     convert.add_argument("--output", required=True, type=Path, metavar="FILE")
     diff = commands.add_parser("diff", help="say what changed from one file of annotations to another")
@@ -87,6 +85,7 @@ def _add_shard_parser(commands: Any) -> None:
     shard.set_defaults(command="shard")
     _add_source_arguments(shard)
     _add_custom_arguments(shard)
+    _add_split_arguments(shard)
     shard.add_argument("--output_dir", required=True, type=Path, help="a new folder, or one that was not finished")
     shard.add_argument(
         "--shard_size", default="500MB", type=_num_bytes, help="of a file, such as 500MB or 2GB (default: 500MB)"
@@ -143,6 +142,16 @@ def _add_custom_arguments(parser: argparse.ArgumentParser) -> None:
         "--timestamp_offset", type=float, default=0.0, help="what custom data call the start of the videos, in seconds"
     )
     parser.add_argument("--frames_fps", type=float, default=30.0, help="frame rate of folders of frames (default: 30)")
+
+
+def _add_split_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--validation_fraction",
+        type=float,
+        default=0.0,
+        help="of custom data without a validation file: the split that training makes of them",
+    )
+    parser.add_argument("--split_seed", type=int, default=0, help="of the choice of its videos (default: 0)")
 
 
 if __name__ == "__main__":

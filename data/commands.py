@@ -66,14 +66,14 @@ def prepare(
     return _finish(report, rows, output, json)
 
 
-def convert(dataset: str, data_dir: Path, split: str, format: str, output: Path) -> int:
+def convert(dataset: str, data_dir: Path, split: str, format: str, output: Path, **options: Any) -> int:
     """Write a split as a file of an annotation tool and return the exit code."""
     writers = {fmt.name: fmt.write for fmt in FORMATS if fmt.write} | {"ava": write_ava_rows}
     if format not in writers:
         print(f"not written: --format must be one of {', '.join(writers)}, got {shorten([format])}")
         return 2
     try:
-        rows = load_action_dataset(dataset, data_dir, split)
+        rows = load_action_dataset(dataset, data_dir, split, **options)
         writers[format](output, rows, load_action_labels(dataset, data_dir))
     except (OSError, ValueError) as error:
         print(f"not written: {error}")

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from classquery.data import load_action_dataset
 from classquery.data.__main__ import main
 from classquery.data.annotations.custom import load_custom, load_custom_labels
 from classquery.data.annotations.splitting import SPLIT_FILE, split_videos
@@ -122,6 +123,40 @@ def test_a_split_that_is_kept_counts(folder):
     rows = load_custom(folder, "validation", require_videos=False, validation_fraction=0.2)
 
     assert rows["clip_id"][:] == ["0", "1"]
+    assert "12 videos stay where validation_split.json has them: remove it to divide anew" in rows.info.description
+
+
+def test_the_seed_of_the_split_chooses_other_videos_and_is_kept(folder):
+    options = {"require_videos": False, "validation_fraction": 0.34}
+
+    chosen = set()
+    for seed in range(4):
+        chosen.add(tuple(load_custom(folder, "validation", split_seed=seed, **options)["clip_id"]))
+        assert json.loads((folder / SPLIT_FILE).read_text())["split_seed"] == seed
+        # What is kept counts more than another seed, and says how it was chosen.
+        assert tuple(load_custom(folder, "validation", split_seed=9, **options)["clip_id"]) in chosen
+        assert json.loads((folder / SPLIT_FILE).read_text())["split_seed"] == seed
+        (folder / SPLIT_FILE).unlink()
+
+    assert len(chosen) > 1
+    with pytest.raises(ValueError, match="split_seed must be at least 0, got -1"):
+        load_custom(folder, "train", split_seed=-1, **options)
+
+
+def test_prepared_data_have_the_split_of_their_originals(tmp_path, two_movies):
+    source, prepared = tmp_path / "source", tmp_path / "prepared"
+    source.mkdir()
+    (source / "videos").symlink_to(two_movies)
+    rows = [f"demo_val_00{number}.mp4,0,0.1,0.1,0.5,0.5,walk,0" for number in range(2)]
+    (source / "train.csv").write_text("\n".join(["video,frame,x1,y1,x2,y2,label,track_id", *rows]))
+    folders = ["--source_dir", str(source), "--data_dir", str(prepared)]
+
+    code = main(["prepare", "--dataset", "custom", *folders, "--gop", "0", "--validation_fraction", "0.5"])
+
+    assert code == 0
+    assert (prepared / SPLIT_FILE).read_text() == (source / SPLIT_FILE).read_text()
+    splits = [load_action_dataset("parquet", prepared, split)["clip_id"][:] for split in ("train", "validation")]
+    assert sorted(sum(splits, [])) == ["demo_val_000", "demo_val_001"]
 
 
 def test_data_with_a_validation_split_are_not_divided(folder):

@@ -63,6 +63,7 @@ def load_custom(
     frames_fps: float = 30.0,
     require_videos: bool = True,
     validation_fraction: float = 0.0,
+    split_seed: int = 0,
 ) -> Dataset:
     """Read the annotations of one split, and look into every video once, to compare them with it.
 
@@ -76,6 +77,7 @@ def load_custom(
         require_videos: Whether missing videos are an error; otherwise everything that they would tell is null.
         validation_fraction: Where there is no validation file: part of the boxes of each class, in [0, 1), whose
             videos are the validation split, see `split_videos`. They are kept in `validation_split.json`.
+        split_seed: Of the choice of these videos.
 
     Returns:
         Rows with `ACTION_FEATURES`, in the order of the annotations: for `timestamp` one per keyframe, which are told
@@ -90,6 +92,8 @@ def load_custom(
     """
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction must be in [0, 1), got {validation_fraction}")
+    if split_seed < 0:
+        raise ValueError(f"split_seed must be at least 0, got {split_seed}")
     drawn_in = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", box_format)
     if split not in SPLITS or (box_format not in ("normalized", "pixel") and not drawn_in):
         raise ValueError(
@@ -107,7 +111,7 @@ def load_custom(
     table, claims = _resolve(_table(content, context), content, find_video, problems)
     all_labels = _labels(table, content)
     if validation_fraction:
-        table, claims = _divide(data_dir, split, table, claims, content, validation_fraction)
+        table, claims = _divide(data_dir, split, table, claims, content, validation_fraction, split_seed)
     paths = {name: find_video(name) for name in claims}
     videos = look_into(paths, claims, frames_fps, problems)
     label_ids = {name: label for label, name in enumerate(_class_names(data_dir, {*files}, all_labels))}
@@ -249,13 +253,15 @@ def _divide(
     claims: dict[str, VideoClaim],
     content: Content,
     fraction: float,
+    seed: int,
 ) -> tuple[BoxTable, dict[str, VideoClaim]]:
     """Leave the videos of one split, as they were divided before or are now."""
     counts = boxes_per_class(table.videos, table.labels, table.video, table.label)
     groups = {name: claim.group for name, claim in claims.items() if claim.group}
-    is_validation = split_videos(counts, groups, fraction, kept=read_split(data_dir))
-    keep_split(data_dir, is_validation, {"validation_fraction": fraction})
-    content.notes += describe_split(is_validation, counts)
+    kept = read_split(data_dir)
+    is_validation = split_videos(counts, groups, fraction, seed=seed, kept=kept)
+    keep_split(data_dir, is_validation, {"validation_fraction": fraction, "split_seed": seed})
+    content.notes += describe_split(is_validation, counts, kept)
     names = [name for name in table.videos if is_validation[name] == (split != "train")]
     number = {name: code for code, name in enumerate(names)}
     codes = np.array([number.get(name, NOBODY) for name in table.videos], np.int32)

@@ -121,7 +121,10 @@ _READERS = {
     "custom": _Reader(
         load_custom,
         load_custom_labels,
-        options=("box_format", "timestamp_offset", "frames_fps", "require_videos", "validation_fraction"),
+        options=(
+            *("box_format", "timestamp_offset", "frames_fps", "require_videos"),
+            *("validation_fraction", "split_seed"),
+        ),
     ),
     "parquet": _Reader(load_parquet, load_parquet_labels, options=("require_videos",)),
     "shards": _Reader(
@@ -194,6 +197,7 @@ def load_action_dataset(
     box_format: str = "normalized",
     timestamp_offset: float = 0.0,
     validation_fraction: float = 0.0,
+    split_seed: int = 0,
     streaming: bool = False,
     num_shards: int = 64,
 ) -> Dataset | IterableDataset | Shards:
@@ -210,6 +214,7 @@ def load_action_dataset(
         box_format: For custom data: "normalized", "pixel", or the size of the frames that pixels are of, "3840x2160".
         timestamp_offset: For custom data: what the annotations call the start of the videos, in seconds.
         validation_fraction: For custom data without a validation file: part of each class that is validation.
+        split_seed: Of the choice of its videos.
         streaming: Whether to return an `IterableDataset`. Shards always stream, with their videos.
         num_shards: Its shards, at most one per row; as many as processes times workers of each, or a multiple.
 
@@ -229,6 +234,7 @@ def load_action_dataset(
         "box_format": box_format,
         "timestamp_offset": timestamp_offset,
         "validation_fraction": validation_fraction,
+        "split_seed": split_seed,
         "require_videos": require_videos,
     }
     chosen = {option: options[option] for option in reader.options}

@@ -114,22 +114,28 @@ def read_split(data_dir: Path) -> dict[str, bool]:
 
 
 def keep_split(data_dir: Path, split: Mapping[str, bool], options: Mapping[str, Any]) -> None:
-    """Write down which videos are in validation, for later runs; a folder that cannot be written to is said."""
+    """Write down which videos are in validation, for later runs; a folder that cannot be written to is said.
+
+    The options are those of the first run, in which the videos were chosen.
+    """
     names = {
         name: sorted(video for video, is_in in split.items() if is_in == (name == "validation"))
         for name in ("train", "validation")
     }
-    content = {**options, **names}
     path = data_dir / SPLIT_FILE
     try:
-        if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != content:
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = {**options, **before, **names}
+        if before != content:
             write_json(path, content, indent=2)
     except OSError as error:
         logger.warning("The split cannot be kept for later runs: %s", error)
 
 
-def describe_split(split: Mapping[str, bool], counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Say which videos are in validation, and which part of each class."""
+def describe_split(
+    split: Mapping[str, bool], counts: Mapping[str, Mapping[str, int]], kept: Mapping[str, bool]
+) -> list[str]:
+    """Say which videos are in validation, which part of each class, and how many were there before."""
     videos = sorted(video for video, is_in in split.items() if is_in)
     totals: dict[str, list[int]] = {}
     for video, labels in counts.items():
@@ -138,9 +144,12 @@ def describe_split(split: Mapping[str, bool], counts: Mapping[str, Mapping[str, 
             total[0] += count * split[video]
             total[1] += count
     shares = [f"{label} {inside / total:.0%}" for label, (inside, total) in sorted(totals.items()) if total]
+    stay = sum(video in kept for video in split)
+    notes = [f"{stay} videos stay where {SPLIT_FILE} has them: remove it to divide anew"] if stay else []
     return [
         f"validation: {len(videos)} of {len(split)} videos ({shorten(videos)}), kept in {SPLIT_FILE}",
         f"validation has of {shorten(shares)}",
+        *notes,
     ]
 
 

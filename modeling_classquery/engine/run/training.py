@@ -75,6 +75,7 @@ def load_split(
         box_format=data.box_format,
         timestamp_offset=data.timestamp_offset,
         validation_fraction=data.validation_fraction,
+        split_seed=data.split_seed,
         streaming=data.streaming,
         num_shards=training_args.world_size * max(1, training_args.dataloader_num_workers) * SHARDS_PER_WORKER,
     )
