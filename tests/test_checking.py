@@ -85,6 +85,16 @@ def test_report_counts_what_is_there(demo_dir):
     assert train.box_sizes["area"] == pytest.approx([areas.min(), np.median(areas), areas.max()], abs=1e-4)
 
 
+def test_actors_of_videos_are_counted_by_their_tracks(tmp_path):
+    rows = [(0, "walk", 3), (1, "sit", 3), (0, "walk", 4), (2, "walk", ""), (3, "walk", "")]
+    lines = [f"a.mp4,{frame},0.1,0.1,0.5,0.5,{label},{track}" for frame, label, track in rows]
+    (tmp_path / "train.csv").write_text("\n".join(["video,frame,x1,y1,x2,y2,label,track_id", *lines]))
+
+    report, _ = check_dataset("custom", tmp_path, splits=("train",))
+
+    assert report.splits["train"].num_actors == 4
+
+
 def test_all_problems_are_found_at_once(ava_dir, capsys):
     (ava_dir / "videos" / "demo_train_000.mp4").unlink()
     (ava_dir / "videos" / "demo_train_001.mp4").write_text("This is not a video.")

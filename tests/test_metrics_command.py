@@ -386,6 +386,36 @@ def test_published_protocol_of_ucf_needs_actor_scores(tubes):
         score(folder, "--protocol", "classquery_ucf", dataset="jhmdb_21", ground_truth="JHMDB-GT.pkl")
 
 
+def keyframe_record(time: int, boxes: list, scores: list, **more: np.ndarray) -> dict:
+    record = {"clip_id": f"v_{time}", "video": "v", "frame_numbers": np.zeros(1, np.int64)}
+    record |= {"boxes": np.float32([boxes]), "scores": np.float32([scores]), "actor_scores": np.ones((1, len(boxes)))}
+    truth = {"true_boxes": (0, 1, 4), "true_labels": (0, 1, 2), "true_valid": (0, 1)}
+    return record | {name: np.zeros(shape, np.float32) for name, shape in truth.items()} | more
+
+
+def test_what_predictions_at_keyframes_say_is_unknown_counts_for_nothing(tmp_path):
+    """Beside somebody who sits, a person whom nobody labelled is detected first; AP is 1/2 if that is an error."""
+    one, other = [0.0, 0.0, 0.4, 0.8], [0.5, 0.1, 0.9, 0.9]
+    record = keyframe_record(902, [other, one], [[0.9, 0.0], [0.6, 0.0]])
+    labels = "".join(f'item {{\n  name: "{name}"\n  id: {number}\n}}\n' for number, name in ((1, "sit"), (2, "go")))
+    (tmp_path / "labels.pbtxt").write_text(labels)
+    (tmp_path / "truth.csv").write_text("v,0902,0.0,0.0,0.4,0.8,1,0\n")
+    unknown = {
+        "unknown_boxes": np.float32([[other]]),
+        "unknown_labels": np.ones((1, 1, 2), bool),
+        "unknown_is_region": np.zeros(1, bool),
+    }
+
+    found = []
+    for number, more in enumerate(({}, unknown)):
+        save_records([record | more], tmp_path / f"{number}.parquet")
+        options = ("--label_map", tmp_path / "labels.pbtxt", "--report", tmp_path / f"report_{number}")
+        found.append(score(tmp_path, *options, ground_truth="truth.csv", detections=f"{number}.parquet"))
+
+    assert [result["frame_map_50"] for result in found] == [0.5, 1.0]
+    assert (tmp_path / "report_1").is_dir()
+
+
 def test_predictions_at_keyframes_score_as_in_the_script(demo_dir, tmp_path):
     rows = load_action_dataset("demo", demo_dir, "validation", movie_start_seconds=0)
     rng = np.random.default_rng(0)

@@ -39,6 +39,7 @@ from classquery.data.metrics.records import (
     read_records,
     true_tubes,
     tube_frame_tables,
+    unknown_table,
     video_table,
 )
 from classquery.data.metrics.report import write_report
@@ -61,6 +62,7 @@ class Scored(NamedTuple):
     detections: Mapping[str, np.ndarray]
     ground_truth: Mapping[str, np.ndarray]
     label_ids: list[int] | None = None
+    unknown: Mapping[str, np.ndarray] | None = None  # What partial annotations leave open.
 
 
 def score(options: argparse.Namespace) -> None:
@@ -76,7 +78,11 @@ def score(options: argparse.Namespace) -> None:
         write_json(options.json, as_json(scored), indent=2)
     if options.report:
         analysis = analyze(
-            scored.detections, scored.ground_truth, label_ids=scored.label_ids, id2label=scored.id2label
+            scored.detections,
+            scored.ground_truth,
+            unknown=scored.unknown,
+            label_ids=scored.label_ids,
+            id2label=scored.id2label,
         )
         print(f"see {write_report(options.report, analysis, metrics=scored.metrics)}")
 
@@ -95,10 +101,11 @@ def score_ava(options: argparse.Namespace) -> Scored:
     first, labels = multi_hot(truth, max(label_ids))
     ground_truth = {"frame": truth.frame[first], "boxes": truth.boxes[first], "labels": labels}
 
+    unknown = None
     if options.detections.suffix == ".parquet":
         if options.official_cap:
             raise ValueError("--official_cap goes by the order of rows in a csv file: write the detections as one")
-        found = _table_of_records(read_records(options.detections), names, labels.shape[1])
+        found, unknown = _tables_of_records(read_records(options.detections), names, labels.shape[1])
     else:
         rows = read_detections(options.detections, names)
         rows = _counted(options.detections, rows, excluded, label_ids, is_complete=options.label_map is not None)
@@ -110,8 +117,8 @@ def score_ava(options: argparse.Namespace) -> Scored:
     found = {name: column[kept] for name, column in found.items()}
     _check_frames(found["frame"], ground_truth["frame"], names)
     thresholds = options.iou_thresholds or [0.5]
-    result = frame_map(found, ground_truth, iou_threshold=thresholds, label_ids=label_ids)
-    return Scored(*_split(result), id2label, found, ground_truth, label_ids)
+    result = frame_map(found, ground_truth, iou_threshold=thresholds, label_ids=label_ids, unknown=unknown)
+    return Scored(*_split(result), id2label, found, ground_truth, label_ids, unknown)
 
 
 def _label_names(label_map: Path | None) -> dict[int, str]:
@@ -135,8 +142,10 @@ def _counted(path: Path, rows: BoxRows, excluded: np.ndarray, label_ids: list[in
     return rows.take(np.flatnonzero(counts & ~np.isin(rows.frame, excluded)))
 
 
-def _table_of_records(records: list[Record], names: FrameNames, num_labels: int) -> dict[str, np.ndarray]:
-    """Detections at keyframes, whose clips are named VIDEO_SECONDS."""
+def _tables_of_records(
+    records: list[Record], names: FrameNames, num_labels: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
+    """Detections at keyframes, whose clips are named VIDEO_SECONDS, and what is unknown there."""
     keys = [record["clip_id"].rpartition("_") for record in records]
     wrong = [record["clip_id"] for record, (video, _, time) in zip(records, keys, strict=True) if not time.isdigit()]
     if wrong:
@@ -146,11 +155,16 @@ def _table_of_records(records: list[Record], names: FrameNames, num_labels: int)
     if scores.shape[1] < num_labels:
         raise ValueError(f"the predictions have {scores.shape[1]} labels, but the label map goes up to {num_labels}")
     boxes = [record["boxes"][0] for record in records]
-    return {
+    found = {
         "frame": np.repeat(frames, [len(of_frame) for of_frame in boxes]),
         "boxes": np.concatenate(boxes),
         "scores": scores[:, :num_labels],
     }
+    unknown = unknown_table(records)
+    if unknown is not None:
+        # A record is one frame.
+        unknown |= {"frame": frames[unknown["frame"]], "labels": unknown["labels"][:, :num_labels]}
+    return found, unknown
 
 
 def _check_frames(frame: np.ndarray, true_frame: np.ndarray, names: FrameNames) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from tqdm.auto import tqdm
 
@@ -72,7 +74,7 @@ class SplitSummary:
     num_missing_videos: int = 0
     num_unreadable_videos: int = 0
     num_actors: int = 0
-    """Boxes at keyframes, or tubes."""
+    """People at keyframes, or in videos: tubes of one track are one."""
     num_boxes: int = 0
     hours: float = 0.0
     box_corners: dict[str, list[float]] = field(default_factory=dict)
@@ -233,7 +235,7 @@ def _summarize(
         num_videos=len(videos),
         num_missing_videos=len(videos) - len(looks),
         num_unreadable_videos=len(looks) - len(readable),
-        num_actors=len(rows.data.table.column("tubes").combine_chunks().flatten()),
+        num_actors=_count_actors(rows),
         num_boxes=len(boxes),
         hours=sum(look.duration_seconds or 0.0 for look in readable) / 3600,
         box_corners=_ranges(("x_min", "y_min", "x_max", "y_max"), boxes, (0, 1)),
@@ -242,6 +244,13 @@ def _summarize(
         videos_per_frame_rate=dict(rates.most_common()),
         videos_per_size=dict(sizes.most_common()),
     )
+
+
+def _count_actors(rows: Dataset) -> int:
+    tubes = rows.data.table.column("tubes").combine_chunks()
+    track = tubes.flatten().field("track_id")
+    of_tracks = pa.table({"row": pc.list_parent_indices(tubes), "track": track}).filter(pc.field("track").is_valid())
+    return track.null_count + of_tracks.group_by(["row", "track"]).aggregate([]).num_rows
 
 
 def _ranges(names: Sequence[str], columns: np.ndarray, quantiles: Sequence[float]) -> dict[str, list[float]]:
