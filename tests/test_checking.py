@@ -86,9 +86,13 @@ def test_report_counts_what_is_there(demo_dir):
 
 
 def test_actors_of_videos_are_counted_by_their_tracks(tmp_path):
-    rows = [(0, "walk", 3), (1, "sit", 3), (0, "walk", 4), (2, "walk", ""), (3, "walk", "")]
-    lines = [f"a.mp4,{frame},0.1,0.1,0.5,0.5,{label},{track}" for frame, label, track in rows]
-    (tmp_path / "train.csv").write_text("\n".join(["video,frame,x1,y1,x2,y2,label,track_id", *lines]))
+    tubes = [([0], "walk", 3), ([1], "sit", 3), ([0], "walk", 4), ([2], "walk", None), ([3], "walk", None)]
+    box = [0.1, 0.1, 0.5, 0.5]
+    lines = [
+        {"video": "a.mp4", "frames": frames, "boxes": [box], "label": label, "track_id": track}
+        for frames, label, track in tubes
+    ]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
     report, _ = check_dataset("custom", tmp_path, splits=("train",))
 
