@@ -3,7 +3,7 @@
     python benchmarks/startup.py [--against aaa7d40] [--rounds 5]
 
 Every command runs in a process of its own, in turns with the older commit; both builds are those of commits, laid out
-in temporary folders. The median counts. A bare `python -c pass` is the floor.
+in temporary folders. The median counts. A bare `python -c pass` is the floor; the command `classquery` is new.
 """
 
 import argparse
@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from older_build import package_of
+
+from classquery.cli import commands
 
 
 HELPS = (
@@ -34,6 +36,7 @@ COMMANDS = {
     "python -m classquery.data check --help": ["-m", "classquery.data", "check", "--help"],
     **{f"python -m classquery.{name} --help": ["-m", f"classquery.{name}", "--help"] for name in HELPS},
 }
+NEW_COMMANDS = {f"classquery {name} --help": ["-m", "classquery", name, "--help"] for name in commands.COMMANDS}
 
 
 def main() -> None:
@@ -49,12 +52,12 @@ def main() -> None:
 def _print_table(old: Path, new: Path, rounds: int) -> None:
     print("| CPU seconds, median | before | now | ratio |\n|---|---|---|---|")
     for title, command in COMMANDS.items():
-        seconds = {site: [] for site in (old, new)}
-        for _ in range(rounds):
-            for site in seconds:
-                seconds[site].append(_cpu_seconds(command, site))
-        before, now = (statistics.median(seconds[site]) for site in (old, new))
+        both = [[_cpu_seconds(command, site) for site in (old, new)] for _ in range(rounds)]
+        before, now = (statistics.median(seconds) for seconds in zip(*both, strict=True))
         print(f"| {title} | {before:.2f} | {now:.2f} | {now / before:.3f} |", flush=True)
+    for title, command in NEW_COMMANDS.items():
+        now = statistics.median(_cpu_seconds(command, new) for _ in range(rounds))
+        print(f"| {title} | – | {now:.2f} | – |", flush=True)
 
 
 def _cpu_seconds(command: Sequence[str], site: Path) -> float:

@@ -235,8 +235,13 @@ class _OpenClip(NamedTuple):
     """A clip whose frames are still coming."""
 
     number: int
-    positions: np.ndarray
+    positions: list[float]
     frames: list[_PreparedFrame]
+
+    def takes(self, position: float, next_position: float) -> bool:
+        """Whether the next frame of the clip is that at `position`, and not the one behind it."""
+        num_frames = len(self.frames)
+        return num_frames < len(self.positions) and _is_nearer(self.positions[num_frames], position, next_position)
 
 
 class _Assembler:
@@ -247,7 +252,7 @@ class _Assembler:
         self._prepare = prepare
         self._open: deque[_OpenClip] = deque()
         self._num_opened: int | None = None
-        self._upcoming: tuple[int, np.ndarray] | None = None
+        self._upcoming: tuple[int, list[float]] | None = None
         self._last_reported = -1
         self._next_seconds = -math.inf
 
@@ -267,24 +272,23 @@ class _Assembler:
             )
         prepared = None
         for clip in self._open:
-            num_new = np.count_nonzero(_is_nearer(clip.positions, position, next_position)) - len(clip.frames)
-            if num_new:
+            while clip.takes(position, next_position):
                 prepared = prepared or _PreparedFrame(frame.index, frame.seconds, self._prepare(frame.image))
-                clip.frames.extend([prepared] * num_new)
+                clip.frames.append(prepared)
         while self._open and len(self._open[0].frames) == len(self._open[0].positions):
             yield from self._complete(self._open.popleft())
 
     def _position(self, frame: Any) -> float:
         return frame.index if self._plan.by_index else frame.seconds
 
-    def _has_begun(self, positions: np.ndarray, last_position: float) -> bool:
+    def _has_begun(self, positions: list[float], last_position: float) -> bool:
         return positions[self._plan.anchor] <= last_position + _TIME_TOLERANCE
 
-    def _open_clips(self, position: float, next_position: float, begins: Callable[[np.ndarray], bool]) -> None:
+    def _open_clips(self, position: float, next_position: float, begins: Callable[[list[float]], bool]) -> None:
         while self._num_opened < self._plan.num_clips:
             self._num_opened = self._plan.pass_over(self._num_opened, position, next_position)
             if self._upcoming is None or self._upcoming[0] != self._num_opened:
-                self._upcoming = self._num_opened, self._plan.positions(self._num_opened)
+                self._upcoming = self._num_opened, self._plan.positions(self._num_opened).tolist()
             positions = self._upcoming[1]
             if not begins(positions):
                 return
@@ -315,10 +319,10 @@ class _Assembler:
         return True
 
 
-def _is_nearer(positions: np.ndarray | float, position: float, next_position: float) -> np.ndarray | bool:
-    """Whether positions, none of them far before `position`, are nearer to it than to the next one, or as near."""
+def _is_nearer(wanted: float, position: float, next_position: float) -> bool:
+    """Whether a place that is not far before `position` is nearer to it than to the next one, or as near."""
     # In this form, it is what the clip reader of the package computes, to the last bit.
-    return positions - position <= next_position - positions
+    return wanted - position <= next_position - wanted
 
 
 # Detections

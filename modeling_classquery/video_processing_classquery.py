@@ -120,7 +120,8 @@ class ClassQueryVideoProcessor(SavedWithCode, BaseVideoProcessor):
         image = image if image.flags.writeable else image.copy()
         frame = torch.from_numpy(image).permute(2, 0, 1)[None]
         if self.do_resize:
-            frame = self.resize(frame, size=SizeDict(**dict(self.size)), resample=self.resample)
+            size = self.size if isinstance(self.size, SizeDict) else SizeDict(**self.size)
+            frame = self.resize(frame, size=size, resample=self.resample)
         return frame[0]
 
     def _preprocess(

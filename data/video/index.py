@@ -135,7 +135,7 @@ class VideoIndex:
 
     def number_at(self, timestamp: int) -> int | None:
         """Return the number of the frame with a timestamp, or None if there is none."""
-        number = int(np.searchsorted(self.timestamps, timestamp))
+        number = int(self.timestamps.searchsorted(timestamp))
         return number if number < len(self.timestamps) and self.timestamps[number] == timestamp else None
 
 
