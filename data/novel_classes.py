@@ -132,27 +132,23 @@ def _others(labels: Sequence[int] | None, novel: set[int]) -> list[int] | None:
     return None if labels is None else [label for label in labels if label not in novel]
 
 
-def base_and_novel_means(metrics: Mapping[str, float], novel: Sequence[str]) -> dict[str, float]:
+def base_and_novel_means(ap: Mapping[str, Mapping[str, float]], novel: Sequence[str]) -> dict[str, float]:
     """Mean AP over base and over novel classes with ground truth, and the harmonic mean of both.
 
     Args:
-        metrics: With the AP of each class as `frame_ap_50/<class>` and, for tubes, `video_ap_50/<class>`.
+        ap: By the name of a mean, as "frame_map_50" and "video_map_20", the AP of each class that has one.
         novel: The novel classes.
 
     Returns:
-        `frame_map_50_base`, `frame_map_50_novel` and `frame_map_50_harmonic`, and the same of `video_map_50`, as far
-        as there are such classes.
+        `frame_map_50_base`, `frame_map_50_novel` and `frame_map_50_harmonic`, and so of all means, as far as there are
+        such classes.
     """
     means = {}
-    for kind in ("frame", "video"):
-        of_class = {
-            name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(f"{kind}_ap_50/")
-        }
+    for name, of_class in ap.items():
         parts = {
             "base": [value for label, value in of_class.items() if label not in novel],
             "novel": [value for label, value in of_class.items() if label in novel],
         }
-        name = f"{kind}_map_50"
         means |= {f"{name}_{part}": sum(values) / len(values) for part, values in parts.items() if values}
         if all(parts.values()):
             base, other = means[f"{name}_base"], means[f"{name}_novel"]

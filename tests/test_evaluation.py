@@ -104,6 +104,31 @@ def test_actor_at_another_place_is_no_tube():
     assert metrics["video_map_50"] == 0
 
 
+def test_base_and_novel_tubes_are_scored_by_themselves_at_both_overlaps():
+    """Four people, who do one thing each: two are found in their place, one in a third of it, one nowhere."""
+    boxes = [(0.1 * n, 0.1, 0.1 * n + 0.1, 0.4) for n in (0, 2, 4, 6)]
+    found = [boxes[0], (0.2, 0.1, 0.3, 0.2), boxes[2], (0.9, 0.6, 1.0, 0.9)]
+    rows = tube_rows(20)
+    tubes = [{**rows[0]["tubes"][0], "labels": [n], "boxes": [boxes[n]] * 20, "track_id": n} for n in range(4)]
+    rows = Dataset.from_list([{**rows[0], "tubes": tubes}], features=ACTION_FEATURES)
+    clip = record("v_000", 20, video="v") | {
+        "boxes": np.array([found] * 20, np.float32),
+        "scores": np.array([np.eye(4) * 0.8 + 0.01] * 20, np.float32),
+        "actor_scores": np.full((20, 4), 0.9, np.float32),
+        "true_boxes": np.array([[box] * 20 for box in boxes], np.float32),
+        "true_labels": np.eye(4, dtype=np.float32)[:, None].repeat(20, 1),
+        "true_valid": np.ones((4, 20), bool),
+    }
+
+    metrics = TubeScorer(dict(enumerate("abcd")), rows, "standard", shortest_edge=120, novel=["c", "d"])([clip])
+
+    expected = {"video_map_20": (1.0, 0.5), "video_map_50": (0.5, 0.5), "frame_map_50": (0.5, 0.5)}
+    for name, (base, novel) in expected.items():
+        assert metrics[name] == pytest.approx((base + novel) / 2)
+        means = [metrics[f"{name}_{part}"] for part in ("base", "novel", "harmonic")]
+        assert means == pytest.approx([base, novel, 2 * base * novel / (base + novel)])
+
+
 def test_records_hold_real_frames_only():
     outputs = {
         "pred_boxes": torch.rand(1, 3, 2, 4),

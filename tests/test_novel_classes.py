@@ -99,18 +99,17 @@ def test_shards_are_refused():
 
 
 def test_means_of_both_parts_and_their_harmonic_mean():
-    metrics = {"frame_map_50": 0.5, "frame_ap_50/run": 0.9, "frame_ap_50/sit": 0.3, "frame_ap_50/wave": 0.2}
-    metrics |= {"video_ap_50/run": 0.0, "video_ap_50/wave": 0.0}
+    ap = {"frame_map_50": {"run": 0.9, "sit": 0.3, "wave": 0.2}, "video_map_20": {"run": 0.0, "wave": 0.0}}
 
-    means = base_and_novel_means(metrics, ["wave"])
+    means = base_and_novel_means(ap, ["wave"])
 
     assert means == pytest.approx(
         {
             "frame_map_50_base": 0.6,
             "frame_map_50_novel": 0.2,
             "frame_map_50_harmonic": 0.3,
-            "video_map_50_base": 0.0,
-            "video_map_50_novel": 0.0,
-            "video_map_50_harmonic": 0.0,
+            "video_map_20_base": 0.0,
+            "video_map_20_novel": 0.0,
+            "video_map_20_harmonic": 0.0,
         }
     )

@@ -121,9 +121,9 @@ class FrameScorer:
         """Score: `frame_map_50` and `frame_ap_50/<label>`."""
         detections, ground_truth = frame_tables(records)
         result = frame_map(detections, ground_truth, label_ids=self.label_ids, unknown=unknown_table(records))
-        metrics = {"frame_map_50": result["frame_map_50"]}
-        metrics |= _per_label("frame_ap_50", result["ap_per_label"], self.id2label)
-        return metrics | (base_and_novel_means(metrics, self.novel) if self.novel else {})
+        ap = {"frame_map_50": _per_label(result["ap_per_label"], self.id2label)}
+        means = base_and_novel_means(ap, self.novel) if self.novel else {}
+        return {"frame_map_50": result["frame_map_50"], **_listed("frame_ap_50", ap["frame_map_50"]), **means}
 
 
 @dataclass(frozen=True)
@@ -156,12 +156,15 @@ class TubeScorer:
             label_ids=self.label_ids,
             unknown=unknown_tubes(self.rows, sizes, len(self.id2label)),
         )
-        metrics = {
-            **FrameScorer(self.id2label, self.label_ids)(records),
-            **{name: result[name] for name in ("video_map_20", "video_map_50")},
-            **_per_label("video_ap_50", result["ap_per_label"][1], self.id2label),
+        names = ("video_map_20", "video_map_50")
+        of_labels = [_per_label(ap, self.id2label) for ap in result["ap_per_label"]]
+        ap = dict(zip(names, of_labels, strict=True))
+        return {
+            **FrameScorer(self.id2label, self.label_ids, self.novel)(records),
+            **{name: result[name] for name in names},
+            **_listed("video_ap_50", ap["video_map_50"]),
+            **(base_and_novel_means(ap, self.novel) if self.novel else {}),
         }
-        return metrics | (base_and_novel_means(metrics, self.novel) if self.novel else {})
 
 
 def make_scorer(
@@ -179,8 +182,12 @@ def make_scorer(
     return FrameScorer(id2label, label_ids, novel)
 
 
-def _per_label(name: str, average_precision: np.ndarray, id2label: dict[int, str]) -> dict[str, float]:
-    return {f"{name}/{id2label[i]}": float(ap) for i, ap in enumerate(average_precision) if not np.isnan(ap)}
+def _per_label(average_precision: np.ndarray, id2label: dict[int, str]) -> dict[str, float]:
+    return {id2label[i]: float(ap) for i, ap in enumerate(average_precision) if not np.isnan(ap)}
+
+
+def _listed(name: str, ap: dict[str, float]) -> dict[str, float]:
+    return {f"{name}/{label}": value for label, value in ap.items()}
 
 
 def save_records(records: Sequence[Record], path: Path) -> None:
