@@ -35,7 +35,7 @@ from .loss_classquery import NotFiniteError, action_detection_loss, action_score
 from .model_card_classquery import make_model_card, replace_template
 from .modeling_classquery_csn import ClassQueryCSNBackbone, ClassQueryInputProjection
 from .modeling_classquery_tokens import TOKEN_BACKBONES
-from .modeling_classquery_vit import ClassQueryFeaturePyramid, ClassQueryViTBackbone
+from .modeling_classquery_vit import ClassQueryDoubling, ClassQueryFeaturePyramid, ClassQueryViTBackbone
 from .ops_classquery import deformable_attention_3d
 from .plan_classquery import ClipPlan, ClipPlans, Padding, interleaved_sine, join_encodings, sine_periods
 from .resampling_classquery import Shapes, interpolate
@@ -1130,6 +1130,12 @@ class ClassQueryPreTrainedModel(PreTrainedModel):
             module.reset_parameters()
         elif hasattr(module, "reset_position_table"):
             module.reset_position_table()
+        elif isinstance(module, nn.LayerNorm):
+            # By its name transformers knows a plain one only.
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, ClassQueryDoubling) and module.is_empty:
+            module.reset_parameters()
         elif isinstance(module, ClassQueryModel):
             module.reset_reference_boxes()
         elif isinstance(module, ClassQueryForVideoActionDetection) and module.class_readout_bias is not None:

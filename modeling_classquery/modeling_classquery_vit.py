@@ -162,13 +162,13 @@ class ClassQueryFeaturePyramid(nn.Module):
         super().__init__()
         half, quarter = hidden_size // 2, hidden_size // 4
         quadruple = [
-            _double(hidden_size, half),
+            ClassQueryDoubling(hidden_size, half),
             ClassQueryChannelNorm(half),
             nn.GELU(),
-            _double(half, quarter),
+            ClassQueryDoubling(half, quarter),
             *_output(quarter, d_model),
         ]
-        double = [_double(hidden_size, half), *_output(half, d_model)]
+        double = [ClassQueryDoubling(hidden_size, half), *_output(half, d_model)]
         same = _output(hidden_size, d_model)
         halved = [nn.MaxPool3d((1, 2, 2)), *_output(hidden_size, d_model)]
         scales = [quadruple, double, same, halved][-num_levels:]
@@ -179,8 +179,13 @@ class ClassQueryFeaturePyramid(nn.Module):
         return [scale(features) for scale in self.scales]
 
 
-def _double(in_channels: int, out_channels: int) -> nn.Module:
-    return nn.ConvTranspose3d(in_channels, out_channels, kernel_size=(1, 2, 2), stride=(1, 2, 2))
+class ClassQueryDoubling(nn.ConvTranspose3d):
+    """Twice the height and width; initialised as by PyTorch, which transformers does not do for this layer."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, kernel_size=(1, 2, 2), stride=(1, 2, 2))
+        # Built for a checkpoint, which may lack it.
+        self.is_empty = self.weight.is_meta
 
 
 def _output(in_channels: int, out_channels: int) -> list[nn.Module]:

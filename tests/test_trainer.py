@@ -108,6 +108,17 @@ def test_plain_trainer_evaluates_with_metrics_of_its_own(trainer, concatenated):
     assert all(isinstance(array, np.ndarray) for array in first.values())
 
 
+def test_plain_trainer_trains(trainer):
+    trainer.args.max_steps = 2
+    before = [parameter.clone() for parameter in trainer.model.model.encoder.parameters()]
+    collator = ClipCollator(trainer.processing_class)
+
+    plain = Trainer(trainer.model, trainer.args, train_dataset=trainer.train_dataset, data_collator=collator)
+
+    assert np.isfinite(plain.train().metrics["train_loss"])
+    assert not any(map(torch.equal, before, plain.model.model.encoder.parameters()))
+
+
 def test_only_the_given_labels_are_scored(trainer):
     trainer.scorer = FrameScorer(trainer.model.config.id2label, label_ids=[1, 3])
 
@@ -311,3 +322,8 @@ def test_annotations_instead_of_clips_are_refused(demo_dir, tmp_path):
         ClipCollator(given.processing_class)([{"labels": 1}])
     with pytest.raises(TypeError, match="needs num_labels, num_frames, frame_stride, frames_per_second"):
         make_clips(rows)
+
+
+def test_half_precision_is_refused_on_a_cpu(demo_dir, tmp_path):
+    with pytest.raises(ValueError, match="need a GPU"):
+        tiny_trainer(demo_dir, tmp_path, bf16=True)

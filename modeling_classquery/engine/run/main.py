@@ -18,6 +18,7 @@ from classquery.engine.run.parsing import Options, parse_arguments
 from classquery.engine.run.tasks import Task
 from classquery.engine.run.training import prepare_data, train_and_evaluate
 from classquery.engine.sharing import push_run, require_token
+from classquery.engine.training.trainer import refuse_half_precision_on_cpu
 
 
 logger = logging.getLogger(__name__)
@@ -83,8 +84,7 @@ def _prepare(options: Options) -> tuple[ClassQueryForVideoActionDetection, Class
 def adapt_to_cpu(training_args: TrainingArguments) -> None:
     """Leave a core to each data worker: threads that have to wait for one make a step several times slower."""
     if training_args.device.type == "cpu":
-        if training_args.bf16 or training_args.fp16:
-            raise ValueError("--bf16 and --fp16 need a GPU: on CPU, gradients of 3-D convolutions overflow in them")
+        refuse_half_precision_on_cpu(training_args)
         training_args.dataloader_pin_memory = False
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, os.cpu_count() - training_args.dataloader_num_workers))

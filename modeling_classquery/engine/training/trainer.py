@@ -67,6 +67,7 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
         scorer: Callable[[Sequence[Record]], dict[str, float]] | None = None,
         **kwargs,
     ):
+        refuse_half_precision_on_cpu(args)
         self.optimization = optimization or OptimizationArguments()
         if self.optimization.total_batch_size is not None:
             # Before anything, as DeepSpeed's configuration, is filled in from it.
@@ -275,6 +276,16 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
         if not self.is_in_train and (self.args.fp16_full_eval or self.args.bf16_full_eval):
             model = model.to(torch.float16 if self.args.fp16_full_eval else torch.bfloat16)
         return model.eval()
+
+
+def refuse_half_precision_on_cpu(args: TrainingArguments) -> None:
+    """Refuse what cannot train.
+
+    Raises:
+        ValueError: If training in half precision is asked for on a CPU.
+    """
+    if args.device.type == "cpu" and (args.bf16 or args.fp16):
+        raise ValueError("--bf16 and --fp16 need a GPU: on CPU, gradients of 3-D convolutions overflow in them")
 
 
 def _refuse_annotations(arguments: dict[str, Any]) -> None:
