@@ -10,34 +10,27 @@ demo recipes augment nothing, so that clips are read once and kept.
 """
 
 import argparse
-import json
-import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from training_runs import make_model, run_missing, train
 
-from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
 from classquery.configuration import load_recipe
-from classquery.configuration.arguments import DataArguments, OptimizationArguments
 from classquery.configuration_classquery import CORRECTED
-from classquery.data.annotations.registry import load_action_dataset, load_action_labels, make_clips, prepare_dataset
-from classquery.data.clips import ClipCollator
-from classquery.data.transforms import ClipTransform
-from classquery.data.whole_files import write_json
-from classquery.engine.training.evaluation import make_scorer
-from classquery.engine.training.trainer import ActionDetectionTrainer
+from classquery.data.annotations.registry import prepare_dataset
 
 
 RECIPES = ("demo", "demo_ucf101_24", "demo_jhmdb_21")
 SAME = {"matrix_optimizer": "same", "matrix_learning_rate": None}
 NO_AIDS = {"sine_frequencies": "paired", "initial_boxes": "random", "denoising_groups": 0}
 STEPS_BEFORE = {"demo": 1400, "demo_ucf101_24": 1200, "demo_jhmdb_21": 1200}
+# Values of `corrected()` that the recipe has, undone, and those that it has not. No clip of it is padded.
+OTHER = {name: "released" if name in load_recipe("demo").model else CORRECTED[name] for name in CORRECTED}
+OTHER.pop("padding")
 # By section of the recipe, what each arm changes.
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "recipe": {},
@@ -46,11 +39,7 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "without grid": {"model": {"initial_boxes": "random"}},
     "without denoising": {"model": {"denoising_groups": 0}},
     "without Muon": {"optimization": SAME},
-    **{
-        f"released {name}": {"model": {name: "released"}}
-        for name in CORRECTED
-        if name not in ("sine_frequencies", "padding")
-    },
+    **{f"{value} {name}": {"model": {name: value}} for name, value in OTHER.items()},
 }
 SCORES = ("frame_map_50", "video_map_20", "video_map_50")
 MILESTONES = (0.5, 0.7, 0.8, 0.9)
@@ -68,120 +57,42 @@ def main() -> None:
     parser.add_argument("--max_steps", type=int, help="instead of those of the recipe, of all arms")
     parser.add_argument("--plot", type=Path, help="picture of the curves, of one recipe")
     options = parser.parse_args()
-    runs = [(recipe, arm, seed) for recipe in options.recipes for seed in options.seeds for arm in options.arms]
-    missing = [run for run in runs if not result_path(options, *run).exists()]
-    for recipe in {recipe for recipe, _, _ in missing}:
-        prepare_dataset(recipe, options.work_dir / recipe)
-    # A process for each run, so that none begins with the memory of another.
-    with ProcessPoolExecutor(options.processes, get_context("spawn"), max_tasks_per_child=1) as pool:
-        for future in [pool.submit(run_arm, options, *run) for run in missing]:
-            print(future.result(), flush=True)
     for recipe in options.recipes:
-        curves = {
-            arm: [json.loads(result_path(options, recipe, arm, seed).read_text()) for seed in options.seeds]
+        data_dir = prepare_dataset(recipe, options.work_dir / recipe)
+        runs = {
+            run_name(options, recipe, arm, seed): partial(run_arm, recipe, arm, seed, data_dir, steps_of(options, recipe, arm), options.eval_steps)
+            for seed in options.seeds
             for arm in options.arms
+        }
+        results = run_missing(options.work_dir, runs, options.processes)
+        curves = {
+            arm: [results[run_name(options, recipe, arm, seed)] for seed in options.seeds] for arm in options.arms
         }
         print(f"\n{recipe}, seeds {', '.join(map(str, options.seeds))}\n\n{table(curves)}")
         if options.plot:
             draw(curves, options.plot)
 
 
-def result_path(options: argparse.Namespace, recipe: str, arm: str, seed: int) -> Path:
-    """Where the curve of a run is kept."""
-    steps = f"-{options.max_steps}-steps" if options.max_steps else ""
-    return options.work_dir / f"{recipe}-{arm.replace(' ', '_')}{steps}-seed-{seed}.json"
+def run_name(options: argparse.Namespace, recipe: str, arm: str, seed: int) -> str:
+    """What the curve of a run is kept as."""
+    return f"{recipe}-{arm}{f'-{options.max_steps}-steps' if options.max_steps else ''}-seed-{seed}"
 
 
-class ClipsInMemory(torch.utils.data.Dataset):
-    """Clips of a data set, read once."""
-
-    def __init__(self, clips: torch.utils.data.Dataset):
-        self.clip_ids = clips.clip_ids
-        self._clips = [clips[index] for index in range(len(clips))]
-
-    def __len__(self) -> int:
-        return len(self._clips)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return dict(self._clips[index])
+def steps_of(options: argparse.Namespace, recipe: str, arm: str) -> int:
+    """Updates of an arm."""
+    steps = STEPS_BEFORE[recipe] if arm == "before" else load_recipe(recipe).training["max_steps"]
+    return options.max_steps or steps
 
 
-class Curve(TrainerCallback):
-    """Note every evaluation with the CPU seconds of the updates before it."""
-
-    def __init__(self):
-        self.points: list[dict[str, float]] = []
-        self._seconds, self._start = 0.0, 0.0
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        """Start the clock."""
-        self._start = time.process_time()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Stop the clock."""
-        self._seconds += time.process_time() - self._start
-
-    def on_evaluate(self, args, state, control, metrics, **kwargs):
-        """Note a point of the curve."""
-        scores = {name: metrics[f"eval_{name}"] for name in SCORES if f"eval_{name}" in metrics}
-        self.points.append({"step": state.global_step, "cpu_seconds": self._seconds} | scores)
-
-
-def run_arm(options: argparse.Namespace, recipe_name: str, arm: str, seed: int) -> str:
-    """Train once, keep the curve, and say how it ended."""
-    torch.set_num_threads(1)
-    recipe, changes = load_recipe(recipe_name), ARMS[arm]
-    model_values = recipe.model | changes.get("model", {})
-    optimization = recipe.optimization | changes.get("optimization", {})
-    steps = options.max_steps or (STEPS_BEFORE[recipe_name] if arm == "before" else recipe.training["max_steps"])
-    data_dir = options.work_dir / recipe_name
-    set_seed(seed)
-    config = ClassQueryConfig(**model_values | {"id2label": load_action_labels(recipe_name, data_dir)})
-    model, processor = ClassQueryForVideoActionDetection(config), ClassQueryVideoProcessor(**recipe.processor)
-    data, curve = DataArguments(**recipe.data), Curve()
-    edge = processor.size["shortest_edge"]
-    validation = load_clips(recipe_name, data_dir, "validation", config)
-    training = recipe.training | {
-        "max_steps": steps,
-        "seed": seed,
-        "eval_steps": options.eval_steps,
-        "eval_on_start": False,
-        "logging_steps": 10**6,
-        "dataloader_num_workers": 0,
-        "dataloader_persistent_workers": False,
-        "dataloader_pin_memory": False,
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "remove_unused_columns": False,
-    }
-    transform = ClipTransform(data.resize_shortest_edge, edge, data.flip_probability)
-    trainer = ActionDetectionTrainer(
-        model,
-        TrainingArguments(str(options.work_dir / f"run-{recipe_name}-{arm}-{seed}"), **training),
-        optimization=OptimizationArguments(**optimization),
-        train_dataset=ClipsInMemory(load_clips(recipe_name, data_dir, "train", config, transform)),
-        eval_dataset=ClipsInMemory(validation),
-        data_collator=ClipCollator(processor),
-        processing_class=processor,
-        scorer=make_scorer(validation, config.id2label, protocol=data.video_map_protocol, shortest_edge=edge),
-        callbacks=[curve],
-    )
-    trainer.train()
-    write_json(result_path(options, recipe_name, arm, seed), curve.points, indent=1)
-    return f"{recipe_name}, {arm}, seed {seed}: {curve.points[-1]}"
-
-
-def load_clips(recipe_name: str, data_dir: Path, split: str, config: ClassQueryConfig, transform=None):
-    """Clips of a split as the model takes them."""
-    return make_clips(
-        load_action_dataset(recipe_name, data_dir, split),
-        num_labels=config.num_labels,
-        num_frames=config.num_frames,
-        frame_stride=config.frame_stride,
-        frames_per_second=config.frames_per_second,
-        output_frames=config.output_frames,
-        transform=transform,
-    )
+def run_arm(recipe: str, arm: str, seed: int, data_dir: Path, max_steps: int, eval_steps: int) -> list[dict[str, float]]:
+    """Train once, and return the curve."""
+    changes = ARMS[arm]
+    model = make_model(recipe, data_dir, seed, **changes.get("model", {}))
+    training = {"max_steps": max_steps, "eval_steps": eval_steps}
+    output_dir, optimization = data_dir.parent / "runs", changes.get("optimization")
+    return train(
+        recipe, model, data_dir, output_dir, seed, training=training, optimization=optimization, scores=SCORES
+    )[1]
 
 
 def table(curves: dict[str, list[list[dict[str, float]]]]) -> str:

@@ -9,7 +9,7 @@ from utils import tiny_config
 
 from classquery import ClassQueryForVideoActionDetection
 from classquery.configuration.arguments import OptimizationArguments
-from classquery.engine.training.matrices import MuonForMatrices
+from classquery.engine.training.matrices import Muon, MuonForMatrices
 from classquery.engine.training.optimization import parameter_groups
 
 
@@ -78,6 +78,27 @@ def test_matrices_move_in_all_directions_alike_and_the_rest_as_by_its_own_optimi
     alone.step()
     for name in ("class_readout", "model.decoder.class_queries", "actor_head.bias", "model.reference_boxes"):
         assert torch.equal(model.get_parameter(name), other.get_parameter(name))
+
+
+def test_matrices_move_as_by_the_muon_of_torch(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(6, 4), (4, 6), (6, 4), (5, 5), (1, 6)]
+    ours = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    theirs = [torch.nn.Parameter(parameter.detach().double()) for parameter in ours]
+    # That of torch rounds to bfloat16; in this test it does not.
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
+    arguments = {"lr": 0.1, "weight_decay": 0.3, "adjust_lr_fn": "match_rms_adamw"}
+    optimizers = Muon(ours, **arguments), torch.optim.Muon(theirs, **arguments)
+    for _ in range(3):
+        for own, other in zip(ours, theirs, strict=True):
+            own.grad = torch.randn(own.shape, generator=generator)
+            other.grad = own.grad.double()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    for own, other in zip(ours, theirs, strict=True):
+        # Float32 against float64.
+        torch.testing.assert_close(own.double(), other, rtol=0, atol=1e-5)
 
 
 def test_state_is_saved_and_loaded_as_of_one_optimizer(model):
