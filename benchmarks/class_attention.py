@@ -32,7 +32,17 @@ from training_runs import make_model, run_missing, train
 
 from classquery import ClassQueryForVideoActionDetection
 from classquery.data.annotations.registry import prepare_dataset
-from classquery.data.demo.movies import HEIGHT, LABELS, WATCH_A_JUMP, WIDTH, Actor, Box, Movie, make_movie
+from classquery.data.demo.movies import (
+    HEIGHT,
+    LABELS,
+    MOVIE_START_SECONDS,
+    WATCH_A_JUMP,
+    WIDTH,
+    Actor,
+    Box,
+    Movie,
+    make_movie,
+)
 
 
 ARMS = {
@@ -53,7 +63,9 @@ def main() -> None:
     options = parser.parse_args()
     data_dir = prepare_dataset("demo", options.work_dir / "demo")
     runs = {
-        f"attention-{arm}-{options.max_steps}-steps-seed-{seed}": partial(run_arm, arm, seed, data_dir, options.max_steps)
+        f"attention-{arm}-{options.max_steps}-steps-seed-{seed}": partial(
+            run_arm, arm, seed, data_dir, options.max_steps
+        )
         for seed in options.seeds
         for arm in ARMS
     }
@@ -91,7 +103,7 @@ def share_attention(model: ClassQueryForVideoActionDetection) -> None:
 
 
 def where_it_looks(trainer) -> dict[str, float]:
-    """Parts of the attention of the last layer, mean over pairs of an actor and a class with a cue outside of its box."""
+    """Parts of the attention of the last layer, mean over pairs of an actor and a class with a cue outside its box."""
     model, clips = trainer.model.eval(), trainer.eval_dataset
     rows, even = [], []
     for start in range(0, len(clips), 32):
@@ -124,8 +136,8 @@ def measure(attention: np.ndarray, cue: np.ndarray, cues: np.ndarray, body: np.n
 
 def actors_of(clip_id: str) -> Iterator[tuple[Movie, float, Actor]]:
     """Everybody in the keyframe of a clip of the validation movies."""
-    name, seconds = _movie_and_seconds(clip_id)
-    movie = make_movie("validation", int(name.rsplit("_", 1)[1]))
+    number, seconds = map(int, clip_id.split("_")[-2:])
+    movie, seconds = make_movie("validation", number), seconds - MOVIE_START_SECONDS
     for actor in movie.shot_at(seconds).actors:
         yield movie, seconds, actor
 

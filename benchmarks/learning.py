@@ -60,7 +60,9 @@ def main() -> None:
     for recipe in options.recipes:
         data_dir = prepare_dataset(recipe, options.work_dir / recipe)
         runs = {
-            run_name(options, recipe, arm, seed): partial(run_arm, recipe, arm, seed, data_dir, steps_of(options, recipe, arm), options.eval_steps)
+            run_name(options, recipe, arm, seed): partial(
+                run_arm, recipe, arm, seed, data_dir, steps_of(options, recipe, arm), options.eval_steps
+            )
             for seed in options.seeds
             for arm in options.arms
         }
@@ -84,7 +86,9 @@ def steps_of(options: argparse.Namespace, recipe: str, arm: str) -> int:
     return options.max_steps or steps
 
 
-def run_arm(recipe: str, arm: str, seed: int, data_dir: Path, max_steps: int, eval_steps: int) -> list[dict[str, float]]:
+def run_arm(
+    recipe: str, arm: str, seed: int, data_dir: Path, max_steps: int, eval_steps: int
+) -> list[dict[str, float]]:
     """Train once, and return the curve."""
     changes = ARMS[arm]
     model = make_model(recipe, data_dir, seed, **changes.get("model", {}))

@@ -150,9 +150,7 @@ def train(
         eval_dataset=ClipsInMemory(validation),
         data_collator=ClipCollator(processor),
         processing_class=processor,
-        scorer=make_scorer(
-            validation, model.config.id2label, protocol=data.video_map_protocol, shortest_edge=edge
-        ),
+        scorer=make_scorer(validation, model.config.id2label, protocol=data.video_map_protocol, shortest_edge=edge),
         callbacks=[curve, *callbacks],
     )
     trainer.train()

@@ -57,8 +57,8 @@ class MuonForMatrices(torch.optim.Optimizer):
 class Muon(torch.optim.Muon):
     """`torch.optim.Muon` with `match_rms_adamw`, which updates matrices of one shape together.
 
-    PyTorch 2.14 takes them one by one and in bfloat16 on every device, which is slow for small ones and on a CPU, where
-    they are orthogonalized in float32 here. Matrices that are divided among processes are left to it.
+    PyTorch 2.14 takes them one by one and in bfloat16 on every device, which is slow for small ones and on a CPU,
+    where they are orthogonalized in float32 here. Matrices that are divided among processes are left to it.
     """
 
     @torch.no_grad()
