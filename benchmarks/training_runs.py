@@ -16,7 +16,7 @@ from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, Clas
 from classquery.configuration import load_recipe
 from classquery.configuration.arguments import DataArguments, OptimizationArguments
 from classquery.data.annotations.registry import load_action_dataset, load_action_labels, make_clips
-from classquery.data.clips import ClipCollator
+from classquery.data.clips import ClipCollator, draw_frames
 from classquery.data.transforms import ClipTransform
 from classquery.data.whole_files import write_json
 from classquery.engine.training.evaluation import make_scorer
@@ -58,17 +58,19 @@ def _run(path: Path, call: Callable[[], Any]) -> str:
 
 
 class ClipsInMemory(torch.utils.data.Dataset):
-    """Clips of a data set, read once; for recipes that augment nothing."""
+    """Clips of a data set, read once; for recipes that augment nothing but draw frames."""
 
-    def __init__(self, clips: torch.utils.data.Dataset):
+    def __init__(self, clips: torch.utils.data.Dataset, supervised_frames: int | None = None):
         self.clip_ids = clips.clip_ids
         self._clips = [clips[index] for index in range(len(clips))]
+        self._supervised_frames = supervised_frames
 
     def __len__(self) -> int:
         return len(self._clips)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return dict(self._clips[index])
+        clip = self._clips[index]
+        return draw_frames(clip, self._supervised_frames) if self._supervised_frames else dict(clip)
 
 
 class Curve(TrainerCallback):
@@ -146,7 +148,7 @@ def train(
         model,
         TrainingArguments(str(output_dir), **values),
         optimization=OptimizationArguments(**recipe.optimization | dict(optimization or {})),
-        train_dataset=ClipsInMemory(make_clips(rows, model.config, transform=transform)),
+        train_dataset=ClipsInMemory(make_clips(rows, model.config, transform=transform), data.supervised_frames),
         eval_dataset=ClipsInMemory(validation),
         data_collator=ClipCollator(processor),
         processing_class=processor,

@@ -33,6 +33,13 @@ class DataArguments:
             "UCF101-24, where half a clip is never seen of videos that are whole clips long."
         },
     )
+    supervised_frames: int | None = field(
+        default=None,
+        metadata={
+            "help": "Where every frame is detected in: in how many frames of a clip training detects, drawn anew in "
+            "each epoch. Neighbours look alike: the time is better spent on other clips."
+        },
+    )
     video_map_protocol: Literal["standard", "classquery_ucf", "classquery_jhmdb"] = field(
         default="standard", metadata={"help": "How tubes are linked and counted, see `classquery.data.metrics`."}
     )
@@ -134,6 +141,8 @@ class DataArguments:
         require_argument(self, "fold", self.fold in (0, 1, 2), "0, 1 or 2")
         shortest = self.resize_shortest_edge
         require_argument(self, "resize_shortest_edge", shortest is None or shortest >= 1, "at least 1")
+        some = self.supervised_frames
+        require_argument(self, "supervised_frames", some is None or some >= 1, "at least 1")
         if self.max_resize_shortest_edge is not None:
             is_range = shortest is not None and self.max_resize_shortest_edge >= shortest
             require_argument(self, "max_resize_shortest_edge", is_range, f"at least --resize_shortest_edge {shortest}")

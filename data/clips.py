@@ -288,11 +288,13 @@ class TubeClips(_Clips):
         transform: Called with frames (num_frames, 3, height, width), boxes (num_tubes, num_frames, 4) and a generator;
             see `ClipTransform`. None leaves clips as they are.
         seed: The draws of the transform depend on it, on the epoch and on the index alone, not on the worker.
+        supervised_frames: For training: how many frames of a clip are detected in, drawn as the transform draws. By
+            default all.
         reader: Reads the videos that are files.
         on_error: As for `KeyframeClips`.
 
     Raises:
-        ValueError: If there is no such tiling.
+        ValueError: If there is no such tiling, or a clip has less frames.
     """
 
     has_tubes = True
@@ -306,13 +308,19 @@ class TubeClips(_Clips):
         tiling: Literal["complete", "released"] = "complete",
         transform: Callable | None = None,
         seed: int = 0,
+        supervised_frames: int | None = None,
         reader: ClipReader | None = None,
         on_error: Literal["raise", "skip"] = "raise",
     ):
         super().__init__(rows, num_labels, transform, seed, reader, on_error)
         if tiling not in ("complete", "released"):
             raise ValueError(f'tiling must be "complete" or "released", got {tiling!r}.')
+        if supervised_frames is not None and not 0 < supervised_frames <= num_frames:
+            raise ValueError(
+                f"supervised_frames must be from 1 to the {num_frames} frames of a clip, got {supervised_frames}"
+            )
         self.num_frames = num_frames
+        self.supervised_frames = supervised_frames
         self.tiling = tiling
         # Row, clip id and first frame of every clip.
         self._tiles = [
@@ -352,7 +360,8 @@ class TubeClips(_Clips):
             of the video; of the actors with a box in the clip `boxes` (num_actors, num_frames, 4), (x_min, y_min,
             x_max, y_max) in [0, 1], `class_labels` (num_actors, num_frames, num_labels), 0 or 1, and `valid`
             (num_actors, num_frames), false and both others 0 where the actor has no box, or none of it is left in a
-            crop. Where annotations are partial, also as of `KeyframeClips`.
+            crop. Where annotations are partial, also as of `KeyframeClips`. With `supervised_frames`, the numbers of
+            these within the clip, ascending, and all that is annotated and `frame_mask` are of these alone.
 
         Raises:
             VideoReadError: If the video cannot be read.
@@ -361,7 +370,7 @@ class TubeClips(_Clips):
         frame_numbers = positions.clip(0, row["num_frames"] - 1)
         stop = start + self.num_frames
         actors = _actors_between(row["tubes"], start, stop, self.num_labels)
-        return {
+        clip = {
             "clip_id": clip_id,
             "video": row["clip_id"],
             **self._decode(row, frame_numbers, actors, _regions_between(row, start, stop), draw),
@@ -370,6 +379,28 @@ class TubeClips(_Clips):
             ),
             "frame_numbers": torch.from_numpy(frame_numbers),
         }
+        if self.supervised_frames is None:
+            return clip
+        generator = torch.Generator().manual_seed(_sample_seed(self.seed, self.epoch, draw, 1))
+        return draw_frames(clip, self.supervised_frames, generator)
+
+
+def draw_frames(clip: dict[str, Any], num_frames: int, generator: torch.Generator | None = None) -> dict[str, Any]:
+    """Draw the frames of a clip of tubes that training detects in, from those that are annotated if there are enough.
+
+    Args:
+        clip: As `TubeClips` reads it.
+        num_frames: How many.
+        generator: Source of the draw.
+
+    Returns:
+        The clip with `supervised_frames` (num_frames,), ascending, and `frame_mask` and annotations of these alone.
+    """
+    order = torch.rand(len(clip["frame_mask"]), generator=generator) - clip["frame_mask"].float()
+    drawn = order.argsort()[:num_frames].sort().values
+    by_actor = clip.keys() & {"boxes", "class_labels", "valid", "labelled", "ignored_boxes"}
+    labels = {name: clip[name][:, drawn] for name in by_actor}
+    return clip | labels | {"frame_mask": clip["frame_mask"][drawn], "supervised_frames": drawn}
 
 
 class _Actors(NamedTuple):

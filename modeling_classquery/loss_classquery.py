@@ -76,8 +76,9 @@ def action_detection_loss(
             padding frames. `num_actors` may be 0 and differ between clips. Where annotations are partial, also
             `labelled` (num_actors, num_output_frames), false where it is unknown what an actor does;
             `annotated_labels` (num_labels,), false for classes that nobody looked for; `ignored_boxes` (num_regions,
-            num_output_frames, 4), regions where nobody looked for actors, of no size in frames without. Or all of
-            that as `ActionTargets`.
+            num_output_frames, 4), regions where nobody looked for actors, of no size in frames without. With
+            `supervised_frames` (num_supervised_frames,), the frames that the predictions are of, all of that is of
+            these alone. Or all of it as `ActionTargets`.
         config: Weights of costs and terms.
         divisors: What the terms are divided by; by default `loss_divisors` of the batch. A trainer gives those of all
             batches of an update as a part for each, so that the mean of their losses is the loss of all their clips.
@@ -383,6 +384,8 @@ class ActionTargets:
         # Together, so that they are sent to a device at once: boxes, classes, and whether there is an actor.
         self.actors = torch.cat((boxes_and_classes, self.valid[..., None].float()), dim=-1)
         self.partial = _stack_partial(labels, *self.shape[1:])
+        # (batch, num_frames), where these are not all output frames.
+        self.supervised_frames = _stack_supervised(labels)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -398,6 +401,8 @@ class ActionTargets:
         """Let copies to a GPU run beside it."""
         self.actors, self.real_frames = self.actors.pin_memory(), self.real_frames.pin_memory()
         self.partial = {name: tensor.pin_memory() for name, tensor in self.partial.items()}
+        if self.supervised_frames is not None:
+            self.supervised_frames = self.supervised_frames.pin_memory()
         return self
 
     def on(self, device: torch.device) -> dict[str, torch.Tensor]:
@@ -468,7 +473,7 @@ def read_together(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 _PARTIAL_TENSORS = ("labelled", "annotated_labels", "ignored_boxes")
-_LABEL_TENSORS = ("boxes", "class_labels", "valid", "frame_mask", *_PARTIAL_TENSORS)
+_LABEL_TENSORS = ("boxes", "class_labels", "valid", "frame_mask", "supervised_frames", *_PARTIAL_TENSORS)
 
 
 def _on_cpu(labels: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
@@ -497,6 +502,24 @@ def _stack_partial(labels: list[dict[str, torch.Tensor]], num_frames: int, num_l
     }
 
 
+def supervised_frames_of(labels: list[dict[str, torch.Tensor]] | ActionTargets) -> torch.Tensor | None:
+    """Frames that labels are of, (batch, num_supervised_frames); None for all output frames.
+
+    Raises:
+        ValueError: If only some clips say so.
+    """
+    return labels.supervised_frames if isinstance(labels, ActionTargets) else _stack_supervised(labels)
+
+
+def _stack_supervised(labels: list[dict[str, torch.Tensor]]) -> torch.Tensor | None:
+    supervised = [label["supervised_frames"] for label in labels if "supervised_frames" in label]
+    if not supervised:
+        return None
+    if len(supervised) < len(labels):
+        raise ValueError("all clips of a batch must have `supervised_frames`, or none")
+    return torch.stack(supervised)
+
+
 def _check_label(
     place: str, label: dict[str, torch.Tensor], num_frames: int, widths: dict[str, tuple[int, ...]]
 ) -> None:
@@ -508,6 +531,7 @@ def _check_label(
             raise ValueError(f"`{place}[{name!r}]` must have shape {expected}, got {tuple(tensor.shape)}")
         _check_range(f"{place}[{name!r}]", tensor[label["valid"].bool()] if width else tensor)
     others = {"frame_mask": (num_frames,), "labelled": tuple(label["valid"].shape), "annotated_labels": num_labels}
+    others["supervised_frames"] = (num_frames,)
     if "ignored_boxes" in label:
         others["ignored_boxes"] = (len(label["ignored_boxes"]), num_frames, 4)
         _check_range(f"{place}['ignored_boxes']", label["ignored_boxes"])
@@ -543,5 +567,6 @@ __all__ = [
     "match_actors",
     "match_layers",
     "read_together",
+    "supervised_frames_of",
     "targets_of",
 ]

@@ -31,7 +31,14 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_classquery import ClassQueryConfig
 from .linear_classquery import ClassQueryLinear, is_plain_inference
-from .loss_classquery import NotFiniteError, action_detection_loss, action_scores, inverse_sigmoid, targets_of
+from .loss_classquery import (
+    NotFiniteError,
+    action_detection_loss,
+    action_scores,
+    inverse_sigmoid,
+    supervised_frames_of,
+    targets_of,
+)
 from .model_card_classquery import make_model_card, replace_template
 from .modeling_classquery_csn import ClassQueryCSNBackbone, ClassQueryInputProjection
 from .modeling_classquery_tokens import TOKEN_BACKBONES
@@ -1237,6 +1244,7 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         noised_boxes: torch.Tensor | None = None,
+        supervised_frames: torch.Tensor | None = None,
     ) -> ClassQueryModelOutput:
         """Encode clips and decode actor candidates and their classes.
 
@@ -1246,6 +1254,8 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
             output_attentions: Whether to return the class attentions.
             output_hidden_states: Whether to return the states of the encoder.
             noised_boxes: Boxes to localize as well, but apart, as of `ActionTargets.noised_boxes`.
+            supervised_frames: Output frames to decode, (batch, num_supervised_frames); by default all. Those of the
+                outputs are these.
         """
         self._validate(pixel_values, pixel_mask)
         if output_attentions is None:
@@ -1256,13 +1266,15 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
         features, padding = self.encode_frames(pixel_values, pixel_mask)
         plan = self.plan(features, num_frames, padding, every_cell=output_hidden_states)
         encoded, encodings, hidden_states = self.encoder(features, plan, output_hidden_states)
-        memory = ClassQueryMemory.of_levels(
-            self.resample(encoded, plan),
-            self.encodings_of_frames(encodings[-2], plan, batch_size),
-            plan.shapes[-2][1:],
-            self.memory_mask(plan, encoded.dtype),
-        )
+        levels = self.resample(encoded, plan)
+        of_frames = self.encodings_of_frames(encodings[-2], plan, batch_size)
+        mask = self.memory_mask(plan, encoded.dtype)
         boxes = self._anchors(num_frames).sigmoid().repeat(batch_size, 1, 1)
+        if supervised_frames is not None:
+            rows = self._rows_of(supervised_frames, batch_size, len(boxes), levels.device)
+            levels, of_frames, boxes = levels[:, rows], of_frames[rows], boxes[rows]
+            mask = None if mask is None else mask[rows]
+        memory = ClassQueryMemory.of_levels(levels, of_frames, plan.shapes[-2][1:], mask)
         decoded = self.decoder(boxes, memory, output_attentions, noised_boxes)
         clips_and_frames = (batch_size, -1)
         attentions = decoded.class_attentions
@@ -1276,6 +1288,17 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
             hidden_states=hidden_states,
             class_attentions=self._class_attentions(attentions, batch_size, plan.shapes[-2]) if attentions else None,
         )
+
+    def _rows_of(
+        self, frames: torch.Tensor, batch_size: int, num_clip_frames: int, device: torch.device
+    ) -> torch.Tensor:
+        """Numbers among the output frames of all clips: (batch, n) -> (batch * n,)."""
+        if frames.ndim != 2 or len(frames) != batch_size:
+            raise ValueError(
+                f"`supervised_frames` must have shape ({batch_size}, num_supervised_frames), got {tuple(frames.shape)}"
+            )
+        starts = torch.arange(0, num_clip_frames, num_clip_frames // batch_size, device=device)
+        return (frames.to(device, non_blocking=True) + starts[:, None]).flatten()
 
     def _validate(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> None:
         if self.decoder.class_words is not None:
@@ -1521,12 +1544,20 @@ class ClassQueryForVideoActionDetection(ClassQueryPreTrainedModel):
             output_hidden_states: Whether to return the states of the encoder.
         """
         noised_boxes = None
+        supervised_frames = None if labels is None else supervised_frames_of(labels)
         if labels is not None and self.training and self.config.denoising_groups:
-            num_frames = len(self.config.output_frame_indices(pixel_values.shape[1]))
+            frames = self.config.output_frame_indices(pixel_values.shape[1])
+            num_frames = len(frames if supervised_frames is None else supervised_frames[0])
             labels = targets_of(labels, len(pixel_values), num_frames, self.config.num_labels)
             noised_boxes = labels.noised_boxes(self.config, pixel_values.device)
         outputs = self.model(
-            pixel_values, pixel_mask, output_attentions, output_hidden_states, noised_boxes, return_dict=True
+            pixel_values,
+            pixel_mask,
+            output_attentions,
+            output_hidden_states,
+            noised_boxes,
+            supervised_frames,
+            return_dict=True,
         )
         logits = self.classify(outputs.class_hidden_states)
         actor_logits = self.actor_head(outputs.actor_hidden_states)

@@ -268,6 +268,7 @@ def make_clips(
     output_frames: Literal["keyframe", "all"] | None = None,
     keyframes_per_second: float = 1.0,
     shuffle: bool = False,
+    supervised_frames: int | None = None,
     **options: Any,
 ) -> KeyframeClips | TubeClips | ClipStream | ShardStream:
     """Make clips of annotations: around keyframes, or tiling whole videos.
@@ -282,12 +283,14 @@ def make_clips(
         output_frames: What the model detects in; tubes become keyframes for "keyframe". By default as annotated.
         keyframes_per_second: How many keyframes tubes become.
         shuffle: Whether clips that are streamed are shuffled; others are by the data loader.
+        supervised_frames: For training on tubes: how many frames of a clip are detected in, drawn anew in each epoch.
         options: `transform`, `seed`, `reader` and `on_error`.
 
     Raises:
         TypeError: If there is neither a configuration nor a value.
         ValueError: If a stride is asked for where every frame belongs to a clip, if there are no tubes for a model of
-            all frames, or if tubes that are streamed would have to become keyframes.
+            all frames, if tubes that are streamed would have to become keyframes, or if `supervised_frames` are asked
+            for of keyframes.
     """
     output_frames = output_frames or (config.output_frames if config else None)
     sampling = _sampling(
@@ -308,12 +311,14 @@ def make_clips(
         rows, have_tubes = keyframes_of_tubes(rows, keyframes_per_second, reader=options.get("reader")), False
     own_rows = to_dataset([]) if is_stream else rows
     options |= sampling
+    if supervised_frames is not None and not have_tubes:
+        raise ValueError("supervised_frames are drawn of models that detect in all frames; this one has keyframes")
     if not have_tubes:
         clips = KeyframeClips(own_rows, frame_stride=frame_stride, frames_per_second=frames_per_second, **options)
     elif frame_stride != 1:
         raise ValueError(f"clips of tubes take every frame: `frame_stride` must be 1, got {frame_stride}")
     else:
-        clips = TubeClips(own_rows, tiling=tiling, **options)
+        clips = TubeClips(own_rows, tiling=tiling, supervised_frames=supervised_frames, **options)
     if not is_stream:
         return clips
     return (ShardStream if isinstance(rows, Shards) else ClipStream)(rows, clips, shuffle=shuffle)

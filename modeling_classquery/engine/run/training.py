@@ -120,6 +120,7 @@ def train_and_evaluate(
     labels = list(model.config.id2label.values())
     novel = find_novel_classes(data.novel_classes, labels) if data.novel_classes else []
     training = {"transform": transform, "on_error": data.on_error, "shuffle": True, "hidden": novel}
+    training["supervised_frames"] = data.supervised_frames
     if training_args.do_train:
         model.config.untrained_classes = novel or None
     trainer = ActionDetectionTrainer(
