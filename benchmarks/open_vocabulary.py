@@ -17,35 +17,25 @@ about what a score at random has.
 With `--positives`, the class is not hidden but rare: so many of its keyframes keep the label, in the others it is
 unknown. Words may then be the `name` of a class alone, too.
 
-Results are added to `DIR/results.json`, so that an interrupted run goes on where it was.
+Results and models are kept in DIR: what is there is not run again.
 """
 
 import argparse
-import json
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from transformers import TrainingArguments, set_seed
+from training_runs import make_model, run_missing, train
 
-from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
 from classquery.configuration import load_recipe
-from classquery.configuration.arguments import DataArguments, OptimizationArguments
-from classquery.data.annotations.registry import (
-    load_action_dataset,
-    load_action_labels,
-    make_clips,
-    prepare_dataset,
-)
+from classquery.data.annotations.registry import load_action_dataset, load_action_labels, prepare_dataset
 from classquery.data.annotations.schema import to_dataset
 from classquery.data.demo.movies import RELATIONS
 from classquery.data.novel_classes import hide_novel_classes
-from classquery.data.transforms import ClipTransform
-from classquery.data.whole_files import write_json
-from classquery.engine.training.trainer import ActionDetectionTrainer
 
 
 DESCRIPTIONS = {
@@ -93,41 +83,31 @@ def main() -> None:
     parser.add_argument("--held_out", nargs="+", choices=RELATIONS, default=list(RELATIONS))
     parser.add_argument("--positives", type=int, nargs="+", help="make the class rare instead of hiding it")
     parser.add_argument("--arms", nargs="+", choices=("descriptions", "shuffled", "random", "name"))
+    parser.add_argument("--processes", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     arms = options.arms or (
         ["random", "name", "descriptions"] if options.positives else ["descriptions", "shuffled", "random"]
     )
-    options.work_dir.mkdir(parents=True, exist_ok=True)
-    path = options.work_dir / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    runs = [
-        (seed, label, positives, arm)
-        for seed in options.seeds
-        for positives in options.positives or [0]
-        for label in options.held_out
-        for arm in arms
+    data_dir = prepare_dataset("demo", options.work_dir / "demo")
+    cases = [
+        (label, positives, arm) for label in options.held_out for positives in options.positives or [0] for arm in arms
     ]
-    for seed, label, positives, arm in runs:
-        name = _name(label, positives, arm, options.max_steps, seed)
-        if name not in results:
-            results[name] = train_and_score(options.work_dir, label, positives, arm, seed, options.max_steps)
-            write_json(path, results, indent=2)
-            print(f"{name}: {results[name]}", flush=True)
+    runs = {
+        f"words-{label}-{positives}-{arm}-{options.max_steps}-steps-seed-{seed}": partial(
+            run_arm, data_dir, label, positives, arm, seed, options.max_steps
+        )
+        for seed in options.seeds
+        for label, positives, arm in cases
+    }
+    results = list(run_missing(options.work_dir, runs, options.processes).values())
     print("| class | positives | words | AP of it, mean | lowest to highest | mean AP of the others |")
     print("|---|---|---|---|---|---|")
-    for label in options.held_out:
-        for positives in options.positives or [0]:
-            for arm in arms:
-                found = [results[_name(label, positives, arm, options.max_steps, seed)] for seed in options.seeds]
-                own, others = ([one[part] for one in found] for part in ("held_out", "others"))
-                spread = f"{min(own):.3f} to {max(own):.3f}"
-                print(f"| {label} | {positives} | {arm} | {np.mean(own):.3f} | {spread} | {np.mean(others):.3f} |")
-    data_dir = prepare_dataset("demo", options.work_dir / "data")
+    for index, (label, positives, arm) in enumerate(cases):
+        found = results[index :: len(cases)]
+        own, others = ([one[part] for one in found] for part in ("held_out", "others"))
+        spread = f"{min(own):.3f} to {max(own):.3f}"
+        print(f"| {label} | {positives} | {arm} | {np.mean(own):.3f} | {spread} | {np.mean(others):.3f} |")
     print(f"part of all actors that show each: {prevalence(load_action_dataset('demo', data_dir, 'validation'))}")
-
-
-def _name(label: str, positives: int, arm: str, max_steps: int, seed: int) -> str:
-    return f"{label}, {positives} positives, {arm}, {max_steps} steps, seed {seed}"
 
 
 def prevalence(rows: Dataset) -> dict[str, float]:
@@ -147,40 +127,25 @@ def keep_positives(rows: Dataset, label_id: int, num_positives: int, num_labels:
     return to_dataset([next(hidden) if i in shows and i not in kept else row for i, row in enumerate(rows)])
 
 
-def train_and_score(
-    work_dir: Path, label: str, positives: int, arm: str, seed: int, max_steps: int
-) -> dict[str, float]:
+def run_arm(data_dir: Path, label: str, positives: int, arm: str, seed: int, max_steps: int) -> dict[str, float]:
     """AP of a class that was hidden or rare, and mean AP of all others, after training the recipe `demo`."""
-    recipe, data_dir = load_recipe("demo"), prepare_dataset("demo", work_dir / "data")
-    id2label = load_action_labels("demo", data_dir)
-    label_id = list(id2label.values()).index(label)
-    rows = load_action_dataset("demo", data_dir, "train")
+    labels = list(load_action_labels("demo", data_dir).values())
+    rows, label_id = load_action_dataset("demo", data_dir, "train"), labels.index(label)
     if positives:
-        rows = keep_positives(rows, label_id, positives, len(id2label), seed)
+        rows = keep_positives(rows, label_id, positives, len(labels), seed)
     else:
-        rows = hide_novel_classes(rows, [label_id], len(id2label))
-    set_seed(seed)
-    values = recipe.model | {"id2label": id2label, "class_queries": "text", "text_embedding_size": WIDTH}
-    model = ClassQueryForVideoActionDetection(ClassQueryConfig(**values))
+        rows = hide_novel_classes(rows, [label_id], len(labels))
+    model = make_model("demo", data_dir, seed, class_queries="text", text_embedding_size=WIDTH)
     words = words_of(arm, seed)
-    model.set_classes({name: words[name] for name in id2label.values()}, encode)
-    processor, data = ClassQueryVideoProcessor(**recipe.processor), DataArguments(**recipe.data)
-    transform = ClipTransform(data.resize_shortest_edge, processor.size["shortest_edge"], data.flip_probability)
-    training = recipe.training | {"max_steps": max_steps, "seed": seed, "eval_strategy": "no", "eval_on_start": False}
-    training |= {"logging_strategy": "no", "dataloader_pin_memory": torch.cuda.is_available()}
-    trainer = ActionDetectionTrainer(
-        model,
-        TrainingArguments(str(work_dir / "run"), disable_tqdm=True, **training),
-        optimization=OptimizationArguments(**recipe.optimization),
-        train_dataset=make_clips(rows, model.config, transform=transform, seed=seed),
-        eval_dataset=make_clips(load_action_dataset("demo", data_dir, "validation"), model.config),
-        processing_class=processor,
-    )
-    trainer.train()
-    metrics = trainer.predict(trainer.eval_dataset).metrics
-    of_class = {name: metrics.get(f"test_frame_ap_50/{name}") for name in id2label.values()}
-    others = [value for name, value in of_class.items() if name != label and value is not None]
-    return {"held_out": round(of_class[label], 4), "others": round(sum(others) / len(others), 4)}
+    model.set_classes({name: words[name] for name in labels}, encode)
+    training = {"max_steps": max_steps, "eval_strategy": "no"}
+    output_dir = data_dir.parent / f"words-{label.replace(' ', '_')}-{positives}-{arm}-seed-{seed}"
+    trainer, _ = train("demo", model, data_dir, output_dir, seed, rows=rows, training=training)
+    trainer.save_model()
+    metrics = trainer.evaluate()
+    of_class = {name: metrics[f"eval_frame_ap_50/{name}"] for name in labels}
+    others = [value for name, value in of_class.items() if name != label]
+    return {"held_out": of_class[label], "others": float(np.mean(others))}
 
 
 if __name__ == "__main__":
