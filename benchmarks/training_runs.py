@@ -112,6 +112,7 @@ def train(
     *,
     rows: Dataset | None = None,
     validation_rows: Dataset | None = None,
+    processor: ClassQueryVideoProcessor | None = None,
     training: Mapping[str, Any] | None = None,
     optimization: Mapping[str, Any] | None = None,
     scores: tuple[str, ...] = (),
@@ -125,7 +126,7 @@ def train(
         data_dir: Data of the recipe.
         output_dir: Of the trainer.
         seed: Of the order of clips and of the noise.
-        rows, validation_rows: Annotations in place of those of the recipe.
+        rows, validation_rows, processor: In place of those of the recipe.
         training, optimization: Values in place of those of the recipe.
         scores: Names of the scores that are noted at every evaluation.
         callbacks: Others for the trainer.
@@ -135,13 +136,13 @@ def train(
     """
     recipe = load_recipe(recipe_name)
     dataset, data = recipe.data["dataset"], DataArguments(**recipe.data)
-    processor = ClassQueryVideoProcessor(**recipe.processor)
+    processor = processor or ClassQueryVideoProcessor(**recipe.processor)
     edge = processor.size["shortest_edge"]
     if rows is None:
         rows = load_action_dataset(dataset, data_dir, "train")
     if validation_rows is None:
         validation_rows = load_action_dataset(dataset, data_dir, "validation")
-    transform = ClipTransform(data.resize_shortest_edge, edge, data.flip_probability)
+    transform = ClipTransform(data.resize_shortest_edge or edge, edge, data.flip_probability)
     validation, curve = make_clips(validation_rows, model.config), Curve(scores)
     values = recipe.training | ON_ONE_THREAD | {"seed": seed} | dict(training or {})
     trainer = ActionDetectionTrainer(
