@@ -1,6 +1,6 @@
 """How well a trained detector learns new actions from few clips, and at what price.
 
-    python benchmarks/fine_tuning.py --work_dir DIR [--seeds 0 1 2] [--clips 25 50 100 200] [--arms ...] [--processes 2]
+    python benchmarks/fine_tuning.py --work_dir DIR [--seeds 0 1 2] [--clips 25 50 100 200] [--arms ...]
 
 The detector in the package goes on with the recipe `finetune` on movies of the demo that it has never seen, where
 other things are asked: who carries a ball, who carries a kite (on whichever side), who walks to the left, and who is
