@@ -18,6 +18,7 @@ from classquery.configuration.arguments import DataArguments, OptimizationArgume
 from classquery.data.annotations.registry import load_action_dataset, load_action_labels, make_clips
 from classquery.data.clips import ClipCollator, draw_frames
 from classquery.data.transforms import ClipTransform
+from classquery.data.video.reader import ClipReader
 from classquery.data.whole_files import write_json
 from classquery.engine.training.evaluation import make_scorer
 from classquery.engine.training.trainer import ActionDetectionTrainer
@@ -38,12 +39,12 @@ ON_ONE_THREAD = {
 def run_missing(work_dir: Path, runs: Mapping[str, Callable[[], Any]], processes: int) -> dict[str, Any]:
     """Results of all runs by name: files in the folder, which those that have none yet write.
 
-    Each run is a process with one thread, so that none begins with the memory of another. A call is made of a function
-    of a module and what can be sent to a process.
+    Runs share so many processes with one thread each. A call is made of a function of a module and what can be sent to
+    a process.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     paths = {name: work_dir / f"{name.replace(' ', '_')}.json" for name in runs}
-    with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         missing = [name for name, path in paths.items() if not path.exists()]
         for future in [pool.submit(_run, paths[name], runs[name]) for name in missing]:
             print(future.result(), flush=True)
@@ -55,6 +56,24 @@ def _run(path: Path, call: Callable[[], Any]) -> str:
     result = call()
     write_json(path, result, indent=1)
     return f"{path.stem}: {result[-1] if isinstance(result, list) else result}"
+
+
+class RememberingReader(ClipReader):
+    """A reader that decodes the frames of a clip once in a process, for small videos."""
+
+    def __init__(self):
+        super().__init__()
+        self._read = {}
+
+    def read(self, path, frame_indices):
+        """Read frames, or look them up."""
+        key = str(path), tuple(frame_indices)
+        if key not in self._read:
+            self._read[key] = super().read(path, frame_indices)
+        return self._read[key]
+
+
+_READER = RememberingReader()
 
 
 class ClipsInMemory(torch.utils.data.Dataset):
@@ -143,13 +162,15 @@ def train(
     if validation_rows is None:
         validation_rows = load_action_dataset(dataset, data_dir, "validation")
     transform = ClipTransform(data.resize_shortest_edge or edge, edge, data.flip_probability)
-    validation, curve = make_clips(validation_rows, model.config), Curve(scores)
+    validation, curve = make_clips(validation_rows, model.config, reader=_READER), Curve(scores)
     values = recipe.training | ON_ONE_THREAD | {"seed": seed} | dict(training or {})
     trainer = ActionDetectionTrainer(
         model,
         TrainingArguments(str(output_dir), **values),
         optimization=OptimizationArguments(**recipe.optimization | dict(optimization or {})),
-        train_dataset=ClipsInMemory(make_clips(rows, model.config, transform=transform), data.supervised_frames),
+        train_dataset=ClipsInMemory(
+            make_clips(rows, model.config, transform=transform, reader=_READER), data.supervised_frames
+        ),
         eval_dataset=ClipsInMemory(validation),
         data_collator=ClipCollator(processor),
         processing_class=processor,
