@@ -1,4 +1,4 @@
-.PHONY: style check test docs
+.PHONY: style check types test docs api
 
 PYTHON ?= python
 
@@ -13,7 +13,12 @@ check:  ## what CI checks besides the tests
 test:  ## the default suite, minutes on two cores
 	$(PYTHON) -m pytest
 
-docs:  ## the site, in build/site; a dead link or a name that is not there is an error
+api:
 	mkdir -p build/api/classquery
 	ln -sfn $(CURDIR)/modeling_classquery/* $(CURDIR)/data $(CURDIR)/configuration build/api/classquery/
+
+types: api  ## what users import, and a script of theirs, by mypy
+	$(PYTHON) -m mypy
+
+docs: api  ## the site, in build/site; a dead link or a name that is not there is an error
 	$(PYTHON) -m mkdocs build --strict --site-dir build/site

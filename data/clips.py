@@ -74,7 +74,7 @@ class _Clips(torch.utils.data.Dataset, ABC):
         self,
         rows: Dataset,
         num_labels: int,
-        transform: Callable | None,
+        transform: Any,
         seed: int,
         reader: ClipReader | None,
         on_error: Literal["raise", "skip"],
@@ -98,6 +98,10 @@ class _Clips(torch.utils.data.Dataset, ABC):
     def epoch(self) -> int:
         """Of the draws."""
         return int(self._epoch)
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of clips."""
 
     @abstractmethod
     def parts_of(self, row: Mapping[str, Any]) -> list[tuple[str, int]]:
@@ -220,7 +224,7 @@ class KeyframeClips(_Clips):
         on_error: Literal["raise", "skip"] = "raise",
     ):
         super().__init__(rows, num_labels, transform, seed, reader, on_error)
-        self.sampling = {
+        self.sampling: dict[str, Any] = {
             "num_frames": num_frames,
             "frame_stride": frame_stride,
             "frames_per_second": frames_per_second,

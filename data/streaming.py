@@ -41,7 +41,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         self._shuffles = shuffle
         self._own_rows = rows.shuffle(seed=clips.seed, buffer_size=SHUFFLE_BUFFER) if shuffle else rows
         self._num_processes = 1
-        self._batch_size = None
+        self._batch_size: int | None = None
 
     @property
     def has_tubes(self) -> bool:
@@ -116,7 +116,7 @@ class ClipStream(torch.utils.data.IterableDataset):
                 )
 
     def _read_once(self) -> Iterator[dict[str, Any]]:
-        parts = ((row, *part) for row in self._own_rows for part in self.clips.parts_of(row))
+        parts: Iterator = ((row, *part) for row in self._own_rows for part in self.clips.parts_of(row))
         if self._shuffles:
             parts = shuffled(parts, CLIP_BUFFER, np.random.default_rng((self.clips.seed, self.clips.epoch)))
         skipped = []
@@ -134,7 +134,7 @@ class ClipStream(torch.utils.data.IterableDataset):
 
 def shuffled(items: Iterable[T], buffer_size: int, generator: np.random.Generator) -> Iterator[T]:
     """Yield items in an order drawn among `buffer_size` of them at a time."""
-    buffer = []
+    buffer: list[T] = []
     for item in items:
         if len(buffer) < buffer_size:
             buffer.append(item)

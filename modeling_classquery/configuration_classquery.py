@@ -1,7 +1,7 @@
 """Configuration of the ClassQuery video action detector and of its backbones."""
 
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
@@ -289,7 +289,12 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
     sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=ClassQueryViTConfig)}
     attribute_map = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}
 
-    backbone_config: dict | PreTrainedConfig | None = None
+    backbone_config: Any = None
+    if TYPE_CHECKING:
+        # What they are once made, which transformers leaves open.
+        id2label: dict[int, str] = {}
+        label2id: dict[str, int] = {}
+        num_labels: int = 80
     # Clip
     num_frames: int = 16
     frame_stride: int = 4
@@ -436,7 +441,9 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
         if self.class_queries != "text":
             return
         width = self.text_embedding_size
-        _require(self, "text_embedding_size", bool(width) and width >= 1, "the width of the embeddings of the words")
+        _require(
+            self, "text_embedding_size", width is not None and width >= 1, "the width of the embeddings of the words"
+        )
         described = self.class_descriptions
         if described is not None:
             without = [label for label in self.id2label.values() if not described.get(label)]
@@ -508,7 +515,8 @@ def _check_position_table(backbone: PreTrainedConfig, num_frames: int) -> None:
     num_values = math.prod(grid or ()) * num_frames * getattr(backbone, "hidden_size", 0)
     if num_values > MAX_POSITION_VALUES:
         raise ValueError(
-            f"`backbone_config` asks for positions of {num_frames} frames in a grid {tuple(grid)}, beyond any memory"
+            f"`backbone_config` asks for positions of {num_frames} frames in a grid {tuple(grid or ())}, beyond any "
+            "memory"
         )
 
 

@@ -202,7 +202,7 @@ class _KnownFrame(NamedTuple):
         return self.index
 
 
-def needed_frames(frame_seconds: Sequence[float], plan: ClipPlan) -> Iterator[int]:
+def needed_frames(frame_seconds: Sequence[float] | np.ndarray, plan: ClipPlan) -> Iterator[int]:
     """Tell which frames `assemble_clips` will look at, if all come.
 
     Args:

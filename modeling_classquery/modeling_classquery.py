@@ -67,12 +67,12 @@ class ClassQueryDecoderOutput(ModelOutput):
         Attention of the class queries of each layer, `(num_clip_frames * num_queries, heads, num_labels, num_cells)`.
     """
 
-    actor_hidden_states: torch.FloatTensor | None = None
-    class_hidden_states: torch.FloatTensor | None = None
-    reference_boxes: torch.FloatTensor | None = None
-    pred_boxes: torch.FloatTensor | None = None
-    denoised_boxes: torch.FloatTensor | None = None
-    class_attentions: tuple[torch.FloatTensor, ...] | None = None
+    actor_hidden_states: torch.Tensor | None = None
+    class_hidden_states: torch.Tensor | None = None
+    reference_boxes: torch.Tensor | None = None
+    pred_boxes: torch.Tensor | None = None
+    denoised_boxes: torch.Tensor | None = None
+    class_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -101,14 +101,14 @@ class ClassQueryModelOutput(ModelOutput):
         `(batch, num_output_frames, num_queries, num_labels, heads, h, w)`; sums to 1 over (h, w).
     """
 
-    actor_hidden_states: torch.FloatTensor | None = None
-    class_hidden_states: torch.FloatTensor | None = None
-    reference_boxes: torch.FloatTensor | None = None
-    pred_boxes: torch.FloatTensor | None = None
-    denoised_boxes: torch.FloatTensor | None = None
-    encoder_last_hidden_state: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    class_attentions: tuple[torch.FloatTensor, ...] | None = None
+    actor_hidden_states: torch.Tensor | None = None
+    class_hidden_states: torch.Tensor | None = None
+    reference_boxes: torch.Tensor | None = None
+    pred_boxes: torch.Tensor | None = None
+    denoised_boxes: torch.Tensor | None = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    class_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -116,7 +116,7 @@ class ClassQueryDetectionOutput(ModelOutput):
     r"""
     loss (`torch.FloatTensor` of shape `()`, *optional*, with `labels`):
         Weighted sum of all loss terms of all decoder layers.
-    loss_dict (`dict[str, torch.FloatTensor]`, *optional*, with `labels`):
+    loss_dict (`dict[str, torch.Tensor]`, *optional*, with `labels`):
         Unweighted terms `loss_class`, `loss_actor`, `loss_bbox`, `loss_giou`, in training with denoising also
         `loss_denoising_bbox` and `loss_denoising_giou`; with suffix `_i` of decoder layer i.
     logits (`torch.FloatTensor` of shape `(batch, num_output_frames, num_queries, num_labels)`):
@@ -133,17 +133,17 @@ class ClassQueryDetectionOutput(ModelOutput):
         As in [`ClassQueryModelOutput`].
     """
 
-    loss: torch.FloatTensor | None = None
-    loss_dict: dict[str, torch.FloatTensor] | None = None
-    logits: torch.FloatTensor | None = None
-    scores: torch.FloatTensor | None = None
-    pred_boxes: torch.FloatTensor | None = None
-    actor_logits: torch.FloatTensor | None = None
-    auxiliary_outputs: list[dict[str, torch.FloatTensor]] | None = None
-    reference_boxes: torch.FloatTensor | None = None
-    encoder_last_hidden_state: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    class_attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
+    logits: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    pred_boxes: torch.Tensor | None = None
+    actor_logits: torch.Tensor | None = None
+    auxiliary_outputs: list[dict[str, torch.Tensor]] | None = None
+    reference_boxes: torch.Tensor | None = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    class_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 # Boxes
@@ -1058,6 +1058,7 @@ _ALIGNMENT = 64
 class ClassQueryPreTrainedModel(PreTrainedModel):
     """Weight initialisation and what transformers needs to know about the architecture."""
 
+    config: ClassQueryConfig
     config_class = ClassQueryConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"

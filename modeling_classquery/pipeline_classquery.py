@@ -40,11 +40,12 @@ class VideoActionDetectionPipeline(Pipeline):
     ```
     """
 
-    _load_processor = False
-    _load_image_processor = False
-    _load_video_processor = True
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    # The base class has None there, and says so.
+    _load_processor = False  # type: ignore[assignment]
+    _load_image_processor = False  # type: ignore[assignment]
+    _load_video_processor = True  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
 
     model: ClassQueryForVideoActionDetection
     video_processor: ClassQueryVideoProcessor
@@ -56,7 +57,10 @@ class VideoActionDetectionPipeline(Pipeline):
         if self.video_processor is None:
             raise ValueError("give the processor of the model as well: video_processor=ClassQueryVideoProcessor(...)")
 
-    def __call__(self, videos: Any, **kwargs) -> list[Detection] | Iterable[list[Detection]]:
+    # Without positional options and with names that say what they are, where the base class takes anything.
+    def __call__(  # type: ignore[override]
+        self, videos: Any, **kwargs: Any
+    ) -> list[Detection] | Iterable[list[Detection]]:
         """Detect actions in one or several videos.
 
         Args:
@@ -103,7 +107,7 @@ class VideoActionDetectionPipeline(Pipeline):
         """Upload with the card of the model."""
         return self.model._upload_modified_files(*args, **kwargs)
 
-    def _sanitize_parameters(
+    def _sanitize_parameters(  # type: ignore[override]
         self,
         *,
         frames_per_second: float | None = None,
@@ -125,7 +129,7 @@ class VideoActionDetectionPipeline(Pipeline):
         _require("iou_threshold", iou_threshold, lambda number: 0 < number <= 1, "more than 0 and at most 1")
         _require("max_gap", max_gap, lambda number: number >= 0, "at least 0")
         self._refuse_other_mode(keyframes_per_second, clip_stride)
-        preprocessing = {"frames_per_second": frames_per_second}
+        preprocessing: dict[str, Any] = {"frames_per_second": frames_per_second}
         if keyframes_per_second is not None or clip_stride is not None:
             preprocessing["sampling"] = Sampling(keyframes_per_second, clip_stride=clip_stride)
         forward = {"threshold": threshold, "actor_threshold": actor_threshold, "top_k": top_k}
@@ -152,20 +156,22 @@ class VideoActionDetectionPipeline(Pipeline):
         with local_video(video) as video:
             return super().run_single(video, preprocess_params, forward_params, postprocess_params)
 
-    def preprocess(
+    def preprocess(  # type: ignore[override]
         self, video: Any, frames_per_second: float | None = None, sampling: Sampling | None = None
     ) -> dict[str, Any]:
         """Open a video."""
         frames = open_video(video, frames_per_second or self.model.config.frames_per_second)
         return {"video": frames, "plan": (sampling or Sampling()).plan(self.model.config, frames)}
 
-    def _forward(self, model_inputs: dict[str, Any], **options) -> list[DetectedFrame]:
+    def _forward(  # type: ignore[override]
+        self, model_inputs: dict[str, Any], **options: Any
+    ) -> list[DetectedFrame]:
         """Detect in all clips of a video."""
         video, plan = model_inputs["video"], model_inputs["plan"]
         detector = ClipDetector.from_options(self.model, self.video_processor, **options)
         return list(detector.detect_all(assemble_clips(video.frames, plan, detector.resize), video.size))
 
-    def postprocess(
+    def postprocess(  # type: ignore[override]
         self,
         model_outputs: list[DetectedFrame],
         return_tubes: bool = False,

@@ -3,6 +3,7 @@
 import importlib
 import os
 from collections.abc import Collection
+from pathlib import Path
 
 
 PREFIX = "published:"
@@ -21,7 +22,7 @@ def local_detector(name_or_path: str | os.PathLike[str]) -> str | os.PathLike[st
     return str(importlib.import_module("classquery.engine.weights").detector_folder(str(name_or_path)))
 
 
-def local_weights(name_or_path: str | os.PathLike[str], kinds: Collection[str]) -> str | os.PathLike[str]:
+def local_weights(name_or_path: str | Path, kinds: Collection[str]) -> str | Path:
     """File of published weights of some kinds, fetched if it was not yet; anything else as it is."""
     if not is_published(name_or_path):
         return name_or_path

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ class ClassQueryVideoProcessor(SavedWithCode, BaseVideoProcessor):
             _require(name, values, is_good, "one number or three, for red, green and blue (of `image_std` above 0)")
         _require("rescale_factor", self.rescale_factor, _is_number(self.rescale_factor), "a number")
         thresholds = {"score_threshold": self.score_threshold, "actor_threshold": self.actor_threshold}
-        of_classes = self.class_thresholds if self.class_thresholds is not None else {}
+        of_classes: dict[str, float] = self.class_thresholds if self.class_thresholds is not None else {}
         _require("class_thresholds", of_classes, isinstance(of_classes, dict), "thresholds by the names of classes")
         for name, value in (thresholds | of_classes).items():
             _require(name, value, _is_number(value) and 0 <= value <= 1, "a score in [0, 1]")
@@ -124,7 +125,7 @@ class ClassQueryVideoProcessor(SavedWithCode, BaseVideoProcessor):
             frame = self.resize(frame, size=size, resample=self.resample)
         return frame[0]
 
-    def _preprocess(
+    def _preprocess(  # type: ignore[override] # videos, not images
         self,
         videos: list[torch.Tensor],
         do_resize: bool,
@@ -135,8 +136,8 @@ class ClassQueryVideoProcessor(SavedWithCode, BaseVideoProcessor):
         do_rescale: bool,
         rescale_factor: float,
         do_normalize: bool,
-        image_mean: float | list[float] | None,
-        image_std: float | list[float] | None,
+        image_mean: float | list[float],
+        image_std: float | list[float],
         return_tensors=None,
         **kwargs,
     ) -> BatchFeature:
@@ -168,9 +169,10 @@ class ClassQueryVideoProcessor(SavedWithCode, BaseVideoProcessor):
 
     def post_process_object_detection(
         self,
-        outputs,
-        threshold: float | None = None,
+        outputs: Mapping[str, Any],
+        threshold: float | Sequence[float] | Mapping[str, float] | None = None,
         target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
+        id2label: Mapping[int, str] | None = None,
     ) -> list[dict[str, torch.Tensor]]:
         """Turn outputs of the model into detections as other detectors of transformers give them.
 
@@ -178,9 +180,12 @@ class ClassQueryVideoProcessor(SavedWithCode, BaseVideoProcessor):
 
         Args:
             outputs: Output of [`ClassQueryForVideoActionDetection`].
-            threshold: Lowest score of an action, in [0, 1]; by default the `score_threshold` of the processor, for
-                actors whose confidence is at least its `actor_threshold`.
+            threshold: Lowest score of an action, in [0, 1]: one for all classes, one for each in the order of their
+                ids, or one for each of some names, where the others keep `score_threshold`. By default what is saved
+                with the processor, `class_thresholds` and `score_threshold`, for actors whose confidence is at least
+                its `actor_threshold`.
             target_sizes: Height and width of the original frames of each clip; without it boxes stay in [0, 1].
+            id2label: `model.config.id2label`, which thresholds by name need, given or saved ones.
 
         Returns:
             For each clip a dict of tensors, highest score first: `scores` (n,), `labels` (n,), ids of classes, and
@@ -188,15 +193,40 @@ class ClassQueryVideoProcessor(SavedWithCode, BaseVideoProcessor):
             several frames, also `frames` (n,), the number of each among them.
 
         Raises:
-            ValueError: If the number of target sizes is not the number of clips.
+            ValueError: If the number of target sizes is not the number of clips, that of thresholds not that of
+                classes, a threshold is not in [0, 1], or a name is unknown.
         """
         actor_threshold = self.actor_threshold if threshold is None else 0.0
-        threshold = self.score_threshold if threshold is None else threshold
+        thresholds = self._class_thresholds(threshold, outputs["logits"].shape[-1], id2label)
         clips = self.post_process_action_detection(outputs, target_sizes)
-        return [_flat_detections(clip, threshold, actor_threshold) for clip in clips]
+        return [_flat_detections(clip, thresholds.to(clip[0]["scores"]), actor_threshold) for clip in clips]
+
+    def _class_thresholds(
+        self,
+        given: float | Sequence[float] | Mapping[str, float] | None,
+        num_labels: int,
+        id2label: Mapping[int, str] | None,
+    ) -> torch.Tensor:
+        """Lowest score of each class, (num_labels,)."""
+        saved = self.class_thresholds or self.score_threshold
+        chosen = saved if given is None else given
+        if isinstance(chosen, Mapping):
+            if id2label is None:
+                raise ValueError("thresholds go by the names of classes here: give id2label=model.config.id2label too")
+            unknown = sorted(chosen.keys() - set(id2label.values()))
+            # Those that are saved may be of classes that were replaced since.
+            if unknown and given is not None:
+                raise ValueError(f"the model has no class {unknown[0][:100]!r}, for which there is a threshold")
+            chosen = [chosen.get(id2label[label_id], self.score_threshold) for label_id in range(num_labels)]
+        values = [chosen] * num_labels if isinstance(chosen, (int, float)) else list(map(float, chosen))
+        _require_thresholds(values, num_labels)
+        return torch.tensor(values)
 
     def post_process_action_detection(
-        self, outputs, target_sizes: list[tuple[int, int]] | torch.Tensor | None = None, threshold: float = 0.0
+        self,
+        outputs: Mapping[str, Any],
+        target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
+        threshold: float = 0.0,
     ) -> list[list[dict[str, torch.Tensor]]]:
         """Turn outputs of the model into detections in the original frames.
 
@@ -212,7 +242,8 @@ class ClassQueryVideoProcessor(SavedWithCode, BaseVideoProcessor):
         Raises:
             ValueError: If the number of target sizes is not the number of clips.
         """
-        boxes = center_to_corners_format(outputs["pred_boxes"].float())
+        # Annotated as for any framework.
+        boxes: Any = center_to_corners_format(outputs["pred_boxes"].float())
         if target_sizes is not None:
             if len(target_sizes) != len(boxes):
                 raise ValueError(
@@ -221,7 +252,7 @@ class ClassQueryVideoProcessor(SavedWithCode, BaseVideoProcessor):
             height, width = torch.as_tensor(target_sizes, device=boxes.device).float().unbind(-1)
             # (batch,) -> (batch, 1, 1, 4)
             boxes = boxes * torch.stack((width, height, width, height), dim=-1)[:, None, None]
-        scores = outputs["scores"] if "scores" in outputs else action_scores(outputs, score_with_actor=False)
+        scores = outputs["scores"] if "scores" in outputs else action_scores(dict(outputs), score_with_actor=False)
         actor_scores = outputs["actor_logits"].softmax(-1)[..., ACTOR]
         return [
             [
@@ -234,12 +265,12 @@ class ClassQueryVideoProcessor(SavedWithCode, BaseVideoProcessor):
 
 
 def _flat_detections(
-    frames: list[dict[str, torch.Tensor]], threshold: float, actor_threshold: float
+    frames: list[dict[str, torch.Tensor]], thresholds: torch.Tensor, actor_threshold: float
 ) -> dict[str, torch.Tensor]:
     """One detection for each action of each actor in the frames of a clip."""
-    found = []
+    found: list[dict[str, torch.Tensor]] = []
     for number, frame in enumerate(frames):
-        is_found = (frame["scores"] >= threshold) & (frame["actor_scores"] >= actor_threshold)[:, None]
+        is_found = (frame["scores"] >= thresholds) & (frame["actor_scores"] >= actor_threshold)[:, None]
         actors, labels = is_found.nonzero(as_tuple=True)
         found.append(
             {
@@ -276,7 +307,15 @@ def _require(name: str, value: Any, is_met: bool, expected: str) -> None:
         raise ValueError(f"`{name}` of the processor must be {expected}, got {str(value)[:100]}")
 
 
-def _channels_first(videos: VideoInput) -> VideoInput:
+def _require_thresholds(values: list[Any], num_labels: int) -> None:
+    if len(values) != num_labels:
+        raise ValueError(f"give one threshold or {num_labels}, one for each class, got {len(values)}")
+    wrong = [value for value in values if not (_is_number(value) and 0 <= value <= 1)]
+    if wrong:
+        raise ValueError(f"a threshold is a score in [0, 1], got {str(wrong[0])[:100]}")
+
+
+def _channels_first(videos: Any) -> Any:
     """Turn arrays of 8-bit frames into tensors (num_frames, 3, height, width) without moving a pixel."""
     if isinstance(videos, list | tuple):
         return [_channels_first(video) for video in videos]

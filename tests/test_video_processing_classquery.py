@@ -177,6 +177,44 @@ def test_object_detections_go_by_the_saved_thresholds():
     assert sure["scores"].min() >= 0.7
 
 
+def test_every_class_has_its_threshold_saved_or_given():
+    outputs = random_outputs(2, 1)
+    num_labels = outputs.logits.shape[-1]
+    id2label = {label_id: f"class {label_id}" for label_id in range(num_labels)}
+    processor = ClassQueryVideoProcessor(score_threshold=0.6, class_thresholds={"class 1": 0.9, "gone": 0.1})
+    of_classes = [0.6] * num_labels
+    of_classes[1] = 0.9
+
+    saved = processor.post_process_object_detection(outputs, id2label=id2label)
+    given = processor.post_process_object_detection(outputs, of_classes)
+    by_name = processor.post_process_object_detection(outputs, {"class 1": 0.9}, id2label=id2label)
+    everything = processor.post_process_object_detection(outputs, 0.0)
+
+    for found, named, of_clip, all_of_clip in zip(saved, by_name, given, everything, strict=True):
+        kept = all_of_clip["scores"] >= torch.tensor(of_classes)[all_of_clip["labels"]]
+        for name, expected in all_of_clip.items():
+            assert torch.equal(of_clip[name], expected[kept])
+            assert torch.equal(named[name], expected[kept])
+        # What is saved is for actors that the model is sure of.
+        assert set(found["scores"].tolist()) <= set(of_clip["scores"].tolist())
+
+
+@pytest.mark.parametrize(
+    ("threshold", "message"),
+    [
+        ([0.5], "one threshold or"),
+        (1.5, r"in \[0, 1\], got 1.5"),
+        ({"wave": 0.5}, "id2label=model.config.id2label"),
+        (None, "id2label=model.config.id2label"),
+    ],
+)
+def test_thresholds_that_say_nothing_are_refused(threshold, message):
+    processor = ClassQueryVideoProcessor(class_thresholds={"wave": 0.5})
+
+    with pytest.raises(ValueError, match=message):
+        processor.post_process_object_detection(random_outputs(1, 1), threshold)
+
+
 @pytest.mark.parametrize("video", ["video.mp4", ["a.mp4", "b.mp4"], Path("video.mp4")])
 def test_paths_are_no_clips(video):
     with pytest.raises(ValueError, match="takes the frames of clips.*classquery.detect"):

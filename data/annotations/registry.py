@@ -54,7 +54,7 @@ class Counting(NamedTuple):
 
 class _Reader(NamedTuple):
     load: Callable[..., Dataset]
-    load_labels: Callable[[Path], dict[int, str]]
+    load_labels: Callable[[Path | str], dict[int, str]]
     options: tuple[str, ...] = ()  # Of `load_action_dataset`, that `load` takes.
     write_demo: Callable[[Path], None] | None = None
     crop_baseline: Callable[[Path, str], dict[str, Any]] | None = None
@@ -64,7 +64,9 @@ class _Reader(NamedTuple):
     """Whether it may lie elsewhere than in a folder."""
 
 
-def _demo(layout: str, num_train_videos: int, num_validation_videos: int) -> Callable[[Path], None]:
+def _demo(
+    layout: Literal["ucf101_24", "jhmdb_21"], num_train_videos: int, num_validation_videos: int
+) -> Callable[[Path], None]:
     return partial(
         write_demo_tubes,
         layout=layout,
@@ -162,7 +164,7 @@ def prepare_dataset(name: DatasetName, data_dir: str | Path) -> Path | str:
     data_dir = _place(name, data_dir)
     write = _READERS[name].write_demo
     if write is not None:
-        write(data_dir)
+        write(Path(data_dir))
     return data_dir
 
 
@@ -313,6 +315,7 @@ def make_clips(
     options |= sampling
     if supervised_frames is not None and not have_tubes:
         raise ValueError("supervised_frames are drawn of models that detect in all frames; this one has keyframes")
+    clips: KeyframeClips | TubeClips
     if not have_tubes:
         clips = KeyframeClips(own_rows, frame_stride=frame_stride, frames_per_second=frames_per_second, **options)
     elif frame_stride != 1:

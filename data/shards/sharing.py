@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import httpx
 from tqdm.auto import tqdm
 
@@ -119,7 +120,7 @@ def _shards_of(index: dict[str, Any]) -> list[dict[str, Any]]:
 def _push_shards(api: HfApi, repo_id: str, revision: str | None, folder: Path, index: dict[str, Any]) -> None:
     shards = _shards_of(index)
     files = api.list_repo_tree(repo_id, recursive=True, revision=revision, repo_type="dataset")
-    hashes = {file.path: file.lfs.sha256 for file in files if getattr(file, "lfs", None)}
+    hashes = {file.path: file.lfs.sha256 for file in files if isinstance(file, RepoFile) and file.lfs}
     present = [shard for shard in shards if hashes.get(shard["file"]) == shard["sha256"]]
     sizes = {"total": _size_of(shards), "initial": _size_of(present)}
     with tqdm(**sizes, unit="B", unit_scale=True, desc="Uploading") as progress:

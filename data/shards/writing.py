@@ -18,7 +18,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from classquery.data.annotations.registry import load_action_dataset, load_action_labels
-from classquery.data.names import SPLITS
+from classquery.data.names import SPLITS, DatasetName
 from classquery.data.preparation.checking import process_context
 from classquery.data.preparation.preparing import Encoding
 from classquery.data.shards.card import make_card
@@ -54,7 +54,7 @@ class _Job(NamedTuple):
 
 
 def write_shards(
-    name: str,
+    name: DatasetName,
     data_dir: str | Path,
     output_dir: str | Path,
     *,
@@ -104,7 +104,7 @@ def write_shards(
         split: list(plan_windows(split_rows, clip_seconds=clip_seconds, keyframes_per_row=keyframes_per_row))
         for split, split_rows in rows.items()
     }
-    about = {"dataset": name, "encoding": encoding and asdict(encoding), "shard_bytes": shard_bytes}
+    about: dict[str, Any] = {"dataset": name, "encoding": encoding and asdict(encoding), "shard_bytes": shard_bytes}
     about |= {"clip_seconds": clip_seconds, "keyframes_per_row": keyframes_per_row}
     has_tubes = _have_tubes(rows)
     records = _Records(output_dir, _plan_digest(about, windows))
@@ -271,8 +271,9 @@ class _SplitWriter:
         if self._open is None:
             # Nothing but windows that are lost, which still are noted.
             self._write(WINDOW_FEATURES.arrow_schema.empty_table())
-        self._open.close()
-        self._open = None
+        if self._open is not None:
+            self._open.close()
+            self._open = None
         path = self._folder / shard_file(self._split, self._number)
         sha256 = _sha256_of(path)
         counts = {"num_rows": self._num_rows, "num_clips": self._num_clips, "num_bytes": path.stat().st_size}

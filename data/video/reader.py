@@ -43,7 +43,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 
@@ -135,8 +135,8 @@ class ClipReader:
     def __getstate__(self) -> dict[str, str | int | float]:
         return {name: getattr(self, name) for name in ("backend", "max_open_files", "timeout_seconds")}
 
-    def __setstate__(self, state: dict[str, str | int | float]) -> None:
-        self.__init__(**state)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        type(self).__init__(self, **state)
 
     def info(self, path: Video) -> VideoInfo:
         """Describe a video: its packets are listed and its first frame is decoded, once per file.

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def load_detector(
 
 
 def _load_weights(
-    path: str, empty: ClassQueryForVideoActionDetection, files: list[Path], allow_pickle: bool
+    path: str | os.PathLike[str], empty: ClassQueryForVideoActionDetection, files: list[Path], allow_pickle: bool
 ) -> tuple[ClassQueryForVideoActionDetection, dict]:
     """Load the weights, and what did not fit; a prefix that all names carry is taken off."""
     options = {
@@ -109,7 +110,7 @@ def _names(files: list[Path]) -> list[str]:
     return names
 
 
-def _check_size(path: str, empty: ClassQueryForVideoActionDetection, files: list[Path]) -> None:
+def _check_size(path: str | os.PathLike[str], empty: ClassQueryForVideoActionDetection, files: list[Path]) -> None:
     """Refuse a model that its files cannot hold, before there is memory for it."""
     num_values = sum(tensor.numel() for tensor in (*empty.parameters(), *empty.buffers()))
     num_bytes = sum(file.stat().st_size for file in files)
@@ -120,7 +121,7 @@ def _check_size(path: str, empty: ClassQueryForVideoActionDetection, files: list
         )
 
 
-def _load_processor(path: str) -> ClassQueryVideoProcessor:
+def _load_processor(path: str | os.PathLike[str]) -> ClassQueryVideoProcessor:
     try:
         return ClassQueryVideoProcessor.from_pretrained(path)
     except DAMAGED as error:
@@ -146,7 +147,7 @@ def demo_notice(model: ClassQueryForVideoActionDetection) -> str | None:
     )
 
 
-def _load_config(path: str, name: str) -> ClassQueryConfig:
+def _load_config(path: str | os.PathLike[str], name: str | os.PathLike[str]) -> ClassQueryConfig:
     try:
         values, _ = PreTrainedConfig.get_config_dict(path)
     except DAMAGED as error:
@@ -182,7 +183,7 @@ def _unknown_keys(config: PreTrainedConfig, values: dict) -> list[str]:
     return unknown + [f"backbone_config.{key}" for key in nested]
 
 
-def _weight_files(path: str, allow_pickle: bool) -> list[Path]:
+def _weight_files(path: str | os.PathLike[str], allow_pickle: bool) -> list[Path]:
     """Files with the weights, in a format that may be read; those on the Hub are downloaded."""
     find = _finder(path)
     file = next(filter(None, map(find, _WEIGHTS)), None)
@@ -203,10 +204,10 @@ def _weight_files(path: str, allow_pickle: bool) -> list[Path]:
     missing = [name for name, found in zip(names, files, strict=True) if found is None]
     if missing:
         raise CheckpointError(f"{path} lacks {len(missing)} of {len(names)} files of weights, as {missing[0][:200]}")
-    return [Path(found) for found in files]
+    return [Path(found) for found in files if found is not None]
 
 
-def _finder(path: str) -> Callable[[str], str | None]:
+def _finder(path: str | os.PathLike[str]) -> Callable[[str], str | None]:
     """A function that looks for a file of a model, in its folder or on the Hub."""
 
     def find(name: str) -> str | None:

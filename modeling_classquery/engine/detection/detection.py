@@ -4,6 +4,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,7 +106,7 @@ def detect(
         batch_size=batch_size,
     )
     sampling = Sampling(keyframes_per_second, keyframe_stride)
-    options = {
+    options: dict[str, Any] = {
         "frames_per_second": frames_per_second or model.config.frames_per_second,
         "live": live,
         "timeout_seconds": timeout_seconds,
@@ -209,6 +210,7 @@ def _clip_with(frame: FrameDetections, source: VideoSource, config: ClassQueryCo
         seconds = clip_around(config, frame.seconds)
         return ClipReader().frame_indices_at(source.name, seconds), config.keyframe_index
     plan = tiles(config, source.num_frames)
-    clips = (plan.positions(number) for number in range(plan.num_clips))
+    clips = (plan.positions(number) for number in range(int(plan.num_clips)))
     tile = next(positions for positions in clips if frame.frame_index in positions)
-    return tile.clip(0, source.num_frames - 1), int(np.flatnonzero(tile == frame.frame_index)[0])
+    last = None if source.num_frames is None else source.num_frames - 1
+    return tile.clip(0, last), int(np.flatnonzero(tile == frame.frame_index)[0])

@@ -18,7 +18,7 @@ class BatchLabels(ActionTargets):
         ValueError: If they are no labels, see `ActionTargets`.
     """
 
-    def __init__(self, clips: Sequence[dict[str, Any]]):
+    def __init__(self, clips: list[dict[str, Any]]):
         super().__init__(clips)
         self.clips = clips
 
@@ -33,10 +33,10 @@ class LabelCollator:
         collate: As `ClipCollator`; its `labels` are a list of dicts.
     """
 
-    def __init__(self, collate: Callable[[Sequence[Any]], dict[str, Any]]):
+    def __init__(self, collate: Callable[[list[Any]], dict[str, Any]]):
         self.collate = collate
 
     def __call__(self, clips: Sequence[Any]) -> dict[str, Any]:
         """Collate."""
-        batch = self.collate(clips)
+        batch = self.collate(list(clips))
         return batch | {"labels": BatchLabels(batch["labels"])}

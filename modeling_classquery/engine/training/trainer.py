@@ -55,6 +55,8 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
     that a sampler repeated to fill a batch are dropped by their id.
     """
 
+    model: ClassQueryForVideoActionDetection
+    optimizer: torch.optim.Optimizer
     # `compute_loss` is the loss of one pass; Trainer takes the mean over the passes of an update.
     loss_is_scaled_for_ga = False
 
@@ -84,7 +86,8 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
         self.data_collator = LabelCollator(self.data_collator)
         self.scorer = scorer or FrameScorer(self.model.config.id2label)
         self.monitor = LossMonitor(self.optimization.loss_explosion_factor)
-        self._loss_divisors, self._rates = None, {}
+        self._loss_divisors: dict[str, torch.Tensor] | None = None
+        self._rates: dict[str, float] = {}
         # There is no synchronised batch norm on CPU.
         is_distributed = self.args.parallel_mode == ParallelMode.DISTRIBUTED and self.args.device.type == "cuda"
         if self.optimization.sync_batch_norm and is_distributed:
@@ -235,7 +238,9 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
         model = self._prepared_for_evaluation()
         self.callback_handler.eval_dataloader = dataloader
         config = self.accelerator.unwrap_model(self.model).config
-        records, losses = [], {}
+        clips: Any = dataloader.dataset
+        records: list[Record] = []
+        losses: dict[str, float] = {}
         for batch in dataloader:
             labels = batch.pop("labels")
             inputs = self._prepare_inputs(batch)
@@ -245,12 +250,14 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
             records += clip_records(self.processing_class, outputs, labels)
             losses |= {label["clip_id"]: loss.item() for label in labels}
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        records = once_per_clip(gather_object(records), dataloader.dataset.clip_ids)
+        records = once_per_clip(gather_object(records), clips.clip_ids)
         losses = dict(gather_object(list(losses.items())))
         metrics = {"loss": float(np.mean([losses[record["clip_id"]] for record in records]))}
         metrics |= self._scores(records)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(predictions=records, label_ids=None, metrics=metrics, num_samples=len(records))
+        # Records where Trainer has arrays: they are of different lengths.
+        predictions: Any = records
+        return EvalLoopOutput(predictions=predictions, label_ids=None, metrics=metrics, num_samples=len(records))
 
     def _scores(self, records: Sequence[Record]) -> dict[str, float]:
         """Score on the main process, which all wait for: the others would need as much memory again."""
@@ -261,7 +268,7 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
         """Write `<split>_results.json` and add to `all_results.json` as Trainer does, but each whole or not at all."""
         if not self.is_world_process_zero():
             return
-        folder = Path(self.args.output_dir)
+        folder = Path(str(self.args.output_dir))
         write_json(folder / f"{split}_results.json", metrics, indent=4, sort_keys=True)
         if combined:
             path = folder / "all_results.json"
