@@ -63,14 +63,14 @@ class RememberingReader(ClipReader):
 
     def __init__(self):
         super().__init__()
-        self._read = {}
+        self._remembered = {}
 
     def read(self, path, frame_indices):
         """Read frames, or look them up."""
         key = str(path), tuple(frame_indices)
-        if key not in self._read:
-            self._read[key] = super().read(path, frame_indices)
-        return self._read[key]
+        if key not in self._remembered:
+            self._remembered[key] = super().read(path, frame_indices)
+        return self._remembered[key]
 
 
 _READER = RememberingReader()
