@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from movies import make_movie
 
 from classquery.data import load_action_dataset, make_clips, write_shards
 
@@ -33,13 +34,8 @@ LATENCY = 0.02
 SHARD_BYTES = 20_000_000
 
 
-def compare_shards(make_movie: Callable[[Path, int, float], Path], minutes: float) -> None:
-    """Print what clips cost each way, and how big shards are.
-
-    Args:
-        make_movie: Writes a movie into a folder, with key frames so far apart and so many minutes long.
-        minutes: Length of the movies.
-    """
+def compare_shards(minutes: float) -> None:
+    """Print what clips cost each way, and how big shards of movies of such a length are."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -225,6 +225,13 @@ def needed_frames(frame_seconds: Sequence[float] | np.ndarray, plan: ClipPlan) -
         numbers.clear()
 
 
+def frames_for(plan: ClipPlan, video: Any) -> Iterable[Any]:
+    """The frames of a video for `assemble_clips`; of a file, others than those it will look at are not decoded."""
+    if video.frame_seconds is None:
+        return video.frames
+    return video.frames_with(needed_frames(video.frame_seconds, plan))
+
+
 class _PreparedFrame(NamedTuple):
     index: int
     seconds: float
@@ -548,7 +555,7 @@ __all__ = [
     "Sampling",
     "assemble_clips",
     "clip_around",
+    "frames_for",
     "label_id_of",
-    "needed_frames",
     "tiles",
 ]

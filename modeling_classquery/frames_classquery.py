@@ -11,7 +11,7 @@ import importlib.util
 import itertools
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -61,6 +61,10 @@ class VideoFrames:
     """Height and width in pixels."""
     frames: Iterable[Any]
     """All frames in order, as `DecodedFrame`; those that are damaged are missing, with a warning."""
+    frame_seconds: np.ndarray | None = None
+    """Times of all frames, (num_frames,), where they are known beforehand."""
+    frames_with: Callable[[Iterator[int]], Iterable[Any]] | None = None
+    """With the times, gives `frames` of which only those numbers will be looked at: less has to be decoded."""
 
 
 @contextlib.contextmanager
@@ -139,12 +143,18 @@ def open_video(video: Any, frames_per_second: float) -> VideoFrames:
 
 def _of_reader(path: str) -> VideoFrames:
     reader = importlib.import_module(_READER_NAME)
+    clips = reader.ClipReader()
+
+    def frames_with(needed: Iterator[int] | None) -> DecodableFrames:
+        frames = reader.iterate_frames(path, needed=needed)
+        return DecodableFrames(frames, path, info.num_frames, reader.VideoReadError)
+
     try:
-        info, frames = reader.ClipReader().info(path), reader.iterate_frames(path)
+        info = clips.info(path)
+        seconds = clips.seconds_of(path, range(info.num_frames))
+        return VideoFrames(info.num_frames, (info.height, info.width), frames_with(None), seconds, frames_with)
     except reader.VideoReadError as error:
         raise ValueError(str(error)) from error
-    frames = DecodableFrames(frames, path, info.num_frames, reader.VideoReadError)
-    return VideoFrames(info.num_frames, (info.height, info.width), frames)
 
 
 # PyAV, as the clip reader of the package uses it

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import Pipeline
 
 from .configuration_classquery import ClassQueryConfig
-from .detection_classquery import ClipDetector, DetectedFrame, Sampling, assemble_clips
+from .detection_classquery import ClipDetector, DetectedFrame, Sampling, assemble_clips, frames_for
 from .frames_classquery import is_one_video, local_video, open_video
 from .linking_classquery import link_greedily
 from .modeling_classquery import ClassQueryForVideoActionDetection
@@ -169,7 +169,7 @@ class VideoActionDetectionPipeline(Pipeline):
         """Detect in all clips of a video."""
         video, plan = model_inputs["video"], model_inputs["plan"]
         detector = ClipDetector.from_options(self.model, self.video_processor, **options)
-        return list(detector.detect_all(assemble_clips(video.frames, plan, detector.resize), video.size))
+        return list(detector.detect_all(assemble_clips(frames_for(plan, video), plan, detector.resize), video.size))
 
     def postprocess(  # type: ignore[override]
         self,

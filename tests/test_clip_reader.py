@@ -991,6 +991,20 @@ def test_mutated_video_is_read_or_refused_and_nothing_else(count, file_name, pat
     try_mutations(read, path, VideoReadError, count=count)
 
 
+@needs_decord
+@pytest.mark.parametrize("count", [25, pytest.param(300, marks=pytest.mark.slow)])
+def test_mutated_video_is_read_with_decord_or_refused(count, path_of, tmp_path):
+    """Whatever decord makes of the pixels: what is damaged so that it counts other frames is refused before."""
+    path = Path(shutil.copy(path_of("h264_b_frames.mp4"), tmp_path))
+
+    def read(path: Path) -> None:
+        reader = ClipReader(backend="decord", timeout_seconds=20)
+        num_frames = reader.info(path).num_frames
+        assert reader.read(path, [0, num_frames // 2, num_frames - 1]).shape[0] == 3
+
+    try_mutations(read, path, VideoReadError, count=count)
+
+
 @pytest.mark.parametrize("size", [(1500, 2), (2, 2000), (40, 1400)])
 def test_long_and_narrow_frames_are_refused_before_they_are_resized(size, tmp_path):
     path = str(tmp_path / "narrow.mkv")

@@ -20,7 +20,7 @@ from classquery import (
     demo_checkpoint,
 )
 from classquery.data.demo.movies import write_demo_movie
-from classquery.data.video.reader import ClipReader
+from classquery.data.video.reader import ClipReader, iterate_frames
 from classquery.frames_classquery import open_video
 
 
@@ -221,3 +221,20 @@ def test_models_of_other_types_are_refused():
 def test_folder_is_for_detect(tmp_path):
     with pytest.raises(ValueError, match="is a folder: the pipeline takes files, classquery.detect"):
         open_video(tmp_path, 30.0)
+
+
+def test_files_are_decoded_where_clips_look_alone(detector, movie, monkeypatch):
+    asked = []
+
+    def spy(path, *, needed=None):
+        numbers = None if needed is None else list(needed)
+        asked.append(numbers)
+        return iterate_frames(path, needed=numbers)
+
+    expected = detector(movie, threshold=0.0, keyframes_per_second=0.5)
+    monkeypatch.setattr("classquery.data.video.reader.iterate_frames", spy)
+
+    assert detector(movie, threshold=0.0, keyframes_per_second=0.5) == expected
+    looked_at = [numbers for numbers in asked if numbers is not None]
+    assert len(looked_at) == 1
+    assert 0 < len(looked_at[0]) < ClipReader().info(movie).num_frames

@@ -65,6 +65,15 @@ def files_of(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+def test_damage_is_told_once_where_the_video_is_drawn_as_well(videos, detector, tmp_path, caplog):
+    predict([videos[2]], tmp_path, detector, PredictionArguments())
+
+    assert (tmp_path / "cut" / "annotated.mp4").is_file()
+    assert [record.getMessage() for record in caplog.records if "cannot read" in record.getMessage()] == [
+        record.getMessage() for record in caplog.records if "nothing is detected from" in record.getMessage()
+    ]
+
+
 def test_every_video_gets_its_files_and_broken_ones_are_listed(videos, detector, tmp_path, caplog):
     predict(videos, tmp_path, detector, PredictionArguments())
     table = collect_predictions(videos, tmp_path)

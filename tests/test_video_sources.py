@@ -310,3 +310,10 @@ def test_live_source_drops_the_oldest_clips_and_says_how_many(caplog):
     assert f"{num_dropped} keyframes were dropped" in caplog.text
     for previous, result in itertools.pairwise(results):
         assert result.frame_index - previous.frame_index == 1 + result.num_dropped
+
+
+def test_the_last_frame_lasts_as_long_as_most_whatever_the_gaps(tmp_path):
+    month = 30 * 86_400
+    path = write_video(tmp_path / "gap.mkv", [*(np.arange(30) / 20), *(month + np.arange(30) / 20)])
+
+    assert open_source(path).duration_seconds == pytest.approx(month + 1.5, abs=1e-3)

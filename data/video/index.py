@@ -67,7 +67,7 @@ class VideoInfo:
     start_seconds: float
     """Time of the first frame on the clock of the file, which starts with its first stream, be that sound."""
     duration_seconds: float
-    """From the start of that clock to the end of the last frame, which is taken to last one mean frame interval."""
+    """From the start of that clock to the end of the last frame, which is taken to last as long as most frames."""
     random_access: bool
     """Whether a clip is reached by seeking (about one group of pictures is decoded) or from the first frame on."""
 
@@ -352,17 +352,20 @@ def _describe(
     start_seconds: float,
     random_access: bool,
 ) -> VideoInfo:
-    intervals = len(timestamps) - 1
-    frame_rate = intervals / (int(timestamps[-1] - timestamps[0]) * time_base) if intervals else scan.frame_rate
+    intervals, last_interval = np.diff(timestamps), 1 / scan.frame_rate
+    seconds = int(timestamps[-1] - timestamps[0]) * time_base
+    if len(intervals):
+        # Not the mean one: in a recording with a gap of days, that is hours.
+        last_interval = int(np.median(intervals)) * time_base
     height, width = turned(scan.first_frame.height, scan.first_frame.width, quarter_turns(scan.first_frame))
     return VideoInfo(
         path=path,
         num_frames=len(timestamps),
         height=height,
         width=width,
-        frames_per_second=float(frame_rate),
+        frames_per_second=float(len(intervals) / seconds if len(intervals) else scan.frame_rate),
         start_seconds=start_seconds,
-        duration_seconds=start_seconds + float(len(timestamps) / frame_rate),
+        duration_seconds=start_seconds + float(seconds + last_interval),
         random_access=random_access,
     )
 

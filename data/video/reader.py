@@ -17,20 +17,24 @@ them: pictures that come two seconds late start at second 2. They are the timest
 PyAV keeps files open, passes over groups of pictures without a wanted frame and unneeded H.264 frames that no other
 refers to, and goes on where the last clip of a video ended. So it is what "auto" takes, by this rule:
 
-| H.264 mp4, 320x240, opened for one read | wanted        | PyAV  | decord here | decord alone | "auto" |
-|-----------------------------------------|---------------|-------|-------------|--------------|--------|
-| 40 frames, key frames every 12          | all           | 1     | 1.07        | 0.99         | PyAV   |
-|                                         | every fourth  | 1     | 1.46        | 1.18         | PyAV   |
-| 40 frames, one key frame                | all           | 1     | 1.14        | 1.01         | PyAV   |
-| 160 frames, key frames every 12         | all           | 1     | 0.97        | 0.98         | PyAV   |
-|                                         | middle half   | 1     | 1.24        | 1.05         | PyAV   |
-| 160 frames, one key frame               | all           | 1     | 1.45        | 1.17         | PyAV   |
+| H.264 mp4                            | PyAV | decord here | decord alone | torchcodec alone | "auto" |
+|--------------------------------------|------|-------------|--------------|------------------|--------|
+| 320x240, opened for one read of all: |      |             |              |                  |        |
+| 40 frames, key frames every 12       | 1    | 1.25        | 1.09         | 0.89             | PyAV   |
+| 40 frames, one key frame             | 1    | 1.28        | 1.05         | 0.86             | PyAV   |
+| 160 frames, key frames every 12      | 1    | 1.32        | 1.31         | 1.11             | PyAV   |
+| 160 frames, one key frame            | 1    | 1.16        | 1.44         | 0.86             | PyAV   |
+| 640x360, random clips, file is open: |      |             |              |                  |        |
+| key frames every 12                  | 1    | 1.69        | 1.67         | 1.18             | PyAV   |
+| key frames every 250                 | 1    | 1.53        | 1.55         | 1.34             | PyAV   |
 
-These are ratios of CPU time (`benchmarks/data.py --short`, November 2026, one thread, PyAV 18.1, decord 0.6): decord
-is nowhere ahead by more than 3 %. It returns wrong frames without an error for open-GOP and intra-refresh H.264, HEVC,
-MPEG-2, MPEG-4 with B-frames, trimmed mp4 (edit lists), most of avi and all of MPEG-TS (on which it can also hang);
-here it refuses these. Where both read a file their pixels are identical; only the colours of interlaced video differ
-slightly. torchcodec is no way here: it needs FFmpeg from the system and is silently wrong on avi with B-frames.
+These are ratios of CPU time (`benchmarks/data.py --decoders`, 28 November 2026, one thread, PyAV 18.1, decord 0.6,
+torchcodec 0.17 with FFmpeg 5.1; "here" is with the index and the checks of this module). decord is nowhere ahead, and
+returns wrong frames without an error for open-GOP and intra-refresh H.264, HEVC, MPEG-2, MPEG-4 with B-frames, trimmed
+mp4 (edit lists), most of avi and all of MPEG-TS (on which it can also hang); here it refuses these. Where both read a
+file their pixels are identical; only the colours of interlaced video differ slightly. torchcodec is no way here: it is
+ahead by 14 % at most and behind on random clips, needs FFmpeg from the system, and is silently wrong on avi (59 of 128
+frames of a real XviD file, 117 of 128 of one with B-frames).
 """
 
 import concurrent.futures
@@ -212,7 +216,8 @@ class ClipReader:
         _check_range(index, frame_indices)
         # Each frame is decoded once, in the order of the video.
         wanted, positions = np.unique(frame_indices, return_inverse=True)
-        return self._decode(index, source, wanted)[positions]
+        frames = self._decode(index, source, wanted)
+        return frames if np.array_equal(wanted, frame_indices) else frames[positions]
 
     def _decode(self, index: "VideoIndex", source: Source, wanted: np.ndarray) -> np.ndarray:
         open_files = self._open_files_of_this_process()

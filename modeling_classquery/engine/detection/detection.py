@@ -18,7 +18,7 @@ from classquery.detection_classquery import (
     Sampling,
     assemble_clips,
     clip_around,
-    needed_frames,
+    frames_for,
     tiles,
 )
 from classquery.engine.checkpoint import demo_notice, load_detector
@@ -145,10 +145,8 @@ def detect_in(source: VideoSource, detector: ClipDetector, sampling: Sampling) -
     """Detect in an opened video; what `detect` does for each."""
     config, size = detector.model.config, (source.height, source.width)
     label_ids = {name: label_id for label_id, name in config.id2label.items()}
-    plan, frames = sampling.plan(config, source), source.frames
-    if source.frame_seconds is not None:
-        frames = source.frames_with(needed_frames(source.frame_seconds, plan))
-    decodable = DecodableFrames(frames, source.name, None, VideoReadError, source.missing)
+    plan = sampling.plan(config, source)
+    decodable = DecodableFrames(frames_for(plan, source), source.name, None, VideoReadError, source.missing)
     clips = assemble_clips(decodable, plan, detector.resize)
     capacity = detector.batch_size if source.is_live else 2 * detector.batch_size
     total_dropped = 0

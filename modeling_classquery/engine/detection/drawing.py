@@ -82,12 +82,13 @@ def write_annotated_video(
     attention_label: str | None = None,
     attention_person: int | None = None,
     min_short_side: int = 480,
+    damage_is_known: bool = False,
 ) -> None:
     """Write a copy of a video with its detections drawn in: H.264 in mp4, frames at the same times, without sound.
 
     Of more than 240 frames per second, some are left out. Each frame shows the detections of the keyframe nearest in
     time; where people are numbered, their boxes move in between. A file that is there is replaced when all is written,
-    or kept. If the end of the source is damaged, a warning is logged and the copy ends there.
+    or kept. Frames that cannot be decoded are left out, with a warning.
 
     Args:
         source: The video that the detections belong to, a file or a folder of frames; it is decoded once more, in
@@ -95,6 +96,7 @@ def write_annotated_video(
         output: The mp4 file to write; or a gif, of ten frames per second and 480 pixels at most.
         keyframes: Detections, as by `detect`.
         attention_label, attention_person, min_short_side: See `draw_keyframe`.
+        damage_is_known: Whether to do without the warning, because `detect` has given it.
 
     Raises:
         VideoReadError: If the source cannot be read at all; nothing is written then.
@@ -103,7 +105,7 @@ def write_annotated_video(
     keyframes = sorted(keyframes, key=attrgetter("seconds")) or [FrameDetections(0, 0.0, [])]
     is_gif = Path(output).suffix.lower() == ".gif"
     size = _picture_size((video.width, video.height), min_short_side)
-    frames = _readable_frames(video.frames)
+    frames = _readable_frames(video.frames, damage_is_known)
     if is_gif:
         size = _scaled_size(size, min(1.0, _GIF_LONG_SIDE / max(size)))
         frames = _at_gif_rate(frames)
@@ -119,12 +121,13 @@ def write_annotated_video(
             _write_h264(partial_path, ahead, size, min(video.frames_per_second, _MAX_FRAMES_PER_SECOND))
 
 
-def _readable_frames(frames: Iterator[Frame]) -> Iterator[Frame]:
-    """Stream a video, but end with a warning where the rest is damaged."""
+def _readable_frames(frames: Iterator[Frame], damage_is_known: bool) -> Iterator[Frame]:
+    """Stream what can be decoded of a video; what cannot is told of behind the last frame."""
     try:
         yield from frames
     except VideoReadError as error:
-        logger.warning("the video ends early: %s", error)
+        if not damage_is_known:
+            logger.warning("frames are left out: %s", error)
 
 
 def draw_keyframe(

@@ -418,7 +418,7 @@ def _write_pictures(folder: Path, source: VideoSource, frames: Sequence[FrameDet
         return
     label, person = work.arguments.attention, work.arguments.attention_person
     attention = {"attention_label": label, "attention_person": person}
-    write_annotated_video(source.name, folder / "annotated.mp4", frames, **attention)
+    write_annotated_video(source.name, folder / "annotated.mp4", frames, **attention, damage_is_known=True)
     clearest, actor = _moment_of(label, person, frames)
     note = _note(label, actor, work.detector)
     image = Image.fromarray(_read_frame(source.name, clearest.frame_index))

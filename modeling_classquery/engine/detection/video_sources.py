@@ -69,6 +69,8 @@ class VideoSource:
     """The frames in order; `VideoReadError` after the last one that could be decoded, if the rest is damaged."""
     start_seconds: float = 0.0
     """Time of the first frame; more than 0 where a file starts with sound alone."""
+    end_seconds: float | None = None
+    """Time of the end of the last frame of a file; None where it follows from number and rate, or is not known."""
     missing: list[MissingFrames] = field(default_factory=list)
     """Which frames could not be decoded, so far as `detect_in` has come."""
     frame_seconds: np.ndarray | None = None
@@ -84,7 +86,9 @@ class VideoSource:
     @property
     def duration_seconds(self) -> float | None:
         """From the start of the clock to the end of the last frame, where it is known."""
-        return None if self.num_frames is None else self.start_seconds + self.num_frames / self.frames_per_second
+        if self.end_seconds is not None or self.num_frames is None:
+            return self.end_seconds
+        return self.num_frames / self.frames_per_second
 
 
 def list_sources(source: Source) -> list[Source]:
@@ -196,6 +200,7 @@ def _open_file(path: str) -> VideoSource:
         False,
         frames,
         start_seconds=info.start_seconds,
+        end_seconds=info.duration_seconds,
         frame_seconds=reader.seconds_of(path, range(info.num_frames)),
     )
 

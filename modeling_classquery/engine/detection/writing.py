@@ -35,16 +35,14 @@ class VideoFacts:
     num_frames: int | None
     height: int
     width: int
+    duration_seconds: float | None = None
+    """From the start of the clock to the end of the last frame, where it is known."""
 
     @classmethod
     def of(cls, source: VideoSource) -> "VideoFacts":
         """Describe an opened video."""
-        return cls(source.name, source.frames_per_second, source.num_frames, source.height, source.width)
-
-    @property
-    def duration_seconds(self) -> float | None:
-        """From the first frame to the end of the last one, where it is known."""
-        return None if self.num_frames is None else self.num_frames / self.frames_per_second
+        size = source.height, source.width
+        return cls(source.name, source.frames_per_second, source.num_frames, *size, source.duration_seconds)
 
 
 def write_detections(
@@ -64,6 +62,7 @@ def write_detections(
         "num_frames": video.num_frames,
         "height": video.height,
         "width": video.width,
+        **({"duration_seconds": round(video.duration_seconds, 3)} if video.duration_seconds is not None else {}),
         **({"untrained_classes": list(untrained_classes)} if untrained_classes else {}),
         "keyframes": [frame.to_dict() for frame in frames],
     }
@@ -76,7 +75,12 @@ def read_detections(path: str | os.PathLike[str]) -> tuple[VideoFacts, list[Fram
     """Read what `write_detections` wrote."""
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     video = VideoFacts(
-        content["video"], content["frames_per_second"], content["num_frames"], content["height"], content["width"]
+        content["video"],
+        content["frames_per_second"],
+        content["num_frames"],
+        content["height"],
+        content["width"],
+        content.get("duration_seconds"),
     )
     size = video.height, video.width
     frames = [
