@@ -477,7 +477,7 @@ class ClassQueryEncoder(nn.Module):
         hidden_states = torch.cat([level.flatten(2).transpose(1, 2) for level in features], dim=1)
         of_cells = {
             "encodings": torch.cat([level.flatten(1, 3) for level in level_encodings], dim=1),
-            "reference_points": plan.reference_points.expand(len(hidden_states), -1, -1, -1),
+            "reference_points": plan.reference_points.expand(hidden_states.shape[0], -1, -1, -1),
             "spatio_temporal_shapes": plan.shapes,
             "offset_scales": plan.offset_scales,
             "mask": plan.cell_mask(),
@@ -887,7 +887,7 @@ class ClassQueryClassifyingLayer(nn.Module):
             output_attentions,
         )
         # Each class attends by itself, so that some at a time give what all of them do.
-        num_labels, num_rows = class_queries.shape[1], len(context)
+        num_labels, num_rows = class_queries.shape[1], context.shape[0]
         chunk = self.config.class_chunk or num_labels
         features, attentions = [], []
         for first in range(0, num_labels, chunk):

@@ -22,6 +22,7 @@ SMALLEST = {
     "num_feature_levels": 2,
     "backbone_config": tiny_config().backbone_config.to_dict() | {"num_hidden_layers": 1},
 }
+WORDS = {"class_queries": "text", "text_embedding_size": 8, "class_readout": "per_class", "class_chunk": 3}
 CSN = {"backbone_config": {"model_type": "classquery_csn", "depths": [1, 1, 1, 1]}, "num_frames": 8}
 FIXED = ExportOptions(dynamic=(), height=32, width=48)
 
@@ -29,6 +30,9 @@ FIXED = ExportOptions(dynamic=(), height=32, width=48)
 def tiny_detector(**overrides) -> tuple[ClassQueryForVideoActionDetection, ClassQueryVideoProcessor]:
     torch.manual_seed(0)
     model = ClassQueryForVideoActionDetection(tiny_config(**overrides)).eval()
+    if model.config.class_queries == "text":
+        vectors = {f"class {number}": row for number, row in enumerate(torch.randn(4, 8))}
+        model.set_classes(vectors.keys(), lambda sentences: torch.stack([vectors[words] for words in sentences]))
     return model, ClassQueryVideoProcessor(size={"shortest_edge": 32})
 
 
@@ -123,6 +127,7 @@ def test_files_name_inputs_and_outputs_and_say_how_to_use_them(tmp_path, ending)
         ({}, {"sampling": "grid_sample", "dynamic": ()}),
         ({}, {"opset": 18, "dynamic": ()}),
         ({"class_attention_heads": "interleaved"}, {"dynamic": ()}),
+        (SMALLEST | WORDS, {"dynamic": ("batch",)}),
     ],
 )
 def test_all_kinds_of_detectors_become_programs(tmp_path, ending, overrides, options):

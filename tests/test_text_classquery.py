@@ -4,10 +4,12 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from test_detection import write_video
 from text_towers import MAX_LENGTH, WIDTH, make_tower, save_tower, word_tokenizer
 from transformers import pipeline
 from utils import tiny_batch, tiny_config
@@ -20,6 +22,7 @@ from classquery import (
 from classquery.configuration_classquery import CORRECTED
 from classquery.convert_classquery_checkpoint import load_transformer
 from classquery.engine.checkpoint import load_detector
+from classquery.engine.demo import VideoPage
 from classquery.engine.export import ExportOptions, export_detector
 from classquery.engine.training.fine_tuning import TrainLowRankUpdates, TrainNewClassesOnly, change_classes
 from classquery.model_card_classquery import make_model_card
@@ -364,6 +367,20 @@ def test_export_adapters_and_card_take_such_models(encoder, tmp_path):
     pytest.importorskip("peft")
     TrainLowRankUpdates(model, rank=2)
     assert model.text_readout.projection.weight.requires_grad
+
+
+def test_the_page_takes_such_models_and_says_what_was_never_trained(encoder, tmp_path):
+    model = text_model(encoder).set_classes([*WORDS, "a person jumps"], encoder)
+    processor = ClassQueryVideoProcessor(size={"shortest_edge": 32}, actor_threshold=0.0)
+    page = VideoPage(model, processor)
+    video = write_video(tmp_path / "video.mp4", np.arange(30) / 30)
+
+    result = page.detect(video, 0.0, 2.0)
+    picture, caption = page.attention(result, [row[1] for row in result.rows].index("a person jumps"))
+
+    assert page.notice == "Known by their words only, never trained: a person jumps."
+    assert "**a person jumps**" in caption
+    assert picture.size[0] > 32
 
 
 def test_the_pipeline_says_what_was_never_trained(encoder):

@@ -112,7 +112,9 @@ class VideoPage:
     @property
     def notice(self) -> str | None:
         """What to know before using the model."""
-        return demo_notice(self.model)
+        untrained = self.model.config.untrained_classes
+        of_words = f"Known by their words only, never trained: {', '.join(untrained)}." if untrained else None
+        return " ".join(filter(None, (demo_notice(self.model), of_words))) or None
 
     def detect(self, video: str, threshold: float, keyframes_per_second: float) -> _Result:
         """Detect in a video file.
