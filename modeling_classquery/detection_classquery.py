@@ -449,8 +449,9 @@ class ClipDetector:
         batch_size: int = 4,
     ) -> "ClipDetector":
         """Check the options of `detect` and fill in those of the processor."""
-        if batch_size < 1 or (top_k is not None and top_k < 1):
-            raise ValueError(f"both must be positive, got {batch_size = } and {top_k = }")
+        for name, number in (("batch_size", batch_size), ("top_k", top_k)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
         config = model.config
         given = [threshold, actor_threshold, *(class_thresholds or {}).values()]
         if any(value is not None and math.isnan(value) for value in given):

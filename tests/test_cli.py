@@ -99,6 +99,10 @@ def test_videos_may_stand_anywhere(arguments):
 def test_values_that_belong_to_nothing_are_named(capsys):
     assert main(["detect", "a.mp4", "--tube"]) == 1
     assert "there is no option --tube, did you mean '--tubes'?" in capsys.readouterr().err
+    assert main(["detect", "a.mp4", "--threshold", "0.5"]) == 1
+    assert "there is no option --threshold, did you mean '--score_threshold'?" in capsys.readouterr().err
+    assert main(["detect", "a.mp4", "--top_k", "0"]) == 1
+    assert "--top_k must be at least 1, got 0" in capsys.readouterr().err
     assert main(["train", "a.mp4", "--output_dir", "x"]) == 1
     assert "there is no option a.mp4." in capsys.readouterr().err
 

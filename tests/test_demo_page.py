@@ -59,6 +59,17 @@ def test_table_has_a_row_for_each_action_of_each_person(result):
     assert (result.written / "annotated.mp4").is_file()
 
 
+def test_rows_of_classes_and_all_that_was_written_are_offered(result):
+    some = result.classes[:2]
+
+    assert set(result.classes) == {row[1] for row in result.rows}
+    assert result.rows_of([]) == result.rows
+    assert result.rows_of(some) == [row for row in result.rows if row[1] in some]
+    offered = {Path(path).name for path in result.downloads}
+    assert {"detections.json", "annotated.mp4", "label_studio.json", "via3.json", "ava.csv", "cvat.xml"} <= offered
+    assert offered == {path.name for path in result.written.iterdir()} - {"summary.json"}
+
+
 def test_attention_of_a_row_is_drawn_on_its_frame(page, result):
     for row in range(2):
         picture, caption = page.attention(result, row)
@@ -246,6 +257,12 @@ def test_browser_upload_detect_click_a_class_and_download(width, url, browser, m
     tab.click("#table [data-row='1'][data-col='1']")
     tab.wait_for_selector("#attention img", timeout=60_000)
     assert "Person" in tab.inner_text("#caption")
+    # The picture of all people scrolls in a frame.
+    assert tab.evaluate("document.querySelector('#timeline').clientHeight") <= 28 * 16
+    tab.click("#classes input")
+    tab.click("#classes [role=option] >> text=stand")
+    tab.click("#table [data-row='0'][data-col='1']")
+    tab.get_by_text(re.compile("Person .* stand, at")).wait_for(timeout=60_000)
     with tab.expect_download() as download:
         tab.click("#files a[download='detections.json']")
     download.value.save_as(tmp_path / "detections.json")

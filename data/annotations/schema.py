@@ -4,6 +4,7 @@ import csv
 import difflib
 import gzip
 import math
+import re
 import struct
 import xml.etree.ElementTree as ET
 import zlib
@@ -191,9 +192,18 @@ def and_others(count: int) -> str:
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """Return a hint at the known name that is most like another; nothing if none is known."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+    """Return a hint at the known name that is most like another; nothing if none is known.
+
+    Those with all its words come first: `--threshold` is rather `--score_threshold` than `--fit_thresholds`.
+    """
+    known = list(known)
+    with_its_words = [other for other in known if _words(name) <= _words(other)]
+    matches = difflib.get_close_matches(name, with_its_words or known, n=1, cutoff=0.0)
     return f", did you mean {matches[0]!r}?" if matches else ""
+
+
+def _words(name: str) -> set[str]:
+    return set(filter(None, re.split(r"[\W_]+", name)))
 
 
 def parse_box(

@@ -16,8 +16,8 @@ import signal
 import tempfile
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +38,7 @@ from classquery.engine.detection.drawing import draw_keyframe
 from classquery.engine.detection.naming import name_videos
 from classquery.engine.detection.people import Person, list_people
 from classquery.engine.detection.prediction import PredictionArguments, predict_videos
-from classquery.engine.detection.result_folder import ResultFolder
+from classquery.engine.detection.result_folder import SUMMARY_FILE, ResultFolder
 from classquery.engine.detection.results import FrameDetections
 from classquery.engine.detection.uncertain import UNCERTAIN_FILES
 from classquery.engine.detection.writing import read_detections, write_detections
@@ -53,11 +53,15 @@ logger = logging.getLogger(__name__)
 _TITLE = "Who does what, where and when"
 _HELP = "Drop a video, press **Detect**, then click a line of the table to see where the class looks for that person."
 _COLUMNS = ["person", "action", "seconds", "score"]
-_DOWNLOADS = ("detections.json", "detections.csv", "timeline.csv", "cvat.xml", "cvat_labels.json", "annotated.mp4")
 _DEFAULT_KEYFRAMES_PER_SECOND = 2
 _MAX_KEYFRAMES_PER_SECOND = 10
 # The table scrolls by itself on narrow screens, the page does not.
-_CSS = "img, video { max-width: 100%; height: auto; } .gradio-container { overflow-x: hidden; }"
+_CSS = """
+img, video { max-width: 100%; height: auto; }
+.gradio-container { overflow-x: hidden; }
+#timeline { max-height: 28rem; overflow-y: auto; }
+#timeline .image-frame, #timeline img { width: 100%; height: auto; max-height: none; object-fit: unset; }
+"""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,21 @@ class _Result:
             for person in self.people
             for segment in person.timeline
         ]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of what is done, the most frequent first."""
+        counts = Counter(row[1] for row in self.rows)
+        return [label for label, _ in counts.most_common()]
+
+    @property
+    def downloads(self) -> list[str]:
+        """All that was written, but for the notes about where the upload lies on the server."""
+        return [str(path) for path in sorted(self.written.iterdir()) if path.is_file() and path.name != SUMMARY_FILE]
+
+    def rows_of(self, classes: Collection[str]) -> list[list]:
+        """Those of some classes; of all, if none is named."""
+        return [row for row in self.rows if not classes or row[1] in classes]
 
 
 class VideoPage:
@@ -242,13 +261,15 @@ def build_page(page: VideoPage) -> "gradio.Blocks":
                     )
             with gradio.Column(min_width=300):
                 annotated = gradio.Video(label="detections", interactive=False, elem_id="annotated")
+        files = gradio.Files(label="files", interactive=False, elem_id="files", height=140)
         with gradio.Row():
-            table = gradio.Dataframe(headers=_COLUMNS, interactive=False, elem_id="table", max_height=400)
+            with gradio.Column(min_width=300):
+                classes = gradio.Dropdown([], multiselect=True, label="only these actions", elem_id="classes")
+                table = gradio.Dataframe(headers=_COLUMNS, interactive=False, elem_id="table", max_height=400)
             with gradio.Column(min_width=300):
                 caption = gradio.Markdown(elem_id="caption")
                 attention = gradio.Image(label="attention of a class", interactive=False, elem_id="attention")
         timeline = gradio.Image(label="timeline", interactive=False, elem_id="timeline")
-        files = gradio.Files(label="files", interactive=False, elem_id="files")
 
         @contextlib.contextmanager
         def shown_errors() -> Iterator[None]:
@@ -279,14 +300,20 @@ def build_page(page: VideoPage) -> "gradio.Blocks":
                 note_upload(path or "", request)
                 found = page.detect(path, lowest, keyframes_per_second)
             page.keep_for(request.session_hash, found.folder.name)
-            written = found.written
-            downloads = [str(written / name) for name in _DOWNLOADS if (written / name).exists()]
-            pictures = str(written / "annotated.mp4"), str(written / "timeline.png")
-            return found, *pictures, found.rows, downloads, None, "" if found.rows else "Nothing was found."
+            pictures = str(found.written / "annotated.mp4"), str(found.written / "timeline.png")
+            choice = gradio.Dropdown(found.classes, value=[])
+            note = "" if found.rows else "Nothing was found."
+            return found, *pictures, choice, found.rows, found.downloads, None, note
 
-        def show_attention(found: _Result | None, event: gradio.SelectData) -> tuple:
+        def show_classes(found: _Result | None, chosen: list[str]) -> list[list]:
+            return found.rows_of(chosen) if found else []
+
+        def show_attention(found: _Result | None, chosen: list[str], event: gradio.SelectData) -> tuple:
+            if found is None:
+                return None, ""
+            row = found.rows.index(found.rows_of(chosen)[event.index[0]])
             with shown_errors():
-                return page.attention(found, event.index[0])
+                return page.attention(found, row)
 
         def end_session(request: gradio.Request) -> None:
             page.end_session(request.session_hash)
@@ -296,11 +323,12 @@ def build_page(page: VideoPage) -> "gradio.Blocks":
         detect.click(
             show_result,
             [video, threshold, rate],
-            [result, annotated, timeline, table, files, attention, caption],
+            [result, annotated, timeline, classes, table, files, attention, caption],
             concurrency_limit=1,
             show_progress_on=annotated,
         )
-        table.select(show_attention, result, [attention, caption], concurrency_limit=1)
+        classes.input(show_classes, [result, classes], table)
+        table.select(show_attention, [result, classes], [attention, caption], concurrency_limit=1)
         blocks.unload(end_session)
     return blocks
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from classquery.configuration.arguments import require_argument
+
 
 @dataclass
 class PredictionArguments:
@@ -47,6 +49,7 @@ class PredictionArguments:
     top_k: int | None = field(default=None, metadata={"help": "Report so many actions of an actor, at most."})
 
     def __post_init__(self) -> None:
+        require_argument(self, "top_k", self.top_k is None or self.top_k >= 1, "at least 1")
         if self.people_only and not self.tubes:
             raise ValueError("--people_only needs --tubes, which numbers people")
         if self.people_only and (self.show_classes or self.top_k):

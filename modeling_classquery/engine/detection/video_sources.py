@@ -146,8 +146,9 @@ def open_source(
         VideoReadError: If it cannot be read at all, or its frames are too large or too long and narrow.
         ValueError: If an array has no frames or another shape, or a number is not positive.
     """
-    if not frames_per_second > 0 or not timeout_seconds > 0:
-        raise ValueError(f"both must be positive, got {frames_per_second = } and {timeout_seconds = }")
+    for name, number in (("frames_per_second", frames_per_second), ("timeout_seconds", timeout_seconds)):
+        if not number > 0:
+            raise ValueError(f"{name} must be more than 0, got {number}")
     if isinstance(source, str | os.PathLike):
         source = os.fspath(source)
         if _is_url(source):
