@@ -376,3 +376,20 @@ def test_report_of_nothing_is_written(tmp_path):
     path = write_report(tmp_path, analyze(empty, {"frame": [], "boxes": [], "labels": []}))
 
     assert Page(path.read_text()).open == []
+
+
+def test_numbers_of_few_boxes_are_marked(tmp_path):
+    boxes, frames = [[0.1, 0.1, 0.5, 0.9]], [f"frame {index}" for index in range(25)]
+    labels = np.zeros((25, 2), dtype=int)
+    labels[:, 0], labels[:3, 1] = 1, 1
+    truth = {"frame": frames, "boxes": boxes * 25, "labels": labels}
+    found = {"frame": frames, "boxes": boxes * 25, "scores": labels * 0.9}
+
+    text = write_report(tmp_path / "some", analyze(found, truth, id2label={0: "walk", 1: "fall"})).read_text()
+    few = {name: value[:5] for name, value in truth.items()}
+    of_few = write_report(tmp_path / "few", analyze({n: v[:5] for n, v in found.items()}, few)).read_text()
+
+    assert '<tr class="few"><th>fall</th>' in text
+    assert "<tr><th>walk</th>" in text
+    assert "change by chance, and say little" not in text
+    assert "All numbers are of 8 actions of actors only" in of_few

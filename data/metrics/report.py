@@ -46,6 +46,8 @@ COLORS = {
 }
 _ORDER = tuple(reversed(KINDS))  # Right ones first.
 _NUM_CONFUSIONS = 15
+# Numbers of fewer boxes than these change by chance: a box more or less is five points of recall.
+FEW_BOXES = 20
 
 
 def write_report(
@@ -83,6 +85,7 @@ def page(analysis: Mapping[str, Any], metrics: Mapping[str, float], title: str) 
     percent = f"{100 * analysis['iou_threshold']:g}"
     sections = [
         _tiles(analysis, metrics),
+        _warning(analysis),
         _section(
             "What would help", _gains(analysis), f"Frame mAP at IoU {percent} % if one thing was mended, in points."
         ),
@@ -90,7 +93,7 @@ def page(analysis: Mapping[str, Any], metrics: Mapping[str, float], title: str) 
         _section(
             "Size of the actor", _sizes(analysis), "A third of the actors is of each size, if not set otherwise."
         ),
-        _section("Labels", _labels(analysis), "By AP. Bars show the best detections of the label, as above."),
+        _section("Labels", _labels(analysis), _LABELS_NOTE),
         _section("Thresholds", _thresholds(metrics), _THRESHOLDS_NOTE),
         _section("Confusions", _confusions(analysis), "Among the best detections: what the actor really does."),
         _section("Words", _words(analysis)),
@@ -116,6 +119,18 @@ def _tiles(analysis: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
     numbers |= {name: f"{analysis[key]:,}" for name, key in counts.items()}
     tiles = (f"<div><b>{value}</b><span>{html.escape(name)}</span></div>" for name, value in numbers.items())
     return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def is_of_few(num_boxes: int) -> bool:
+    """Whether numbers of so many boxes are marked: they change by chance."""
+    return num_boxes < FEW_BOXES
+
+
+def _warning(analysis: Mapping[str, Any]) -> str:
+    """What to think of all numbers, where they are of few boxes."""
+    number = analysis["num_ground_truth"]
+    text = f"All numbers are of {number} actions of actors only: they change by chance, and say little about errors."
+    return f'<p class="few">{text}</p>' if is_of_few(number) else ""
 
 
 def gains(analysis: Mapping[str, Any]) -> list[tuple[str, float]]:
@@ -161,7 +176,8 @@ def _best(analysis: Mapping[str, Any]) -> str:
 
 def _sizes(analysis: Mapping[str, Any]) -> str:
     rows = (
-        f"<tr><th>{size['name']}</th><td class='wide'>{_bar([(size['frame_map'] or 0, COLORS['true_positive'])])}</td>"
+        f"<tr{_mark(size['actors'])}><th>{size['name']}</th>"
+        f"<td class='wide'>{_bar([(size['frame_map'] or 0, COLORS['true_positive'])])}</td>"
         f"<td>{_points(size['frame_map'])}</td><td>{_percent(size['recall'])}</td><td>{size['actors']:,}</td></tr>"
         for size in analysis["sizes"]
     )
@@ -171,7 +187,7 @@ def _sizes(analysis: Mapping[str, Any]) -> str:
 
 def _labels(analysis: Mapping[str, Any]) -> str:
     rows = (
-        f"<tr><th>{html.escape(label['name'])}</th>"
+        f"<tr{_mark(label['ground_truth'])}><th>{html.escape(label['name'])}</th>"
         f"<td class='wide'>{_bar([(share, COLORS[kind]) for kind, share in best_shares(label['best'])])}</td>"
         f"<td>{100 * label['ap']:.1f}</td><td>{_percent(label['recall'])}</td><td>{label['ground_truth']:,}</td></tr>"
         for label in sorted(analysis["labels"], key=lambda label: -label["ap"])
@@ -212,6 +228,10 @@ def _words(analysis: Mapping[str, Any]) -> str:
     return f"<p>A box reaches an actor at an IoU of {reach} and is near one at {near}.</p><dl>{entries}</dl>"
 
 
+def _mark(num_boxes: int) -> str:
+    return ' class="few"' if is_of_few(num_boxes) else ""
+
+
 def _bar(parts: Iterable[tuple[float, str]], kind: str = "") -> str:
     spans = (f'<span style="width:{100 * share:.2f}%;background:{color}"></span>' for share, color in parts if share)
     return f'<div class="bar {kind}">{"".join(spans)}</div>'
@@ -227,6 +247,10 @@ def _percent(value: float | None) -> str:
 
 _THRESHOLDS_NOTE = (
     "The lowest score of each label to report, as saved with the model, and what it gives on the same frames."
+)
+_LABELS_NOTE = (
+    "By AP. Bars show the best detections of the label, as above. Pale, with a ~: fewer than "
+    f"{FEW_BOXES} actors, of whom numbers change by chance."
 )
 _BEST_NOTE = (
     "Of each label, as many detections as it has ground truth, the highest scores first: a perfect detector has "
@@ -273,6 +297,9 @@ th:first-child { text-align: left; padding-left: 0; max-width: 17rem; overflow-w
 td:last-child, th:last-child { padding-right: 0; }
 tr:first-child th:not(:first-child) { color: var(--soft); }
 td { white-space: nowrap; }
+tr.few > * { opacity: .55; }
+tr.few > td:last-child::before { content: "~ "; }
+p.few { margin: 1rem 0 0; }
 .text { text-align: left; white-space: normal; }
 .wide { width: 45%; }
 .bar { display: flex; height: .85rem; border-radius: .25rem; overflow: hidden; background: var(--line); }
@@ -334,15 +361,20 @@ def _draw_sizes(axes: Any, sizes: Sequence[Mapping[str, Any]]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _few_sign(label: Mapping[str, Any]) -> str:
+    return "~ " if is_of_few(label["ground_truth"]) else ""
+
+
 def _draw_labels(axes: Any, labels: Sequence[Mapping[str, Any]]) -> None:
-    names = [f"{label['name']}  {100 * label['ap']:.1f}" for label in labels]
+    names = [f"{label['name']}  {_few_sign(label)}{100 * label['ap']:.1f}" for label in labels]
     left = [0.0] * len(labels)
     for kind in _ORDER:
         widths = [100 * dict(best_shares(label["best"]))[kind] for label in labels]
         axes.barh(range(len(labels)), widths, left=left, color=COLORS[kind], label=NAMES[kind])
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.set_yticks(range(len(labels)), names)
-    axes.set_title("AP, and the kinds of the best detections in percent")
+    few = f" (~ of fewer than {FEW_BOXES} actors)" if any(map(_few_sign, labels)) else ""
+    axes.set_title(f"AP{few}, and the kinds of the best detections in percent")
     axes.tick_params(axis="y", labelsize=8, length=0)
     axes.margins(x=0, y=0.01)
     axes.legend(frameon=False, ncols=3, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.03))

@@ -261,7 +261,7 @@ def build_page(page: VideoPage) -> "gradio.Blocks":
                     )
             with gradio.Column(min_width=300):
                 annotated = gradio.Video(label="detections", interactive=False, elem_id="annotated")
-        files = gradio.Files(label="files", interactive=False, elem_id="files", height=140)
+        files = gradio.Files(label="files", interactive=False, elem_id="files", height=220)
         with gradio.Row():
             with gradio.Column(min_width=300):
                 classes = gradio.Dropdown([], multiselect=True, label="only these actions", elem_id="classes")
