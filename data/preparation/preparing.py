@@ -7,6 +7,7 @@ not need, and their bits are packed the simple way (CAVLC).
 
 import glob
 import itertools
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -249,12 +250,18 @@ def _find_videos(rows: dict[str, Dataset], source_dir: Path, errors: list[str]) 
     videos: dict[str, Video] = {}
     for video in itertools.chain.from_iterable(map(videos_of, rows.values())):
         other = videos.setdefault(video.name, video)
-        if other.path != video.path:
+        if other.path != video.path and not _are_one_file(other.path, video.path):
             raise ValueError(
-                f"two videos would have one name, {video.name}: {other.path} and {video.path}; rename one of them"
+                f"two videos would have one name, {video.name}: {other.path or 'one that is missing'} and "
+                f"{video.path or 'one that is missing'}; rename one of them, in the annotations, too"
             )
     errors += [f"{video.name}: no video in {source_dir}" for video in videos.values() if video.path is None]
     return [video for video in videos.values() if video.path is not None]
+
+
+def _are_one_file(path: str | None, other: str | None) -> bool:
+    """Whether two paths lead to one file, as through a link."""
+    return path is not None and other is not None and os.path.samefile(path, other)
 
 
 def _is_finished(job: _Job, records: dict[str, dict[str, Any]]) -> bool:
