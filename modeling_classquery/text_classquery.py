@@ -24,7 +24,8 @@ Encode = Callable[[list[str]], torch.Tensor]
 Words = str | Sequence[str] | None
 
 _MAX_QUOTED = 200
-# Trained on sentences that were padded to the longest, padding included.
+# Trained on sentences that were padded to the longest, with the padding in sight: `get_text_features` of siglip and
+# siglip2 in transformers, and text_transformer.py of google-research/big_vision, which knows no mask.
 _PADDED_TOWERS = ("siglip", "siglip2")
 # What transformers and the libraries below it raise for a tower that is not there, damaged, or none.
 _NO_TOWER = (
@@ -157,14 +158,16 @@ class TextEncoder:
         for sentence, length in zip(sentences, lengths, strict=True):
             if length > self.max_length:
                 logger.warning("%s is cut: it has %d of at most %d tokens", _quoted(sentence), length, self.max_length)
+        sees_padding = self.model.config.model_type.startswith(_PADDED_TOWERS)
         inputs = self.tokenizer(
             sentences,
-            padding="max_length" if self.model.config.model_type.startswith(_PADDED_TOWERS) else True,
+            padding="max_length" if sees_padding else True,
             max_length=self.max_length,
             truncation=True,
             return_tensors="pt",
         )
-        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+        names = ("input_ids",) if sees_padding else ("input_ids", "attention_mask")
+        inputs = {name: inputs[name] for name in names if name in inputs}
         inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
         encode = getattr(self.model, "get_text_features", self.model)
         return F.normalize(_pooled(encode(**inputs), inputs.get("attention_mask")).float(), dim=-1).cpu()

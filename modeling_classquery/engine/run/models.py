@@ -48,8 +48,10 @@ def load_model(
         labels, encoder = list(id2label.values()), model_args.text_encoder
         model = change_classes(model, labels, model_args.classes, described, encoder)
     elif id2label is None and (described or model_args.classes_text):
-        classes = described or {}
-        classes |= {label: _words_of(label, model.config) for label in model_args.classes_text or ()}
+        classes, asked = described or {}, model_args.classes_text or []
+        if twice := sorted({label for label in asked if asked.count(label) > 1}):
+            raise TextError(f"--classes_text has {twice[0][:200]!r} twice: the same words are the same class")
+        classes |= {label: _words_of(label, model.config) for label in asked if label not in classes}
         model.set_classes(classes, model_args.text_encoder)
     model.config.class_chunk = model_args.class_chunk or model.config.class_chunk
     return model, processor
