@@ -54,7 +54,7 @@ def videos(tmp_path_factory) -> list[str]:
 
 
 def predict(videos: list[str], folder: Path, detector: tuple, arguments: PredictionArguments, **options) -> None:
-    predict_videos(videos, folder, *detector, arguments, show_progress=False, **options)
+    predict_videos(videos, folder, *detector, arguments, **({"show_progress": False} | options))
 
 
 def summary_of(folder: Path) -> dict:
@@ -92,8 +92,9 @@ def test_every_video_gets_its_files_and_broken_ones_are_listed(videos, detector,
         assert {row["video"] for row in csv.DictReader(file)} == {"one.mp4", "two.mp4", "cut.mp4"}
 
 
-def test_single_video_is_drawn_and_tubes_are_written(videos, detector, tmp_path):
-    predict(videos[:1], tmp_path, detector, PredictionArguments(tubes=True, attention="sit", attention_person=1))
+def test_single_video_is_drawn_and_tubes_are_written(videos, detector, tmp_path, capsys):
+    arguments = PredictionArguments(tubes=True, attention="sit", attention_person=1)
+    predict(videos[:1], tmp_path, detector, arguments, show_progress=True)
 
     assert files_of(tmp_path / "one") == {
         *("detections.json", "detections.csv", "summary.json", "annotated.mp4", "preview.png", "attention.png"),
@@ -106,6 +107,7 @@ def test_single_video_is_drawn_and_tubes_are_written(videos, detector, tmp_path)
     people = {person["person_id"] for person in content["people"]}
     assert people == {actor["person_id"] for keyframe in content["keyframes"] for actor in keyframe["actors"]}
     assert content["people"][0]["timeline"][0]["end_seconds"] <= 3
+    assert "100% |" in capsys.readouterr().err
 
 
 def test_people_alone_are_everybody_whatever_they_do(videos, detector, tmp_path):

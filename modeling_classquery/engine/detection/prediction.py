@@ -347,6 +347,8 @@ def _detect_and_write(job: _Job, folder: Path, work: _Work, progress: tqdm, plac
             "no pictures: what comes from a camera or an address is seen only once; save it as a file"
         )
         logger.warning(f"{job.name.file}: {summary['left_out']}")
+    # What follows the last keyframe.
+    progress.update(max(0.0, summary["video_seconds"] - (frames[-1].seconds if frames else 0.0)))
     return summary
 
 
@@ -482,7 +484,7 @@ def _total_seconds(jobs: Sequence[_Job]) -> float | None:
         # One that cannot be read is listed when its turn comes.
         if _why_unreadable(path) is None:
             total += ClipReader().info(path).duration_seconds
-    return round(total, 1)
+    return total
 
 
 def _join_tables(paths: Sequence[Path], output: Path) -> None:

@@ -85,6 +85,5 @@ def adapt_to_cpu(training_args: TrainingArguments) -> None:
     """Leave a core to each data worker: threads that have to wait for one make a step several times slower."""
     if training_args.device.type == "cpu":
         refuse_half_precision_on_cpu(training_args)
-        training_args.dataloader_pin_memory = False
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, os.cpu_count() - training_args.dataloader_num_workers))

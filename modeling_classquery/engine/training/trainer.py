@@ -70,6 +70,8 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
         **kwargs,
     ):
         refuse_half_precision_on_cpu(args)
+        # PyTorch warns of it where there is nothing to copy to.
+        args.dataloader_pin_memory &= args.device.type != "cpu"
         self.optimization = optimization or OptimizationArguments()
         if self.optimization.total_batch_size is not None:
             # Before anything, as DeepSpeed's configuration, is filled in from it.
