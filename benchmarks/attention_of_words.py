@@ -45,7 +45,9 @@ def main() -> None:
     sentence = options.sentence or DESCRIPTIONS[options.held_out]
     known = {label: None for label in model.config.id2label.values() if label != options.held_out}
     model.set_classes(known | {sentence: sentence}, encode)
-    people = people_who_show(options.held_out, options.data_dir, options.max_movies, sentence, model, processor)
+    people = list(people_who_show(options.held_out, options.data_dir, options.max_movies, sentence, model, processor))
+    if not people:
+        parser.error(f"nobody with {options.held_out!r} is found in {options.max_movies} movies: train longer")
     path, frame, person = max(people, key=lambda found: dict(found[2].actions)[sentence])
     labels = [sentence, *(label for label in RELATIONS if label != options.held_out)]
     person = with_attention(path, frame, person, labels, model, processor)
