@@ -27,18 +27,25 @@ from classquery.data.annotations.registry import prepare_dataset
 RECIPES = ("demo", "demo_ucf101_24", "demo_jhmdb_21")
 SAME = {"matrix_optimizer": "same", "matrix_learning_rate": None}
 NO_AIDS = {"sine_frequencies": "paired", "initial_boxes": "random", "denoising_groups": 0}
-STEPS_BEFORE = {"demo": 1400, "demo_ucf101_24": 1200, "demo_jhmdb_21": 1200}
+WHOLE = {"supervised_frames": None}
+_TUBES_BEFORE = {"max_steps": 1200, "warmup_steps": 100, "per_device_train_batch_size": 8}
+TRAINING_BEFORE = {
+    "demo": {"max_steps": 1400, "warmup_steps": 100},
+    "demo_ucf101_24": _TUBES_BEFORE,
+    "demo_jhmdb_21": _TUBES_BEFORE,
+}
 # Values of `corrected()` that the recipe has, undone, and those that it has not. No clip of it is padded.
 OTHER = {name: "released" if name in load_recipe("demo").model else CORRECTED[name] for name in CORRECTED}
 OTHER.pop("padding")
 # By section of the recipe, what each arm changes.
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "recipe": {},
-    "before": {"model": NO_AIDS, "optimization": SAME},
+    "before": {"model": NO_AIDS, "optimization": SAME, "data": WHOLE},
     "without octaves": {"model": {"sine_frequencies": "paired"}},
     "without grid": {"model": {"initial_boxes": "random"}},
     "without denoising": {"model": {"denoising_groups": 0}},
     "without Muon": {"optimization": SAME},
+    "without drawing frames": {"data": WHOLE},
     **{f"{value} {name}": {"model": {name: value}} for name, value in OTHER.items()},
 }
 SCORES = ("frame_map_50", "video_map_20", "video_map_50")
@@ -61,7 +68,7 @@ def main() -> None:
         data_dir = prepare_dataset(recipe, options.work_dir / recipe)
         runs = {
             run_name(options, recipe, arm, seed): partial(
-                run_arm, recipe, arm, seed, data_dir, steps_of(options, recipe, arm), options.eval_steps
+                run_arm, recipe, arm, seed, data_dir, options.eval_steps, options.max_steps
             )
             for seed in options.seeds
             for arm in options.arms
@@ -80,23 +87,18 @@ def run_name(options: argparse.Namespace, recipe: str, arm: str, seed: int) -> s
     return f"{recipe}-{arm}{f'-{options.max_steps}-steps' if options.max_steps else ''}-seed-{seed}"
 
 
-def steps_of(options: argparse.Namespace, recipe: str, arm: str) -> int:
-    """Updates of an arm."""
-    steps = STEPS_BEFORE[recipe] if arm == "before" else load_recipe(recipe).training["max_steps"]
-    return options.max_steps or steps
-
-
 def run_arm(
-    recipe: str, arm: str, seed: int, data_dir: Path, max_steps: int, eval_steps: int
+    recipe: str, arm: str, seed: int, data_dir: Path, eval_steps: int, max_steps: int | None
 ) -> list[dict[str, float]]:
     """Train once, and return the curve."""
-    changes = ARMS[arm]
-    model = make_model(recipe, data_dir, seed, **changes.get("model", {}))
-    training = {"max_steps": max_steps, "eval_steps": eval_steps}
-    output_dir, optimization = data_dir.parent / "runs", changes.get("optimization")
-    return train(
-        recipe, model, data_dir, output_dir, seed, training=training, optimization=optimization, scores=SCORES
-    )[1]
+    changes = dict(ARMS[arm])
+    model = make_model(recipe, data_dir, seed, **changes.pop("model", {}))
+    training = {"eval_steps": eval_steps} | (TRAINING_BEFORE[recipe] if arm == "before" else {})
+    if max_steps:
+        training["max_steps"] = max_steps
+    return train(recipe, model, data_dir, data_dir.parent / "runs", seed, training=training, scores=SCORES, **changes)[
+        1
+    ]
 
 
 def table(curves: dict[str, list[list[dict[str, float]]]]) -> str:

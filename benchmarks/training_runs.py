@@ -132,6 +132,7 @@ def train(
     rows: Dataset | None = None,
     validation_rows: Dataset | None = None,
     processor: ClassQueryVideoProcessor | None = None,
+    data: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     optimization: Mapping[str, Any] | None = None,
     scores: tuple[str, ...] = (),
@@ -146,7 +147,7 @@ def train(
         output_dir: Of the trainer.
         seed: Of the order of clips and of the noise.
         rows, validation_rows, processor: In place of those of the recipe.
-        training, optimization: Values in place of those of the recipe.
+        data, training, optimization: Values in place of those of the recipe.
         scores: Names of the scores that are noted at every evaluation.
         callbacks: Others for the trainer.
 
@@ -154,7 +155,7 @@ def train(
         The trainer when it has trained, and the scores with steps and CPU seconds of all updates before.
     """
     recipe = load_recipe(recipe_name)
-    dataset, data = recipe.data["dataset"], DataArguments(**recipe.data)
+    dataset, data = recipe.data["dataset"], DataArguments(**recipe.data | dict(data or {}))
     processor = processor or ClassQueryVideoProcessor(**recipe.processor)
     edge = processor.size["shortest_edge"]
     if rows is None:
