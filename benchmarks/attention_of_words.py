@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from open_vocabulary import DESCRIPTIONS, encode
 from PIL import Image
+from words import DESCRIPTIONS, encode
 
 from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor, load_detector
 from classquery.data.annotations.registry import load_action_dataset, load_action_labels

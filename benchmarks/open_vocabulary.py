@@ -21,43 +21,20 @@ Results and models are kept in DIR: what is there is not run again.
 """
 
 import argparse
-import zlib
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from training_runs import make_model, run_missing, train
+from words import DESCRIPTIONS, WIDTH, encode
 
 from classquery.configuration import load_recipe
 from classquery.data.annotations.registry import load_action_dataset, load_action_labels, prepare_dataset
 from classquery.data.annotations.schema import to_dataset
 from classquery.data.demo.movies import RELATIONS
 from classquery.data.novel_classes import hide_novel_classes
-
-
-DESCRIPTIONS = {
-    "stand": "the person stands still",
-    "walk": "the person walks",
-    "jump": "the person jumps",
-    "ball on the left": "a ball is on the left of the person",
-    "ball on the right": "a ball is on the right of the person",
-    "kite on the left": "a kite is on the left of the person",
-    "kite on the right": "a kite is on the right of the person",
-    "watch a jump": "the person watches another jump",
-}
-WIDTH = 64
-
-
-def encode(sentences: list[str]) -> torch.Tensor:
-    """Mean of one vector per word, which is the same in all runs: (n, 64)."""
-    return F.normalize(torch.stack([torch.stack(list(map(_vector, s.split()))).mean(0) for s in sentences]), dim=-1)
-
-
-def _vector(word: str) -> torch.Tensor:
-    return torch.randn(WIDTH, generator=torch.Generator().manual_seed(zlib.crc32(word.encode())))
 
 
 def words_of(arm: str, seed: int) -> dict[str, str]:

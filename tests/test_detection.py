@@ -401,7 +401,7 @@ def test_attention_is_left_out_unless_asked_for(model, processor, path):
     ],
 )
 def test_numbers_out_of_range_raise(argument, model, processor, path):
-    with pytest.raises(ValueError, match="must be positive|at least 1|a threshold is NaN"):
+    with pytest.raises(ValueError, match="must be positive|at least 1|more than 0|a threshold is NaN"):
         detect(path, model, processor, **argument)
 
 

@@ -199,7 +199,7 @@ def closest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     with_its_words = [other for other in known if _words(name) <= _words(other)]
     matches = difflib.get_close_matches(name, with_its_words or known, n=1, cutoff=0.0)
-    return f", did you mean {matches[0]!r}?" if matches else ""
+    return f", did you mean {abbreviate(repr(matches[0]))}?" if matches else ""
 
 
 def _words(name: str) -> set[str]:
