@@ -229,7 +229,7 @@ def test_space_runs_by_itself(tmp_path):
 def url(page):
     pytest.importorskip("gradio")
     blocks = build_page(page)
-    _, address, _ = blocks.queue().launch(prevent_thread_lock=True, quiet=True)
+    _, address, _ = blocks.queue().launch(prevent_thread_lock=True, quiet=True, css=demo._CSS)
     yield address
     blocks.close()
 
