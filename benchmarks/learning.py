@@ -3,8 +3,8 @@
     python benchmarks/learning.py --work_dir DIR [--recipes demo demo_ucf101_24 demo_jhmdb_21] [--seeds 0 1 2]
         [--arms NAME ...] [--processes 2] [--eval_steps 100] [--plot curves.png]
 
-Arms are the recipe and what differs from it: what it was before (commit aaa7d40), or without one of its aids. Each run
-is a process with one thread, and its result a file in DIR: what is there is not run again, so that an interrupted
+Arms are the recipe and what differs from it: what it was before (commit aaa7d40), or without one of its aids. Runs
+have one thread each, and their results are files in DIR: what is there is not run again, so that an interrupted
 measurement goes on where it was. CPU seconds are those of the updates alone, without reading and scoring clips: the
 demo recipes augment nothing, so that clips are read once and kept.
 """

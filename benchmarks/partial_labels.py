@@ -1,6 +1,6 @@
 """Must bystanders be boxed? What it costs to leave half of the actors without a box, and what it helps to say where.
 
-    python benchmarks/partial_labels.py --work_dir DIR [--seeds 0 1 2] [--max_steps 600] [--arms ...]
+    python benchmarks/partial_labels.py --work_dir DIR [--seeds 0 1 2] [--max_steps 1100] [--arms ...]
 
 The recipe `demo` is trained on the demo movies, once with all annotations and once with each way to leave half of the
 actors out, drawn actor by actor:
