@@ -8,7 +8,8 @@ import os
 import torch
 
 from . import cpu, cuda, ops, pixels
-from .ops import Shapes, check_inputs
+from .ops import Shapes
+from .ops import check_inputs as check_inputs  # Which callers find here.
 
 
 logger = logging.getLogger(__name__)
@@ -107,22 +108,10 @@ def deformable_attention_3d(
     attention_logits: torch.Tensor,
     offset_scale: torch.Tensor,
 ) -> torch.Tensor:
-    """Sum values sampled around each query's reference points, weighted by a softmax over all levels and points.
+    """Compute what `deformable_attention_3d` of `classquery.ops_classquery` does, from the same tensors.
 
     Neither locations nor softmax weights are ever written to memory, and only the arguments are kept for the gradient.
-    A location that is NaN or infinite contributes nothing, as in the plain form.
-
-    Args:
-        value: Features of shape (batch, num_cells, num_heads, head_dim); the cells of all levels one after the other,
-            each level in row-major (t, h, w) order. float16 and bfloat16 are summed in float32.
-        spatio_temporal_shapes: Size (t, h, w) of each level; their products sum to `num_cells`.
-        reference_points: Shape (batch, num_queries, num_levels, 3), as (x, y, t) in [0, 1] of each level.
-        sampling_offsets: Shape (batch, num_queries, num_heads, num_levels, num_points, 3), as (x, y, t).
-        attention_logits: Shape (batch, num_queries, num_heads, num_levels, num_points).
-        offset_scale: Shape (num_levels, 3): the length of an offset of one along (x, y, t), as part of the level's.
-
-    Returns:
-        Shape (batch, num_queries, num_heads * head_dim), in the dtype of `value`.
+    float16 and bfloat16 are summed in float32.
 
     Raises:
         TypeError, ValueError: If the tensors do not fit each other.
@@ -138,16 +127,7 @@ def ms_deform_attn_3d(
     sampling_locations: torch.Tensor,
     attention_weights: torch.Tensor,
 ) -> torch.Tensor:
-    """Sum values sampled at the given locations with the given weights; the operator of the published model.
-
-    Args:
-        value: Shape (batch, num_cells, num_heads, head_dim), as in `deformable_attention_3d`.
-        spatio_temporal_shapes: Size (t, h, w) of each level.
-        sampling_locations: Shape (batch, num_queries, num_heads, num_levels, num_points, 3), as (x, y, t) in [0, 1].
-        attention_weights: Shape (batch, num_queries, num_heads, num_levels, num_points).
-
-    Returns:
-        Shape (batch, num_queries, num_heads * head_dim), in the dtype of `value`.
+    """Compute what `ms_deform_attn_3d` of `classquery.ops_classquery` does, from the same tensors.
 
     Raises:
         TypeError, ValueError: If the tensors do not fit each other.
@@ -159,15 +139,3 @@ def ms_deform_attn_3d(
 
 def _flat(shapes: Shapes) -> list[int]:
     return [size for shape in shapes for size in shape]
-
-
-__all__ = [
-    "check_inputs",
-    "chosen",
-    "deformable_attention_3d",
-    "implementations",
-    "ms_deform_attn_3d",
-    "pixels",
-    "shifts_hsv",
-    "use_implementation",
-]
