@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,12 @@ class CheckpointError(ValueError):
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHT_FILES = (".bin", ".pt", ".pth", ".safetensors")
-_FOLDER_CONTENTS = (
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model-*-of-*.bin",
-)
+_SAFE_CONTENTS = ["model.safetensors", "model-*-of-*.safetensors"]
+_PICKLED_CONTENTS = ["pytorch_model.bin", "pytorch_model-*-of-*.bin"]
 # Where training scripts put the weights beside what else they save: published ones, Lightning, mmaction2 and others.
 _STATE_DICTS = ("state_dict", "model_state_dict", "model", "module")
-_MAX_QUOTED = 200
+# Characters of a file that a message shows.
+MAX_QUOTED = 200
 
 # What parsers raise on bytes that are damaged, or none of theirs.
 DAMAGED = (
@@ -72,7 +69,7 @@ class _NotRead:
 
 # What training scripts save beside the weights. None of it is ever built: numpy would trust the layout of a data type
 # that the file describes.
-_OFTEN_BESIDE_WEIGHTS = [
+_OFTEN_BESIDE_WEIGHTS: list[Callable | tuple[Callable, str]] = [
     (_NotRead, name)
     for name in (
         "argparse.Namespace",
@@ -97,7 +94,8 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"there is no file or folder {path}")
     files = [path]
     if path.is_dir():
-        files = next(filter(None, (sorted(path.glob(pattern)) for pattern in _FOLDER_CONTENTS)), [])
+        patterns = (*_SAFE_CONTENTS, *_PICKLED_CONTENTS)
+        files = next(filter(None, (sorted(path.glob(pattern)) for pattern in patterns)), [])
         if not files:
             raise CheckpointError(f"the folder {path} holds neither model.safetensors nor pytorch_model.bin")
     return {name: tensor for file in files for name, tensor in _read_file(file).items()}
@@ -106,10 +104,9 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 def _downloaded(repo_id: str) -> Path:
     """Folder with the weights of a repository on the Hub; pickles only where there is no safetensors."""
     try:
-        safe, pickled = _FOLDER_CONTENTS[:2], _FOLDER_CONTENTS[2:]
-        folder = Path(snapshot_download(repo_id, allow_patterns=safe))
+        folder = Path(snapshot_download(repo_id, allow_patterns=_SAFE_CONTENTS))
         if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(repo_id, allow_patterns=pickled))
+            folder = Path(snapshot_download(repo_id, allow_patterns=_PICKLED_CONTENTS))
     except (OSError, httpx.HTTPError) as error:
         raise CheckpointError(
             f"{repo_id} is no file or folder, and its weights could not be had from the Hub: {error}"
@@ -132,7 +129,7 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
         found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(
             f"{path} must hold a dict of tensors, on its own or under {', '.join(map(repr, _STATE_DICTS))}; got "
-            f"{found[:_MAX_QUOTED]}"
+            f"{found[:MAX_QUOTED]}"
         )
     return content
 
@@ -179,14 +176,14 @@ def read_matlab(path: str | Path) -> dict[str, torch.Tensor]:
         if result.returncode:
             reason = (result.stderr.strip().splitlines() or ["the reader crashed"])[-1]
             raise CheckpointError(
-                f"{path} is damaged or no MATLAB file of version 4 to 7.2: {reason[:_MAX_QUOTED]}; fetch it again"
+                f"{path} is damaged or no MATLAB file of version 4 to 7.2: {reason[:MAX_QUOTED]}; fetch it again"
             )
         with reading(path), np.load(copy, allow_pickle=False) as arrays:
             tensors = {name: torch.from_numpy(arrays[name]) for name in arrays}
     not_numbers = sorted(name for name in tensors if name.startswith(_NO_NUMBERS))
     if not_numbers:
         names = ", ".join(name.removeprefix(_NO_NUMBERS) for name in not_numbers)
-        raise CheckpointError(f"{path} must hold arrays of numbers; these are none: {names[:_MAX_QUOTED]}")
+        raise CheckpointError(f"{path} must hold arrays of numbers; these are none: {names[:MAX_QUOTED]}")
     return tensors
 
 
@@ -218,8 +215,8 @@ def reading(path: str | Path, otherwise: str = "damaged or not complete") -> Ite
     except CheckpointError:
         raise
     except DAMAGED as error:
-        reason = f"{type(error).__name__}: {error}"[:_MAX_QUOTED]
+        reason = f"{type(error).__name__}: {error}"[:MAX_QUOTED]
         raise CheckpointError(f"{path} is {otherwise} ({reason}); fetch it or copy it again") from error
 
 
-__all__ = ["DAMAGED", "CheckpointError", "read_matlab", "read_tensors", "reading"]
+__all__ = ["DAMAGED", "MAX_QUOTED", "CheckpointError", "read_matlab", "read_tensors", "reading"]

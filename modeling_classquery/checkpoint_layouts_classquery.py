@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .checkpoint_files_classquery import CheckpointError
+from .checkpoint_files_classquery import MAX_QUOTED, CheckpointError
 from .configuration_classquery import ClassQueryConfig
 
 
@@ -21,7 +21,6 @@ from .configuration_classquery import ClassQueryConfig
 Origin = tuple[str | None, ...]
 # Our prefix -> that of a layout, then the modules below it. "*" stands for a layer number; others keep their name.
 Scopes = Mapping[str, tuple[str, Mapping[str, str]]]
-_MAX_QUOTED = 200
 
 _PUBLISHED: Scopes = {
     "model.decoder.box_head.": ("bbox_embed.", {}),
@@ -160,7 +159,7 @@ class WeightSource:
         """
         if not self.used & self.tensors.keys():
             example = next(iter(sorted(self.used)), "")
-            found = ", ".join(sorted(self.tensors)[:3])[:_MAX_QUOTED] or "nothing"
+            found = ", ".join(sorted(self.tensors)[:3])[:MAX_QUOTED] or "nothing"
             raise CheckpointError(
                 f"{message}: it has none of the {len(self.used)} names that are expected, such as {example}; it holds "
                 f"{len(self.tensors)} tensors, as {found}"
@@ -189,7 +188,7 @@ class WeightSource:
 
     def _unexpected(self) -> Iterator[str]:
         for name in sorted(self.tensors.keys() - self.used - self.dropped):
-            yield f"unexpected: {name[:_MAX_QUOTED]} {tuple(self.tensors[name].shape)}"
+            yield f"unexpected: {name[:MAX_QUOTED]} {tuple(self.tensors[name].shape)}"
 
     def _misshapen(self) -> Iterator[str]:
         for name, part, expected in self._parts():
@@ -199,7 +198,7 @@ class WeightSource:
                 yield f"shape of {name}: got {shape}, expected {expected}{meaning}{_called(part, name)}"
 
     def _join(self, origin: Origin) -> torch.Tensor:
-        first = self.tensors[origin[0]]
+        first = self.tensors[next(filter(None, origin))]
         if len(origin) == 1:
             return first
         return torch.cat([torch.zeros_like(first) if part is None else self.tensors[part] for part in origin])
@@ -262,7 +261,7 @@ def published_detector(
         tile_anchors: Whether anchors of a keyframe may serve all frames.
     """
     origins = {name: _published_origin(name) for name in shapes}
-    tensors, prefix = _unwrapped(original, itertools.chain.from_iterable(origins.values()))
+    tensors, prefix = _unwrapped(original, (part for origin in origins.values() for part in origin if part))
     tensors = {name: _reshape(name, tensor, config) for name, tensor in tensors.items()}
     tied = {name: repeated for name in tensors if (repeated := _repeated(name)) != name and repeated in tensors}
     source = WeightSource(
@@ -337,7 +336,7 @@ def _unused(tensors: Mapping[str, torch.Tensor], config: ClassQueryConfig) -> se
 
 def _fit_anchors(source: WeightSource, config: ClassQueryConfig, tile_anchors: bool) -> None:
     """Cut the anchors (frames, queries, 4) of all frames to the keyframe's, or repeat the latter for every frame."""
-    (name,) = source.origins["model.reference_boxes"]
+    (name,) = filter(None, source.origins["model.reference_boxes"])
     anchors = source.tensors.get(name)
     if anchors is None or anchors.ndim != 3:
         return
@@ -402,7 +401,7 @@ def token_backbone(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tor
         shapes: Shapes of the tensors of our backbone.
     """
     tensors, prefix = _unwrapped(tensors, (name.removeprefix("model.backbone.") for name in shapes))
-    origins = {}
+    origins: dict[str, Origin] = {}
     for name in shapes:
         original = name.removeprefix("model.backbone.")
         # Spelled in two ways in checkpoints of VideoMAE.
@@ -423,12 +422,13 @@ def csn_backbone(
         shapes: Shapes of the tensors of our backbone.
     """
     scopes = _csn_scopes(depths)
-    origins = {name: (_csn_name(name, scopes),) for name in shapes}
+    names = {name: _csn_name(name, scopes) for name in shapes}
     tensors = dict(tensors)
-    for name, (part,) in origins.items():
+    for name, part in names.items():
         if part in tensors and _without_ones(tensors[part].shape) == _without_ones(shapes[name]):
             tensors[part] = tensors[part].reshape(shapes[name])
-    return WeightSource(tensors, shapes, origins, dropped={name for name in tensors if _CSN_HEADS.fullmatch(name)})
+    heads = {name for name in tensors if _CSN_HEADS.fullmatch(name)}
+    return WeightSource(tensors, shapes, {name: (part,) for name, part in names.items()}, dropped=heads)
 
 
 def _csn_scopes(depths: Sequence[int]) -> Scopes:

@@ -9,11 +9,12 @@ back once; nothing else waits for it.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers.image_transforms import center_to_corners_format
+from torchvision.ops import box_convert
 from transformers.utils import is_scipy_available
 
 from .configuration_classquery import ClassQueryConfig
@@ -109,7 +110,8 @@ def action_detection_loss(
     # (batch, frames, ...) -> (num_clip_frames, ...)
     layers = [{name: states.flatten(0, 1) for name, states in predictions[layer].items()} for layer in supervised]
     targets = targets.on(layers[-1]["logits"].device)
-    total, loss_dict = 0, {}
+    total: Any = 0
+    loss_dict: dict[str, torch.Tensor] = {}
     for layer, flat, pairs in zip(supervised, layers, match_layers(layers, targets, config), strict=True):
         suffix = "" if layer == len(predictions) - 1 else f"_{layer}"
         terms = _layer_loss(flat, pairs, targets, divisors, config)
@@ -213,7 +215,7 @@ def _matching_cost(
 
 def generalized_box_iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Generalized IoU in [-1, 1] of boxes (..., 4), (cx, cy, w, h), with broadcasting."""
-    boxes, others = center_to_corners_format(boxes), center_to_corners_format(others)
+    boxes, others = (box_convert(tensor, "cxcywh", "xyxy") for tensor in (boxes, others))
     sizes = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0), (others[..., 2:] - others[..., :2]).clamp(min=0)
     intersection = torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])
     intersection = intersection.clamp(min=0).prod(-1)
@@ -275,8 +277,8 @@ def _ignored_candidates(
     """Candidates without an actor that mostly lie in one ignored region: (num_clip_frames, num_queries), or None."""
     if "ignored_boxes" not in targets:
         return None
-    boxes = center_to_corners_format(boxes.detach().float())[:, :, None]
-    regions = center_to_corners_format(targets["ignored_boxes"])[:, None]
+    boxes = box_convert(boxes.detach().float(), "cxcywh", "xyxy")[:, :, None]
+    regions = box_convert(targets["ignored_boxes"], "cxcywh", "xyxy")[:, None]
     corners = torch.maximum(boxes[..., :2], regions[..., :2]), torch.minimum(boxes[..., 2:], regions[..., 2:])
     inside = (corners[1] - corners[0]).clamp(min=0).prod(-1)
     area = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)

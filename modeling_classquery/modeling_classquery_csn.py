@@ -71,7 +71,13 @@ class ClassQueryCSNBackbone(nn.Module):
         return [ClassQueryCSNBlock.expansion * width for width in self.stage_widths]
 
     def _frozen_parts(self) -> list[nn.Module]:
-        parts = [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
+        parts: list[list[nn.Module]] = [
+            [self.conv1, self.bn1],
+            [self.layer1],
+            [self.layer2],
+            [self.layer3],
+            [self.layer4],
+        ]
         return [part for group in parts[: self.config.freeze_stages] for part in group]
 
     def train(self, mode: bool = True):
@@ -125,7 +131,7 @@ def _conv(
     groups: int = 1,
 ) -> nn.Conv3d:
     sizes = (kernel_size,) * 3 if isinstance(kernel_size, int) else kernel_size
-    padding = tuple(size // 2 for size in sizes)
+    padding = (sizes[0] // 2, sizes[1] // 2, sizes[2] // 2)
     return nn.Conv3d(in_channels, out_channels, sizes, stride=stride, padding=padding, groups=groups, bias=False)
 
 

@@ -35,6 +35,8 @@ class ClassQueryViTBackbone(nn.Module):
     can be interpolated in time as well.
     """
 
+    position_table: torch.Tensor
+
     def __init__(self, config: ClassQueryViTConfig, num_frames: int):
         super().__init__()
         self.config = config

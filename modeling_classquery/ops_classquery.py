@@ -4,10 +4,13 @@ The plain PyTorch form below runs everywhere and is the reference. Where the pac
 installed beside this module, the first that fits the tensors runs instead; model code on the Hub travels alone.
 """
 
+import functools
 import importlib.util
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +36,7 @@ def _find_kernels() -> ModuleType | None:
     return importlib.import_module(f"{beside}.choice") if importlib.util.find_spec(beside) else None
 
 
-_KERNELS = _find_kernels()
+_KERNELS: Any = _find_kernels()
 
 
 def deformable_attention_3d(
@@ -111,7 +114,9 @@ def _computed_dtype(value: torch.Tensor) -> torch.dtype:
     return torch.float64 if value.dtype == torch.float64 else torch.float32
 
 
-def _sum_over_levels(value: torch.Tensor, shapes: list[tuple[int, int, int]], levels) -> torch.Tensor:
+def _sum_over_levels(
+    value: torch.Tensor, shapes: list[tuple[int, int, int]], levels: Iterable[tuple[torch.Tensor, torch.Tensor]]
+) -> torch.Tensor:
     """Sample and weigh each level by itself, so that no tensor ever holds the samples of all levels.
 
     Args:
@@ -121,10 +126,11 @@ def _sum_over_levels(value: torch.Tensor, shapes: list[tuple[int, int, int]], le
             num_queries, num_heads, num_points), in the dtype that is computed in.
     """
     level_values = value.to(_computed_dtype(value)).split([t * h * w for t, h, w in shapes], dim=1)
-    output = 0
-    for level_value, shape, (locations, weights) in zip(level_values, shapes, levels, strict=True):
-        output = output + _sample_level(level_value, shape, locations, weights)
-    return output.to(value.dtype)
+    sampled = (
+        _sample_level(level_value, shape, locations, weights)
+        for level_value, shape, (locations, weights) in zip(level_values, shapes, levels, strict=True)
+    )
+    return functools.reduce(torch.add, sampled).to(value.dtype)
 
 
 def _sample_level(

@@ -83,8 +83,9 @@ class ClipPlan:
         """
         frames = torch.arange(num_frames, device=device)[config.output_frame_slice(num_frames)]
         num_slots = shapes[-2][0]
-        is_masked = padding is not None and config.padding == "masked"
-        masks = padding.level_masks if is_masked else [_all_real(h, w, device) for _, h, w in shapes]
+        masks = [_all_real(h, w, device) for _, h, w in shapes]
+        if padding is not None and config.padding == "masked":
+            masks = padding.level_masks
         weights, read_index = axis_weights(config, shapes, masks, num_frames), None
         # An exported program may serve other sizes as well.
         if config.output_frames == "keyframe" and not every_cell and not torch.compiler.is_exporting():
@@ -184,7 +185,7 @@ class ClipPlans:
         self._plans[key] = plan
         while len(self._plans) > self.most:
             self._plans.pop(next(iter(self._plans)), None)
-        return plan if is_by_size else plan.padded(config, padding)
+        return plan if padding is None or is_by_size else plan.padded(config, padding)
 
     def __deepcopy__(self, memo) -> "ClipPlans":
         return ClipPlans()

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torchvision.ops import box_convert
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_transforms import center_to_corners_format
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling, SizeDict
 from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
@@ -242,8 +242,7 @@ class ClassQueryVideoProcessor(SavedWithCode, BaseVideoProcessor):
         Raises:
             ValueError: If the number of target sizes is not the number of clips.
         """
-        # Annotated as for any framework.
-        boxes: Any = center_to_corners_format(outputs["pred_boxes"].float())
+        boxes = box_convert(outputs["pred_boxes"].float(), "cxcywh", "xyxy")
         if target_sizes is not None:
             if len(target_sizes) != len(boxes):
                 raise ValueError(

@@ -16,7 +16,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor, demo_checkpoint
-from classquery.checkpoint_files_classquery import DAMAGED, CheckpointError, read_tensors, reading
+from classquery.checkpoint_files_classquery import DAMAGED, MAX_QUOTED, CheckpointError, read_tensors, reading
 from classquery.checkpoint_layouts_classquery import without_prefix, wrapping_prefix
 from classquery.loss_classquery import NotFiniteError
 from classquery.published_classquery import local_detector
@@ -37,7 +37,6 @@ _BESIDE_FIELDS = {
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # Of weights in four bits; and of tables that are computed, not stored.
 _VALUES_PER_BYTE, _VALUES_NOT_STORED = 2, 2**26
-_MAX_QUOTED = 200
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -72,7 +71,7 @@ def load_detector(
             raise CheckpointError(f"the weights in {path} are of no use: {error}") from error
     problems = {kind: sorted(map(str, report[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
     if any(problems.values()):
-        found = "; ".join(f"{len(keys)} {kind}, as {keys[0][:200]}" for kind, keys in problems.items() if keys)
+        found = "; ".join(f"{len(keys)} {kind}, as {keys[0][:MAX_QUOTED]}" for kind, keys in problems.items() if keys)
         raise CheckpointError(f"the weights in {path} do not fit its config.json: {found}")
     return model, _load_processor(path)
 
@@ -125,7 +124,7 @@ def _load_processor(path: str | os.PathLike[str]) -> ClassQueryVideoProcessor:
     try:
         return ClassQueryVideoProcessor.from_pretrained(path)
     except DAMAGED as error:
-        message = str(error)[:_MAX_QUOTED]
+        message = str(error)[:MAX_QUOTED]
         raise CheckpointError(
             f"the processor of {path} (video_preprocessor_config.json) cannot be: {message}; copy it from where the "
             "model comes from"
@@ -161,7 +160,7 @@ def _load_config(path: str | os.PathLike[str], name: str | os.PathLike[str]) -> 
     try:
         config = AutoConfig.from_pretrained(path)
     except (StrictDataclassError, *DAMAGED) as error:
-        reason = str(error.__cause__ or error)[:_MAX_QUOTED]
+        reason = str(error.__cause__ or error)[:MAX_QUOTED]
         raise CheckpointError(f"config.json of {path} cannot be: {reason}{_age(values)}") from error
     unknown = _unknown_keys(config, values)
     if unknown:
@@ -203,7 +202,9 @@ def _weight_files(path: str | os.PathLike[str], allow_pickle: bool) -> list[Path
     files = [find(name) for name in names]
     missing = [name for name, found in zip(names, files, strict=True) if found is None]
     if missing:
-        raise CheckpointError(f"{path} lacks {len(missing)} of {len(names)} files of weights, as {missing[0][:200]}")
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} of {len(names)} files of weights, as {missing[0][:MAX_QUOTED]}"
+        )
     return [Path(found) for found in files if found is not None]
 
 

@@ -21,6 +21,26 @@ from classquery.engine.demo.limits import MAX_SECONDS, MAX_UPLOAD_MB
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m classquery.engine.demo") -> None:
     """Serve the page, or write a Space."""
+    options = _parse(arguments, prog)
+    page = importlib.import_module("classquery.engine.demo.page")
+    try:
+        if options.write_space or options.push_to_hub:
+            folder = page.write_space(options.write_space or tempfile.mkdtemp(), options.model)
+            if options.push_to_hub:
+                page.push_space(folder, options.push_to_hub)
+            return
+        page.launch(
+            options.model,
+            max_upload_mb=options.max_upload_mb,
+            max_seconds=options.max_seconds,
+            server_name=options.host,
+            server_port=options.port,
+        )
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,23 +63,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m class
     )
     parser.add_argument("--write_space", metavar="DIR", help="write a Space instead of serving the page")
     parser.add_argument("--push_to_hub", metavar="USER/NAME", help="upload it, too")
-    arguments = parser.parse_args(arguments)
-    page = importlib.import_module("classquery.engine.demo.page")
-    try:
-        if arguments.write_space or arguments.push_to_hub:
-            folder = page.write_space(arguments.write_space or tempfile.mkdtemp(), arguments.model)
-            if arguments.push_to_hub:
-                page.push_space(folder, arguments.push_to_hub)
-            return
-        page.launch(
-            arguments.model,
-            max_upload_mb=arguments.max_upload_mb,
-            max_seconds=arguments.max_seconds,
-            server_name=arguments.host,
-            server_port=arguments.port,
-        )
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ class VideoPage:
         self.processor = processor
         self.folder = folder
         self._time_limit = TimeLimit(max_seconds)
-        self._folders_of_sessions: dict[str, set[str]] = defaultdict(set)
+        self._folders_of_sessions: dict[str | None, set[str]] = defaultdict(set)
 
     @property
     def notice(self) -> str | None:
@@ -169,7 +169,7 @@ class VideoPage:
         )
         (name,) = name_videos([video])
         written = Path(folder.name) / name.folder
-        summary = ResultFolder(written).summary
+        summary = ResultFolder(written).summary or {}
         if "error" in summary:
             raise ValueError(_without_path(summary["error"], video))
         facts, frames = read_detections(written / "detections.json")
@@ -211,12 +211,12 @@ class VideoPage:
         """Write a movie to try the page with."""
         return str(write_demo_movie(tempfile.mkdtemp(prefix="example-", dir=self.folder), "validation", 0))
 
-    def keep_for(self, session: str, folder: str | Path) -> None:
+    def keep_for(self, session: str | None, folder: str | Path) -> None:
         """Note that a session needs a folder among those of the page."""
         if self.folder is not None and Path(self.folder) in Path(folder).parents:
             self._folders_of_sessions[session].add(str(folder))
 
-    def end_session(self, session: str) -> None:
+    def end_session(self, session: str | None) -> None:
         """Remove what no other session needs."""
         folders = self._folders_of_sessions.pop(session, set())
         # A video that two sessions uploaded is there once.
@@ -397,13 +397,12 @@ def write_space(folder: str | Path, model: str = "demo") -> Path:
 def _requirements() -> list[str]:
     """What the package and the page depend on, without gradio, which the Space brings in the version of its README."""
     required = [Requirement(line) for line in importlib.metadata.requires("classquery") or []]
-    needed = [line for line in required if line.marker is None or _applies(line)]
-    return [str(line) for line in needed if line.name != "gradio"]
+    return [str(line) for line in required if line.name != "gradio" and _applies(line)]
 
 
 def _applies(requirement: Requirement) -> bool:
     """Whether it is needed without extras or with `demo`; markers of platforms are kept for the Space to judge."""
-    if "extra" not in str(requirement.marker):
+    if requirement.marker is None or "extra" not in str(requirement.marker):
         return True
     if requirement.marker.evaluate({"extra": "demo"}):
         requirement.marker = None

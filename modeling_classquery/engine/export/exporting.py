@@ -5,6 +5,7 @@ what its users need besides tensors: the names of the classes, the values of the
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -15,6 +16,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -134,7 +136,8 @@ class ExportedDetector:
         if not _takes_mask(self.config) and not pixel_mask.all():
             raise ValueError("this detector takes clips without padding: pass those of each size by themselves")
         inputs = (pixel_values, pixel_mask) if _takes_mask(self.config) else (pixel_values,)
-        return ClassQueryDetectionOutput(**dict(zip(OUTPUTS, self._run(*inputs), strict=True)))
+        outputs: dict[str, Any] = dict(zip(OUTPUTS, self._run(*inputs), strict=True))
+        return ClassQueryDetectionOutput(**outputs)
 
 
 def _takes_mask(config: ClassQueryConfig) -> bool:
@@ -186,7 +189,7 @@ def _clips(
         other_size = (width + height // 4 + 1, height) if "size" in options.dynamic else (height, width)
         sizes.append((other_batch, *other_size))
     generator = torch.Generator().manual_seed(0)
-    clips = []
+    clips: list[tuple[torch.Tensor, ...]] = []
     for batch_size, height, width in sizes:
         pixel_values = torch.randn(batch_size, model.config.num_frames, 3, height, width, generator=generator)
         if _takes_mask(model.config):
@@ -275,10 +278,11 @@ def sample_by_gathering(
     # (batch, channels, t, h, w) -> (batch * cells, channels)
     rows = volume.flatten(2).transpose(1, 2).flatten(0, 1)
     # One corner after the other: eight times all samples would not fit into memory.
-    sampled = sum(
+    of_corners = (
         rows.index_select(0, corner) * weight
         for corner, weight in zip(corners.unbind(), corner_weights.unbind(), strict=True)
     )
+    sampled = functools.reduce(torch.add, of_corners)
     # (batch * points, channels) -> (batch, channels, t_out, h_out, w_out)
     return sampled.view(batch_size, -1, channels).transpose(1, 2).reshape(batch_size, channels, *grid.shape[1:4])
 
@@ -314,7 +318,7 @@ def _metadata(model: ClassQueryForVideoActionDetection, processor: ClassQueryVid
 def _save_onnx(program, path: Path, clip, options: ExportOptions, metadata: dict[str, str]) -> None:
     # Says of each layer norm that it is not folded, which it could not be.
     logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)
-    onnx_program = torch.onnx.export(
+    onnx_program: Any = torch.onnx.export(
         program,
         clip,
         dynamo=True,

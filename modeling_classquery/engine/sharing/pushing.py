@@ -94,17 +94,18 @@ def write_card_of_run(
         origin: Path or name of the weights it started from.
         thresholds: How the saved thresholds of scores were found.
     """
-    args = trainer.args
-    results = Path(args.output_dir) / "all_results.json"
+    args, folder = trainer.args, Path(str(trainer.args.output_dir))
+    clips: Any = trainer.train_dataset
+    results = folder / "all_results.json"
     write_model_card(
         trainer.accelerator.unwrap_model(trainer.model),
-        args.output_dir,
+        folder,
         dataset=f"{dataset} validation",
         metrics=json.loads(results.read_text(encoding="utf-8")) if args.do_eval else {},
         protocol="\n\n".join(filter(None, [_describe_protocol(video_map_protocol), thresholds])),
         training={
             "recipe": Path(recipe).stem,
-            "data": f"{dataset} train, {len(trainer.train_dataset)} clips",
+            "data": f"{dataset} train, {len(clips)} clips",
             "started from": Path(origin).name if origin else "random weights",
             "updates": trainer.state.global_step,
             "clips per update": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
@@ -204,9 +205,10 @@ def push_folder(
 
 def push_run(args: TrainingArguments) -> str:
     """Upload the output folder of a run as its arguments say; see `push_folder`."""
+    folder = Path(str(args.output_dir))
     return push_folder(
-        args.output_dir,
-        args.hub_model_id or Path(args.output_dir).resolve().name,
+        folder,
+        args.hub_model_id or folder.resolve().name,
         token=args.hub_token,
         private=args.hub_private_repo,
         revision=args.hub_revision,
@@ -219,8 +221,9 @@ def _card_of(folder: Path, repo_id: str, model: ClassQueryForVideoActionDetectio
     if not path.exists():
         return str(make_model_card(model.config, repo_id, num_parameters=model.num_parameters()))
     card = ModelCard(path.read_text(encoding="utf-8"))
-    card.data.model_name = repo_id.rpartition("/")[2]
-    card.text = re.sub(r"^# .*$", f"# {card.data.model_name}", card.text, count=1, flags=re.MULTILINE)
+    name = repo_id.rpartition("/")[2]
+    card.data["model_name"] = name
+    card.text = re.sub(r"^# .*$", f"# {name}", card.text, count=1, flags=re.MULTILINE)
     card.text = re.sub(r'(pipeline\("video-action-detection", model=)"[^"]*"', rf'\1"{repo_id}"', card.text)
     return str(card)
 

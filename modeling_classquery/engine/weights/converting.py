@@ -10,7 +10,7 @@ from classquery.configuration.recipes import load_recipe
 from classquery.conversion_classquery import load_checkpoint, save_detector
 from classquery.data.annotations.schema import closest
 from classquery.engine.weights.fetching import alone, fetch
-from classquery.engine.weights.zoo import Kind, PublishedWeights, load_zoo
+from classquery.engine.weights.zoo import PublishedWeights, load_zoo
 from classquery.published_classquery import PREFIX
 
 
@@ -45,7 +45,7 @@ def _convert(weights: PublishedWeights, path: Path) -> None:
     save_detector(model, ClassQueryVideoProcessor(**recipe.processor), weights.folder)
 
 
-def weights_file(name: str, kinds: Collection[Kind]) -> Path:
+def weights_file(name: str, kinds: Collection[str]) -> Path:
     """File of published weights, for what loads a backbone or a detector of stage one.
 
     Args:
@@ -58,7 +58,7 @@ def weights_file(name: str, kinds: Collection[Kind]) -> Path:
     return fetch(find_weights(name, kinds))
 
 
-def find_weights(name: str, kinds: Collection[Kind] = ("detector", "transformer", "backbone")) -> PublishedWeights:
+def find_weights(name: str, kinds: Collection[str] = ("detector", "transformer", "backbone")) -> PublishedWeights:
     """Look up published weights.
 
     Raises:

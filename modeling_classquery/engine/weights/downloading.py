@@ -106,7 +106,7 @@ def _find_file(session, weights: PublishedWeights) -> tuple[str, str]:
     Raises:
         CheckpointError: If there is no file behind them; says what there is instead.
     """
-    address = weights.url or f"https://drive.google.com/uc?id={weights.drive}"
+    address: str | None = weights.url or f"https://drive.google.com/uc?id={weights.drive}"
     for _ in range(_MAX_PAGES):
         with session.get(address, stream=True, timeout=_TIMEOUT_SECONDS) as response:
             if not response.headers.get("Content-Type", "").startswith("text/html"):

@@ -11,7 +11,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -161,8 +161,8 @@ def _from_archive(weights: PublishedWeights) -> Path:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], IO[bytes]]]]:
-    """The files in an archive, and what opens one."""
+def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], Any]]]:
+    """Names of the files in an archive, and what opens one of them to read its bytes."""
     # In this order: a tar file whose last member is a zip file passes for one.
     if tarfile.is_tarfile(path):
         with tarfile.open(path) as archive:

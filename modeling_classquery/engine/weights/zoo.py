@@ -27,11 +27,12 @@ class PublishedWeights:
         file: Name of the file here; several weights may come in one.
         bounds: Smallest and largest size of the file in megabytes: the weights in half precision without anything
             else, and in single precision with the state of an optimizer and room to spare.
-        recipe: What the model is.
+        recipe: What the model is; empty for a backbone.
         frame_map, video_map: Published frame mAP and video mAP at IoU 0.5, in percent.
         drive, url: Its id on Google Drive, or its address.
         megabytes: Of the weights in single precision; the published files were not reached to measure them.
-        member: Pattern of the file in an archive, for its whole name without folders, in lower case.
+        member: Pattern of the file in an archive, for its whole name without folders, in lower case; empty where the
+            file is no archive.
     """
 
     name: str
@@ -40,13 +41,13 @@ class PublishedWeights:
     network: str
     file: str
     bounds: tuple[float, float]
-    recipe: str | None = None
+    recipe: str = ""
     frame_map: float | None = None
     video_map: float | None = None
     drive: str | None = None
     url: str | None = None
     megabytes: float | None = None
-    member: str | None = None
+    member: str = ""
 
     @property
     def link(self) -> str:
