@@ -20,6 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -244,93 +245,115 @@ def build_page(page: VideoPage) -> "gradio.Blocks":
     import gradio
 
     with gradio.Blocks(title=_TITLE, delete_cache=(3600, 86400)) as blocks:
-        gradio.Markdown(f"# {_TITLE}\n{_HELP}")
-        if page.notice:
-            gradio.Markdown(f"**{page.notice}** The example is one of these movies.")
-        result = gradio.State()
-        with gradio.Row():
-            with gradio.Column(min_width=300):
-                video = gradio.Video(label="video", sources=["upload"], elem_id="video")
-                with gradio.Row():
-                    example = gradio.Button("Take the example", elem_id="example")
-                    detect = gradio.Button("Detect", variant="primary", elem_id="detect")
-                with gradio.Accordion("Options", open=False):
-                    threshold = gradio.Slider(0, 1, page.processor.score_threshold, label="lowest score of an action")
-                    rate = gradio.Slider(
-                        0.5, _MAX_KEYFRAMES_PER_SECOND, _DEFAULT_KEYFRAMES_PER_SECOND, label="detections per second"
-                    )
-            with gradio.Column(min_width=300):
-                annotated = gradio.Video(label="detections", interactive=False, elem_id="annotated")
-        files = gradio.Files(label="files", interactive=False, elem_id="files", height=220)
-        with gradio.Row():
-            with gradio.Column(min_width=300):
-                classes = gradio.Dropdown([], multiselect=True, label="only these actions", elem_id="classes")
-                table = gradio.Dataframe(headers=_COLUMNS, interactive=False, elem_id="table", max_height=400)
-            with gradio.Column(min_width=300):
-                caption = gradio.Markdown(elem_id="caption")
-                attention = gradio.Image(label="attention of a class", interactive=False, elem_id="attention")
-        timeline = gradio.Image(label="timeline", interactive=False, elem_id="timeline")
-
-        @contextlib.contextmanager
-        def shown_errors() -> Iterator[None]:
-            try:
-                yield
-            except ValueError as error:
-                raise gradio.Error(str(error), print_exception=False) from error
-            except OSError as error:
-                logger.exception("a request failed")
-                message = "The server cannot write its results now. Try again later."
-                raise gradio.Error(message, print_exception=False) from error
-
-        # As a default, gradio finds it, and shows the bar of `predict_videos`.
-        bar = gradio.Progress(track_tqdm=True)
-
-        def note_upload(path: str, request: gradio.Request) -> None:
-            page.keep_for(request.session_hash, Path(path).parent)
-
-        def take_example(request: gradio.Request) -> str:
-            path = page.write_example()
-            note_upload(path, request)
-            return path
-
-        def show_result(
-            path: str, lowest: float, keyframes_per_second: float, request: gradio.Request, progress=bar
-        ) -> tuple:
-            with shown_errors():
-                note_upload(path or "", request)
-                found = page.detect(path, lowest, keyframes_per_second)
-            page.keep_for(request.session_hash, found.folder.name)
-            pictures = str(found.written / "annotated.mp4"), str(found.written / "timeline.png")
-            choice = gradio.Dropdown(found.classes, value=[])
-            note = "" if found.rows else "Nothing was found."
-            return found, *pictures, choice, found.rows, found.downloads, None, note
-
-        def show_classes(found: _Result | None, chosen: list[str]) -> list[list]:
-            return found.rows_of(chosen) if found else []
-
-        def show_attention(found: _Result | None, chosen: list[str], event: gradio.SelectData) -> tuple:
-            if found is None:
-                return None, ""
-            row = found.rows.index(found.rows_of(chosen)[event.index[0]])
-            with shown_errors():
-                return page.attention(found, row)
-
-        def end_session(request: gradio.Request) -> None:
-            page.end_session(request.session_hash)
-
-        video.upload(note_upload, video)
-        example.click(take_example, outputs=video)
-        detect.click(
-            show_result,
-            [video, threshold, rate],
-            [result, annotated, timeline, classes, table, files, attention, caption],
-            concurrency_limit=1,
-            show_progress_on=annotated,
-        )
-        classes.input(show_classes, [result, classes], table)
-        table.select(show_attention, [result, classes], [attention, caption], concurrency_limit=1)
-        blocks.unload(end_session)
+        _connect(page, blocks, _lay_out(page))
     return blocks
+
+
+def _lay_out(page: VideoPage) -> SimpleNamespace:
+    """Place the parts of the page, and return by name those that are filled or clicked."""
+    import gradio
+
+    parts = SimpleNamespace(result=gradio.State())
+    gradio.Markdown(f"# {_TITLE}\n{_HELP}")
+    if page.notice:
+        gradio.Markdown(f"**{page.notice}** The example is one of these movies.")
+    with gradio.Row():
+        with gradio.Column(min_width=300):
+            parts.video = gradio.Video(label="video", sources=["upload"], elem_id="video")
+            with gradio.Row():
+                parts.example = gradio.Button("Take the example", elem_id="example")
+                parts.detect = gradio.Button("Detect", variant="primary", elem_id="detect")
+            with gradio.Accordion("Options", open=False):
+                parts.threshold = gradio.Slider(
+                    0, 1, page.processor.score_threshold, label="lowest score of an action"
+                )
+                parts.rate = gradio.Slider(
+                    0.5, _MAX_KEYFRAMES_PER_SECOND, _DEFAULT_KEYFRAMES_PER_SECOND, label="detections per second"
+                )
+        with gradio.Column(min_width=300):
+            parts.annotated = gradio.Video(label="detections", interactive=False, elem_id="annotated")
+    parts.files = gradio.Files(label="files", interactive=False, elem_id="files", height=220)
+    with gradio.Row():
+        with gradio.Column(min_width=300):
+            parts.classes = gradio.Dropdown([], multiselect=True, label="only these actions", elem_id="classes")
+            parts.table = gradio.Dataframe(headers=_COLUMNS, interactive=False, elem_id="table", max_height=400)
+        with gradio.Column(min_width=300):
+            parts.caption = gradio.Markdown(elem_id="caption")
+            parts.attention = gradio.Image(label="attention of a class", interactive=False, elem_id="attention")
+    parts.timeline = gradio.Image(label="timeline", interactive=False, elem_id="timeline")
+    return parts
+
+
+def _connect(page: VideoPage, blocks: "gradio.Blocks", parts: SimpleNamespace) -> None:
+    """Say what the parts of the page do; gradio finds requests and events by the types of arguments."""
+    import gradio
+
+    # As a default, gradio finds it, and shows the bar of `predict_videos`.
+    bar = gradio.Progress(track_tqdm=True)
+
+    def note_upload(path: str, request: gradio.Request) -> None:
+        page.keep_for(request.session_hash, Path(path).parent)
+
+    def take_example(request: gradio.Request) -> str:
+        path = page.write_example()
+        note_upload(path, request)
+        return path
+
+    def show_result(
+        path: str, lowest: float, keyframes_per_second: float, request: gradio.Request, progress=bar
+    ) -> tuple:
+        with _shown_errors():
+            note_upload(path or "", request)
+            found = page.detect(path, lowest, keyframes_per_second)
+        page.keep_for(request.session_hash, found.folder.name)
+        pictures = str(found.written / "annotated.mp4"), str(found.written / "timeline.png")
+        choice = gradio.Dropdown(found.classes, value=[])
+        note = "" if found.rows else "Nothing was found."
+        return found, *pictures, choice, found.rows, found.downloads, None, note
+
+    def show_classes(found: _Result | None, chosen: list[str]) -> list[list]:
+        return found.rows_of(chosen) if found else []
+
+    def show_attention(found: _Result | None, chosen: list[str], event: gradio.SelectData) -> tuple:
+        if found is None:
+            return None, ""
+        row = found.rows.index(found.rows_of(chosen)[event.index[0]])
+        with _shown_errors():
+            return page.attention(found, row)
+
+    def end_session(request: gradio.Request) -> None:
+        page.end_session(request.session_hash)
+
+    shown = [parts.annotated, parts.timeline, parts.classes, parts.table, parts.files, parts.attention, parts.caption]
+    parts.video.upload(note_upload, parts.video)
+    parts.example.click(take_example, outputs=parts.video)
+    parts.detect.click(
+        show_result,
+        [parts.video, parts.threshold, parts.rate],
+        [parts.result, *shown],
+        concurrency_limit=1,
+        show_progress_on=parts.annotated,
+    )
+    parts.classes.input(show_classes, [parts.result, parts.classes], parts.table)
+    parts.table.select(
+        show_attention, [parts.result, parts.classes], [parts.attention, parts.caption], concurrency_limit=1
+    )
+    blocks.unload(end_session)
+
+
+@contextlib.contextmanager
+def _shown_errors() -> Iterator[None]:
+    """Show on the page what goes wrong within the context."""
+    import gradio
+
+    try:
+        yield
+    except ValueError as error:
+        raise gradio.Error(str(error), print_exception=False) from error
+    except OSError as error:
+        logger.exception("a request failed")
+        message = "The server cannot write its results now. Try again later."
+        raise gradio.Error(message, print_exception=False) from error
 
 
 def launch(

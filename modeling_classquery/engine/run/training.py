@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,43 +104,10 @@ def train_and_evaluate(
 ) -> None:
     """Train on the training split and score the validation split, as asked for."""
     data, training_args = options.data, options.training
-    size = processor.size["shortest_edge"]
-    transform = ClipTransform(
-        data.resize_shortest_edge or round(size * DEFAULT_ENLARGEMENT),
-        size,
-        flip_probability=data.flip_probability,
-        max_resize_shortest_edge=data.max_resize_shortest_edge,
-        hue_jitter=data.hue_jitter,
-        saturation_jitter=data.saturation_jitter,
-        value_jitter=data.value_jitter,
-        color_noise=data.color_noise,
-        mirrored_labels=mirrored_labels(data.flip_pairs or (), model.config.id2label),
-    )
-    validation = load_split("validation", data_dir, model, options)
-    labels = list(model.config.id2label.values())
-    novel = find_novel_classes(data.novel_classes, labels) if data.novel_classes else []
-    training = {"transform": transform, "on_error": data.on_error, "shuffle": True, "hidden": novel}
-    training["supervised_frames"] = data.supervised_frames
+    novel = find_novel_classes(data.novel_classes, list(model.config.id2label.values())) if data.novel_classes else []
     if training_args.do_train:
         model.config.untrained_classes = novel or None
-    trainer = ActionDetectionTrainer(
-        model,
-        training_args,
-        optimization=options.optimization,
-        train_dataset=load_split("train", data_dir, model, options, **training) if training_args.do_train else None,
-        eval_dataset=validation,
-        data_collator=ClipCollator(processor),
-        processing_class=processor,
-        scorer=make_scorer(
-            validation,
-            model.config.id2label,
-            protocol=data.video_map_protocol,
-            shortest_edge=size,
-            label_ids=scored_label_ids(data.dataset, model.config.id2label),
-            novel=novel,
-        ),
-        callbacks=freeze(model, options.model),
-    )
+    trainer = _make_trainer(model, processor, data_dir, options, novel)
     if training_args.do_train:
         train(trainer)
     if training_args.do_eval:
@@ -149,9 +116,67 @@ def train_and_evaluate(
     trainer.save_state()
     if training_args.do_train and trainer.is_world_process_zero():
         origin = options.model.model_name_or_path or options.model.backbone_checkpoint
-        protocol = data.video_map_protocol if validation.has_tubes else None
+        protocol = data.video_map_protocol if trainer.eval_dataset.has_tubes else None
         rule = RULE if options.model.fit_thresholds else None
         write_card_of_run(trainer, options.model.recipe, data.dataset, protocol, origin, thresholds=rule)
+
+
+def _make_trainer(
+    model: ClassQueryForVideoActionDetection,
+    processor: ClassQueryVideoProcessor,
+    data_dir: Path,
+    options: Options,
+    novel: Sequence[str],
+) -> ActionDetectionTrainer:
+    """The trainer of a run, with its clips; training does not see the `novel` classes."""
+    data, id2label, size = options.data, model.config.id2label, processor.size["shortest_edge"]
+    validation = load_split("validation", data_dir, model, options)
+    training = None
+    if options.training.do_train:
+        training = load_split(
+            "train",
+            data_dir,
+            model,
+            options,
+            hidden=novel,
+            transform=_augmentation(data, size, id2label),
+            on_error=data.on_error,
+            shuffle=True,
+            supervised_frames=data.supervised_frames,
+        )
+    return ActionDetectionTrainer(
+        model,
+        options.training,
+        optimization=options.optimization,
+        train_dataset=training,
+        eval_dataset=validation,
+        data_collator=ClipCollator(processor),
+        processing_class=processor,
+        scorer=make_scorer(
+            validation,
+            id2label,
+            protocol=data.video_map_protocol,
+            shortest_edge=size,
+            label_ids=scored_label_ids(data.dataset, id2label),
+            novel=novel,
+        ),
+        callbacks=freeze(model, options.model),
+    )
+
+
+def _augmentation(data: DataArguments, size: int, id2label: Mapping[int, str]) -> ClipTransform:
+    """What is done to training clips, whose crops have sides of `size` pixels."""
+    return ClipTransform(
+        data.resize_shortest_edge or round(size * DEFAULT_ENLARGEMENT),
+        size,
+        flip_probability=data.flip_probability,
+        max_resize_shortest_edge=data.max_resize_shortest_edge,
+        hue_jitter=data.hue_jitter,
+        saturation_jitter=data.saturation_jitter,
+        value_jitter=data.value_jitter,
+        color_noise=data.color_noise,
+        mirrored_labels=mirrored_labels(data.flip_pairs or (), id2label),
+    )
 
 
 def train(trainer: ActionDetectionTrainer) -> None:
