@@ -405,8 +405,12 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
     def validate_architecture(self):
         """Check the ranges of the fields and the relations between them."""
         _check_sizes(self)
-        _check_sizes(self.backbone_config)
         self._check_ranges()
+        self._check_heads()
+        self._check_backbone()
+        self._check_classes()
+
+    def _check_heads(self) -> None:
         _require_multiple("d_model", self.d_model, 16, "position encodings split it 2:3:3")
         for name in ("encoder_attention_heads", "decoder_attention_heads"):
             _require_multiple("d_model", self.d_model, getattr(self, name), f"it is split into `{name}`")
@@ -415,6 +419,9 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
                 "one half of them sees content, the other positions; class_attention_heads='interleaved' takes any"
             )
             _require_multiple("decoder_attention_heads", self.decoder_attention_heads, 2, reason)
+
+    def _check_backbone(self) -> None:
+        _check_sizes(self.backbone_config)
         kind = self.backbone_config.model_type
         if kind not in BACKBONE_TYPES:
             raise ValueError(
@@ -426,16 +433,15 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
         else:
             hidden_size = self.backbone_config.hidden_size
             _require_multiple("hidden_size", hidden_size, 4, "the feature pyramid halves it twice")
-        if self.class_groups is not None:
-            _require(self, "class_groups", min(self.class_groups, default=0) >= 1, "one or more sizes of at least 1")
-            expected = f"sizes that sum to the {self.num_labels} classes (pass class_groups=None for other classes)"
-            _require(self, "class_groups", sum(self.class_groups) == self.num_labels, expected)
-        self._check_words()
         tubelet_size = getattr(self.backbone_config, "tubelet_size", 1)
         _require_multiple("num_frames", self.num_frames, tubelet_size, "the backbone joins that many frames")
         _check_position_table(self.backbone_config, self.num_frames)
 
-    def _check_words(self) -> None:
+    def _check_classes(self) -> None:
+        if self.class_groups is not None:
+            _require(self, "class_groups", min(self.class_groups, default=0) >= 1, "one or more sizes of at least 1")
+            expected = f"sizes that sum to the {self.num_labels} classes (pass class_groups=None for other classes)"
+            _require(self, "class_groups", sum(self.class_groups) == self.num_labels, expected)
         if self.class_chunk is not None:
             _require(self, "class_chunk", self.class_chunk >= 1, "at least 1")
         if self.class_queries != "text":

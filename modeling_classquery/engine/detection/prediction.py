@@ -18,7 +18,6 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from classquery.data.annotations.schema import and_others, shorten
-from classquery.data.video.frame_folder import read_frame_folder
 from classquery.data.video.reader import ClipReader, VideoReadError
 from classquery.data.whole_files import remove_left_behind, replacing, write_json
 from classquery.detection_classquery import ClipDetector, Sampling
@@ -30,7 +29,7 @@ from classquery.engine.detection.identity import digest_detector, digest_source
 from classquery.engine.detection.naming import VideoName, name_videos
 from classquery.engine.detection.people import link_people, list_people
 from classquery.engine.detection.result_folder import SUMMARY_FILE, ResultFolder
-from classquery.engine.detection.results import ActorDetection, FrameDetections
+from classquery.engine.detection.results import ActorDetection, FrameDetections, read_frame
 from classquery.engine.detection.timeline import draw_timeline
 from classquery.engine.detection.uncertain import list_uncertain, write_uncertain
 from classquery.engine.detection.video_sources import Source, VideoSource, list_sources, local_path, open_source
@@ -406,12 +405,7 @@ def _write_uncertain(folder: Path, source: VideoSource, frames: Sequence[FrameDe
         names = detector.model.config.id2label
         thresholds = {names[label_id]: value for label_id, value in enumerate(detector.thresholds.tolist())}
     moments = list_uncertain(frames, thresholds, detector.actor_threshold)
-    write_uncertain(folder, moments, source.name, _read_frame if os.path.exists(source.name) else None)
-
-
-def _read_frame(video: str, frame: int) -> np.ndarray:
-    read = read_frame_folder if os.path.isdir(video) else ClipReader().read
-    return read(video, [frame])[0]
+    write_uncertain(folder, moments, source.name, read_frame if os.path.exists(source.name) else None)
 
 
 def _write_pictures(folder: Path, source: VideoSource, frames: Sequence[FrameDetections], work: _Work) -> None:
@@ -423,7 +417,7 @@ def _write_pictures(folder: Path, source: VideoSource, frames: Sequence[FrameDet
     write_annotated_video(source.name, folder / "annotated.mp4", frames, **attention, damage_is_known=True)
     clearest, actor = _moment_of(label, person, frames)
     note = _note(label, actor, work.detector)
-    image = Image.fromarray(_read_frame(source.name, clearest.frame_index))
+    image = Image.fromarray(read_frame(source.name, clearest.frame_index))
     draw_keyframe(image, clearest, **attention, attention_note=note).save(folder / "preview.png")
     if actor is not None and os.path.isfile(source.name):
         _draw_classes(image, clearest, actor, note, work, source.name).save(folder / "attention.png")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import supervision
     from PIL import Image
 
-__all__ = ["ROW_COLUMNS", "ActorDetection", "FrameDetections", "to_dataframe"]
+__all__ = ["ROW_COLUMNS", "ActorDetection", "FrameDetections", "read_frame", "to_dataframe"]
 
 _BOX_COLUMNS = ("x_min", "y_min", "x_max", "y_max")
 ROW_COLUMNS = ("video", "frame_index", "seconds", "person_id", *_BOX_COLUMNS, "actor_score", "label", "score")
@@ -123,8 +123,7 @@ class FrameDetections(DetectedFrame):
     def _image(self) -> "Image.Image":
         if self.video is None or not os.path.exists(self.video):
             raise ValueError(f"the frames of {self.video} cannot be seen again: give the image, plot(image)")
-        read = read_frame_folder if os.path.isdir(self.video) else ClipReader().read
-        return PIL.Image.fromarray(read(self.video, [self.frame_index])[0])
+        return PIL.Image.fromarray(read_frame(self.video, self.frame_index))
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """Return `to_rows` as a table; see `to_dataframe` for many frames.
@@ -172,6 +171,16 @@ def to_dataframe(frames: Iterable[FrameDetections]) -> "pandas.DataFrame":
     import pandas
 
     return pandas.DataFrame([row for frame in frames for row in frame.to_rows()], columns=list(ROW_COLUMNS))
+
+
+def read_frame(video: str, frame_index: int) -> np.ndarray:
+    """Read a frame (height, width, 3), uint8, of a video file or a folder of frames once more.
+
+    Raises:
+        VideoReadError: If it cannot be read.
+    """
+    read = read_frame_folder if os.path.isdir(video) else ClipReader().read
+    return read(video, [frame_index])[0]
 
 
 def _ragged(rows: list[list]) -> np.ndarray:
