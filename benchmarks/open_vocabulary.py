@@ -1,6 +1,7 @@
 """Are actions found that nobody trained? Compositions of the demo are held out in turn, and described in words.
 
     python benchmarks/open_vocabulary.py --work_dir DIR [--seeds 0 1 2] [--max_steps 1100] [--held_out ...]
+    python benchmarks/open_vocabulary.py --work_dir DIR --parts [--held_out ...]
     python benchmarks/open_vocabulary.py --work_dir DIR --positives 5 20 [--held_out ...]
 
 The recipe `demo` is trained with queries and readout from words, its labels of one class hidden as unknown
@@ -13,6 +14,9 @@ The recipe `demo` is trained with queries and readout from words, its labels of 
 A sentence is the mean of one random vector per word, which is never trained: nothing is known of words but that they
 are the same. Reported is the AP at IoU 0.5 of the class held out, beside the part of all actors that show it, which is
 about what a score at random has.
+
+With `--parts`, there are four more classes, each for one part of a composition, as "a ball is with the person" and
+"something is on the left of the person". They are labelled for the class held out, too.
 
 With `--positives`, the class is not hidden but rare: so many of its keyframes keep the label, in the others it is
 unknown. Words may then be the `name` of a class alone, too.
@@ -28,7 +32,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from training_runs import make_model, run_missing, train
-from words import DESCRIPTIONS, WIDTH, encode
+from words import DESCRIPTIONS, PARTS, WIDTH, encode
 
 from classquery.configuration import load_recipe
 from classquery.data.annotations.registry import load_action_dataset, load_action_labels, prepare_dataset
@@ -39,16 +43,17 @@ from classquery.data.novel_classes import hide_novel_classes
 
 def words_of(arm: str, seed: int) -> dict[str, str]:
     """What describes each class; a sentence without blanks is a vector of its own."""
+    described = DESCRIPTIONS | PARTS
     if arm == "descriptions":
-        return DESCRIPTIONS
+        return described
     if arm == "name":
-        return {label: label for label in DESCRIPTIONS}
+        return {label: label for label in described}
     if arm == "random":
-        return {label: f"{label.replace(' ', '_')}_{seed}" for label in DESCRIPTIONS}
+        return {label: f"{label.replace(' ', '_')}_{seed}" for label in described}
     # Each gets that of another: no turn of four by one, two or three leaves one in its place.
     turn = 1 + seed % 3
     others = [*RELATIONS[turn:], *RELATIONS[:turn]]
-    return DESCRIPTIONS | {label: DESCRIPTIONS[other] for label, other in zip(RELATIONS, others, strict=True)}
+    return described | {label: DESCRIPTIONS[other] for label, other in zip(RELATIONS, others, strict=True)}
 
 
 def main() -> None:
@@ -58,6 +63,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--max_steps", type=int, default=load_recipe("demo").training["max_steps"])
     parser.add_argument("--held_out", nargs="+", choices=RELATIONS, default=list(RELATIONS))
+    parser.add_argument("--parts", action="store_true", help="classes for the parts of compositions, too")
     parser.add_argument("--positives", type=int, nargs="+", help="make the class rare instead of hiding it")
     parser.add_argument("--arms", nargs="+", choices=("descriptions", "shuffled", "random", "name"))
     parser.add_argument("--processes", type=int, default=torch.get_num_threads())
@@ -70,8 +76,8 @@ def main() -> None:
         (label, positives, arm) for label in options.held_out for positives in options.positives or [0] for arm in arms
     ]
     runs = {
-        f"words-{label}-{positives}-{arm}-{options.max_steps}-steps-seed-{seed}": partial(
-            run_arm, data_dir, label, positives, arm, seed, options.max_steps
+        f"words-{label}-{positives}-{arm}{'-parts' * options.parts}-{options.max_steps}-steps-seed-{seed}": partial(
+            run_arm, data_dir, label, positives, arm, seed, options.max_steps, options.parts
         )
         for seed in options.seeds
         for label, positives, arm in cases
@@ -104,24 +110,59 @@ def keep_positives(rows: Dataset, label_id: int, num_positives: int, num_labels:
     return to_dataset([next(hidden) if i in shows and i not in kept else row for i, row in enumerate(rows)])
 
 
-def run_arm(data_dir: Path, label: str, positives: int, arm: str, seed: int, max_steps: int) -> dict[str, float]:
+def with_parts(rows: Dataset, labels: list[str]) -> Dataset:
+    """Annotations of the demo with labels for the parts of compositions."""
+    parts = {
+        labels.index(label): [labels.index(part) for part in PARTS if part in label.split()] for label in RELATIONS
+    }
+    return to_dataset(
+        [
+            row
+            | {
+                "tubes": [
+                    tube
+                    | {"labels": [*tube["labels"], *(part for own in tube["labels"] for part in parts.get(own, ()))]}
+                    for tube in row["tubes"]
+                ]
+            }
+            for row in rows
+        ]
+    )
+
+
+def run_arm(
+    data_dir: Path, label: str, positives: int, arm: str, seed: int, max_steps: int, has_parts: bool
+) -> dict[str, float]:
     """AP of a class that was hidden or rare, and mean AP of all others, after training the recipe `demo`."""
-    labels = list(load_action_labels("demo", data_dir).values())
-    rows, label_id = load_action_dataset("demo", data_dir, "train"), labels.index(label)
+    labels = [*load_action_labels("demo", data_dir).values(), *(PARTS if has_parts else ())]
+    rows, validation_rows = (load_action_dataset("demo", data_dir, split) for split in ("train", "validation"))
+    if has_parts:
+        rows, validation_rows = with_parts(rows, labels), with_parts(validation_rows, labels)
+    label_id = labels.index(label)
     if positives:
         rows = keep_positives(rows, label_id, positives, len(labels), seed)
     else:
         rows = hide_novel_classes(rows, [label_id], len(labels))
-    model = make_model("demo", data_dir, seed, class_queries="text", text_embedding_size=WIDTH)
+    id2label = dict(enumerate(labels))
+    model = make_model("demo", data_dir, seed, id2label=id2label, class_queries="text", text_embedding_size=WIDTH)
     words = words_of(arm, seed)
     model.set_classes({name: words[name] for name in labels}, encode)
     training = {"max_steps": max_steps, "eval_strategy": "no"}
-    output_dir = data_dir.parent / f"words-{label.replace(' ', '_')}-{positives}-{arm}-seed-{seed}"
-    trainer, _ = train("demo", model, data_dir, output_dir, seed, rows=rows, training=training)
+    name = f"words-{label.replace(' ', '_')}-{positives}-{arm}{'-parts' * has_parts}-seed-{seed}"
+    trainer, _ = train(
+        "demo",
+        model,
+        data_dir,
+        data_dir.parent / name,
+        seed,
+        rows=rows,
+        validation_rows=validation_rows,
+        training=training,
+    )
     trainer.save_model()
     metrics = trainer.evaluate()
     of_class = {name: metrics[f"eval_frame_ap_50/{name}"] for name in labels}
-    others = [value for name, value in of_class.items() if name != label]
+    others = [value for name, value in of_class.items() if name not in (label, *PARTS)]
     return {"held_out": of_class[label], "others": float(np.mean(others))}
 
 

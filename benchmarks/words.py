@@ -16,6 +16,12 @@ DESCRIPTIONS = {
     "kite on the right": "a kite is on the right of the person",
     "watch a jump": "the person watches another jump",
 }
+PARTS = {
+    "ball": "a ball is with the person",
+    "kite": "a kite is with the person",
+    "left": "something is on the left of the person",
+    "right": "something is on the right of the person",
+}
 WIDTH = 64
 
 
