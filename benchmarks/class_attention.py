@@ -9,9 +9,9 @@ The recipe `demo` is trained with
 * `shared attention, class readout`: all classes start from one query, so that their attention is the same.
 
 Shared attention with a shared readout has one score for all classes, and is left out. The arms differ by less than
-1 % of their parameters. How well they find is frame mAP; where they look is told by the attention of the last layer,
-mean over its heads, of the candidate nearest to each annotated actor. Of the classes that depend on something outside
-of the box (a ball or a kite beside it, or somebody who jumps), the table has, as parts of the attention:
+1 % of their parameters. How well they find is frame mAP; where they look is told by the attention of each layer, mean
+over its heads, of the candidate nearest to each annotated actor. Of the classes that depend on something outside of
+the box (a ball or a kite beside it, or somebody who jumps), the table has, as parts of the attention:
 
 * `on its cue`: what the class depends on; shared attention cannot be on the cues of several classes at once;
 * `on any cue`: on the cues of all classes that the actor shows, which is fair to it;
@@ -22,9 +22,11 @@ of the box (a ball or a kite beside it, or somebody who jumps), the table has, a
 """
 
 import argparse
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,20 +72,22 @@ def main() -> None:
         for arm in ARMS
     }
     results = list(run_missing(options.work_dir, runs, options.processes).values())
-    print(f"| arm | parameters | frame mAP | {' | '.join(MEASURES)} |\n|{'---|' * (3 + len(MEASURES))}")
-    for index, arm in enumerate(ARMS):
-        found = results[index :: len(ARMS)]
-        cells = [_spread([one[name] for one in found]) for name in ("frame_map_50", *MEASURES)]
-        print(f"| {arm} | {found[0]['parameters']:,} | {' | '.join(cells)} |")
-    even = (f"{results[0][f'even {name}']:.3f}" for name in MEASURES)
-    print(f"| even | | | {' | '.join(even)} |")
+    of_arms = {arm: results[index :: len(ARMS)] for index, arm in enumerate(ARMS)}
+    print("| arm | parameters | frame mAP |\n|---|---|---|")
+    for arm, found in of_arms.items():
+        print(f"| {arm} | {found[0]['parameters']:,} | {_spread([one['frame_map_50'] for one in found])} |")
+    print(f"\n| arm | layer | {' | '.join(MEASURES)} |\n|{'---|' * (2 + len(MEASURES))}")
+    for arm, found in of_arms.items():
+        for layer, maps in enumerate(zip(*(one["layers"] for one in found), strict=True), 1):
+            print(f"| {arm} | {layer} | {' | '.join(map(_spread, zip(*maps, strict=True)))} |")
+    print(f"| even | | {' | '.join(f'{value:.3f}' for value in results[0]['even'])} |")
 
 
-def _spread(values: list[float]) -> str:
+def _spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
-def run_arm(arm: str, seed: int, data_dir: Path, max_steps: int) -> dict[str, float]:
+def run_arm(arm: str, seed: int, data_dir: Path, max_steps: int) -> dict[str, Any]:
     """Train once, and return what it found and where it looked."""
     model = make_model("demo", data_dir, seed, **ARMS[arm])
     if arm.startswith("shared attention"):
@@ -102,29 +106,32 @@ def share_attention(model: ClassQueryForVideoActionDetection) -> None:
     decoder.queries_of_classes = lambda: decoder.class_queries.expand(num_labels, -1)
 
 
-def where_it_looks(trainer) -> dict[str, float]:
-    """Parts of the attention of the last layer, mean over pairs of an actor and a class with a cue outside its box."""
+def where_it_looks(trainer) -> dict[str, list]:
+    """Parts of the attention of each layer, and of an even map, as `MEASURES`.
+
+    Means over pairs of an actor and a class with a cue outside its box.
+    """
     model, clips = trainer.model.eval(), trainer.eval_dataset
-    rows, even = [], []
+    rows = []
     for start in range(0, len(clips), 32):
         of_batch = [clips[index] for index in range(start, min(start + 32, len(clips)))]
         batch = trainer.data_collator(of_batch)
         with torch.inference_mode():
             outputs = model(batch["pixel_values"], output_attentions=True)
-        attention = outputs.class_attentions[-1][:, 0].mean(-3)  # (clips, queries, labels, h, w)
+        # (clips, layers, queries, labels, h, w)
+        attention = torch.stack([maps[:, 0].mean(-3) for maps in outputs.class_attentions], dim=1)
         for clip, boxes, maps in zip(of_batch, outputs.pred_boxes[:, 0], attention, strict=True):
             for movie, seconds, actor in actors_of(clip["clip_id"]):
                 nearest = torch.cdist(boxes, torch.tensor([_center_size(actor.box(seconds))]), p=1).argmin()
+                size = maps.shape[-2:]
+                even = np.full((1, *size), 1 / math.prod(size))
                 for label, cue, cues in cues_of(movie, seconds, actor):
-                    parts = partial(measure, body=_shares([actor.box(seconds)], *maps.shape[-2:]))
-                    masks = [_shares(boxes_of, *maps.shape[-2:]) for boxes_of in (cue, cues)]
-                    rows.append(parts(maps[nearest, LABELS.index(label)].numpy(), *masks))
-                    even.append(parts(np.full(maps.shape[-2:], 1 / masks[0].size), *masks))
+                    masks = [_shares(of_boxes, *size) for of_boxes in (cue, cues, [actor.box(seconds)])]
+                    seen = np.concatenate((maps[:, nearest, LABELS.index(label)].numpy(), even))
+                    rows.append([measure(one, *masks) for one in seen])
     # An even map points at no cell: a cell at random overlaps the cue as often as cells do.
-    means, of_even = np.mean(rows, axis=0), np.mean(even, axis=0)
-    return dict(zip(MEASURES, means.tolist(), strict=True)) | {
-        f"even {name}": value for name, value in zip(MEASURES, of_even.tolist(), strict=True)
-    }
+    *layers, even = np.mean(rows, axis=0).tolist()
+    return {"layers": layers, "even": even}
 
 
 def measure(attention: np.ndarray, cue: np.ndarray, cues: np.ndarray, body: np.ndarray) -> tuple[float, ...]:
