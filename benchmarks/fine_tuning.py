@@ -39,6 +39,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "replace, LoRA of rank 8": {"freeze": "lora"},
     "replace, 5 times the rate": {"training": {"learning_rate": 1e-3}},
     "replace, Muon": {"optimization": MUON},
+    "replace, 3 times the epochs": {"training": {"num_train_epochs": 60}},
     "add": {"classes": "add"},
     "add, old classes frozen": {"classes": "add", "freeze": "old classes"},
 }

@@ -504,8 +504,9 @@ class ClipDetector:
         """Attention (num_queries, h, w) of each class asked for in a frame of a clip."""
         attentions = {}
         for name, label_id in self.attention_ids.items():
-            # (queries, labels, heads, h, w) -> (queries, heads, h, w)
-            attention = outputs.class_attentions[-1][clip, output_frame, :, label_id]
+            # The last layer alone tells little: it knows already what the ones before it have seen.
+            of_layers = [maps[clip, output_frame, :, label_id] for maps in outputs.class_attentions]
+            attention = torch.stack(of_layers).mean(0)  # (queries, heads, h, w)
             if self.model.config.class_attention_heads == "released":
                 # The other half sees positions only: it looks at the same place for all classes.
                 attention = attention[:, : math.ceil(attention.shape[1] / 2)]

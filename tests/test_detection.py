@@ -341,7 +341,7 @@ def test_missing_package_is_named(package, monkeypatch):
 
 
 @pytest.mark.parametrize(("class_attention_heads", "num_heads"), [("released", 2), ("interleaved", 4)])
-def test_attention_is_the_mean_over_the_heads_that_see_content(class_attention_heads, num_heads, processor, path):
+def test_attention_is_the_mean_over_layers_and_the_heads_that_see_content(class_attention_heads, num_heads, processor, path):
     model = make_model(class_attention_heads=class_attention_heads)
 
     first = next(detect(path, model, processor, attention=["sit", "walk"], **EVERYTHING))
@@ -350,7 +350,8 @@ def test_attention_is_the_mean_over_the_heads_that_see_content(class_attention_h
         outputs = model(**processor(read_clip(path, 0.0, model.config)), output_attentions=True)
     queries = outputs.pred_boxes[0, 0, :, 0].argsort().tolist()
     for label in ("sit", "walk"):
-        of_all_queries = outputs.class_attentions[-1][0, 0, :, NAMES.index(label), :num_heads].mean(1).numpy()
+        of_layers = torch.stack(outputs.class_attentions)[:, 0, 0, :, NAMES.index(label), :num_heads]
+        of_all_queries = of_layers.mean((0, 2)).numpy()
         for actor, query in zip(first.actors, queries, strict=True):
             np.testing.assert_allclose(actor.attentions[label], of_all_queries[query], atol=1e-6)
             assert actor.attentions[label].sum() == pytest.approx(1, abs=1e-5)
@@ -364,7 +365,7 @@ def test_attention_in_all_frames_is_that_of_each_frame(processor, path):
         start = tile_starts(len(CONSTANT_RATE), 4)[1]
         clip = ClipReader().read(path, range(start, start + 4))
         outputs = model(**processor(clip), output_attentions=True)
-    attention = outputs.class_attentions[-1][0, :, :, NAMES.index("sit"), :2].mean(2).numpy()
+    attention = torch.stack(outputs.class_attentions)[:, 0, :, :, NAMES.index("sit"), :2].mean((0, 3)).numpy()
     for frame in range(4):
         order = outputs.pred_boxes[0, frame, :, 0].argsort().tolist()
         reported = [actor.attentions["sit"] for actor in results[start + frame].actors]
