@@ -341,7 +341,9 @@ def test_missing_package_is_named(package, monkeypatch):
 
 
 @pytest.mark.parametrize(("class_attention_heads", "num_heads"), [("released", 2), ("interleaved", 4)])
-def test_attention_is_the_mean_over_layers_and_the_heads_that_see_content(class_attention_heads, num_heads, processor, path):
+def test_attention_is_the_mean_over_layers_and_the_heads_that_see_content(
+    class_attention_heads, num_heads, processor, path
+):
     model = make_model(class_attention_heads=class_attention_heads)
 
     first = next(detect(path, model, processor, attention=["sit", "walk"], **EVERYTHING))
