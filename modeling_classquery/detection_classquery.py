@@ -504,7 +504,7 @@ class ClipDetector:
         """Attention (num_queries, h, w) of each class asked for in a frame of a clip."""
         attentions = {}
         for name, label_id in self.attention_ids.items():
-            # The last layer alone tells little: it knows already what the ones before it have seen.
+            # All layers: the last one knows already what those before it have seen, and need not look there.
             of_layers = [maps[clip, output_frame, :, label_id] for maps in outputs.class_attentions]
             attention = torch.stack(of_layers).mean(0)  # (queries, heads, h, w)
             if self.model.config.class_attention_heads == "released":
