@@ -95,7 +95,7 @@ def run_arm(data_dir: Path, arm: str, num_clips: int, seed: int) -> dict[str, fl
         rows=rows.select(drawn),
         validation_rows=relabelled(load_action_dataset("demo", data_dir, "validation"), "validation", labels),
         processor=processor,
-        training=values.get("training"),
+        training={"eval_strategy": "no"} | values.get("training", {}),
         optimization=values.get("optimization"),
         callbacks=frozen(model, values.get("freeze"), len(known)),
     )
