@@ -8,6 +8,8 @@ from classquery.data.names import Backend, DatasetName
 
 
 _PARTS = ("flip_probability", "saturation_jitter", "value_jitter")
+# No video has more frames, and each is a keyframe once.
+_MAX_KEYFRAME_RATE = 1000
 _OPTIONAL_PARTS = ("score_threshold", "actor_threshold")
 
 
@@ -158,7 +160,10 @@ class DataArguments:
         for name in ("movie_start_seconds", "color_noise"):
             require_argument(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
         rate = self.keyframes_per_second
-        require_argument(self, "keyframes_per_second", rate is None or 0 < rate < math.inf, "more than 0")
+        expected = f"more than 0 and at most {_MAX_KEYFRAME_RATE}"
+        require_argument(self, "keyframes_per_second", rate is None or 0 < rate <= _MAX_KEYFRAME_RATE, expected)
+        require_argument(self, "frames_fps", 0 < self.frames_fps < math.inf, "more than 0")
+        require_argument(self, "timestamp_offset", math.isfinite(self.timestamp_offset), "a finite number")
 
 
 @dataclass

@@ -17,7 +17,7 @@ from transformers.processing_utils import VideosKwargs
 from classquery.configuration.arguments import DataArguments, OptimizationArguments
 from classquery.configuration.listing import RECIPE_DIR, list_recipes
 from classquery.configuration_classquery import ClassQueryConfig, ClassQueryCSNConfig, ClassQueryViTConfig
-from classquery.data.annotations.schema import closest
+from classquery.data.hints import closest
 
 
 LABEL_DIR = RECIPE_DIR / "labels"
@@ -120,7 +120,7 @@ def _find(folder: Path, name: str | Path, known: list[str], kind: str) -> Path:
     path = Path(name) if str(name).endswith(".json") else folder / f"{name}.json"
     if not path.is_file():
         hint = closest(str(name), known)
-        raise RecipeError(f"there is no {kind} {str(name)!r}{hint}; known: {', '.join(known)}, or a .json file")
+        raise RecipeError(f"there is no {kind} {str(name)!r}{hint or ';'} known: {', '.join(known)}, or a .json file")
     return path
 
 
@@ -169,7 +169,9 @@ def _check_values(where: str, values: Mapping[str, Any], kind: type) -> None:
             continue
         choices = _choices(hints[key])
         if isinstance(value, str) and choices and value not in choices:
-            raise RecipeError(f"{where}: {key} is {value!r}{closest(value, choices)}; known: {', '.join(choices)}")
+            raise RecipeError(
+                f"{where}: {key} is {value!r}{closest(value, choices) or ';'} known: {', '.join(choices)}"
+            )
         if not _fits(value, hints[key]):
             expected = getattr(hints[key], "__name__", str(hints[key]))
             raise RecipeError(f"{where}: {key} must be {expected}, got {value!r}")
@@ -216,7 +218,7 @@ def _check_training(recipe: Recipe) -> None:
     known = [*METRICS, *(f"{name}/{label}" for name in LABEL_METRICS for label in labels)]
     if metric is not None and metric.removeprefix("eval_") not in known:
         raise ValueError(
-            f"metric_for_best_model is {metric!r}{closest(metric, known)}; known: {', '.join(METRICS)}, and "
+            f"metric_for_best_model is {metric!r}{closest(metric, known) or ';'} known: {', '.join(METRICS)}, and "
             f"{' and '.join(LABEL_METRICS)} of a label as {LABEL_METRICS[0]}/LABEL"
         )
 
@@ -304,5 +306,6 @@ def _refuse_unknown(where: str, keys: Iterable[str], known: Iterable[str]) -> No
     known = list(known)
     for key in keys:
         if key not in known:
-            listed = f"; known: {', '.join(known)}" if 0 < len(known) <= 15 else ""
-            raise RecipeError(f"{where}: unknown {key!r}{closest(key, known)}{listed}")
+            hint = closest(key, known)
+            listed = f"{hint or ';'} known: {', '.join(known)}" if 0 < len(known) <= 15 else hint
+            raise RecipeError(f"{where}: unknown {key!r}{listed}")

@@ -321,7 +321,7 @@ class TubeClips(_Clips):
             raise ValueError(f'tiling must be "complete" or "released", got {tiling!r}.')
         if supervised_frames is not None and not 0 < supervised_frames <= num_frames:
             raise ValueError(
-                f"supervised_frames must be from 1 to the {num_frames} frames of a clip, got {supervised_frames}"
+                f"--supervised_frames must be from 1 to the {num_frames} frames of a clip, got {supervised_frames}"
             )
         self.num_frames = num_frames
         self.supervised_frames = supervised_frames

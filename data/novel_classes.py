@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from classquery.data.annotations.schema import AnnotationError, closest, parsing, quote, to_dataset
+from classquery.data.annotations.schema import AnnotationError, parsing, quote, to_dataset
+from classquery.data.hints import closest
 
 
 # The novel classes of the four splits of JHMDB-21 into 15 and 6 that ST-CLIP is evaluated on.

@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from classquery import kernels
-from classquery.data.annotations.schema import closest
+from classquery.data.hints import closest
 
 
 # Principal axes (columns) and spreads of the colours of ImageNet in [0, 1] RGB, as in the published recipes.

@@ -27,6 +27,11 @@ logger = logging.get_logger(__name__)
 
 # Times are sums and quotients of floats: 2.9999999 keyframes after the first are 3.
 _TIME_TOLERANCE = 1e-6
+# Keyframes per second: no video has more frames, and each is a keyframe once.
+_MAX_RATE = 1000
+# Letters of a name and names of classes that a message shows.
+_MAX_QUOTED = 200
+_MAX_NAMED = 20
 
 
 # Where clips are
@@ -93,8 +98,11 @@ class Sampling:
         if self.keyframes_per_second is not None and self.keyframe_stride is not None:
             raise ValueError("give keyframes_per_second or keyframe_stride, not both")
         rate, strides = self.keyframes_per_second, (self.keyframe_stride, self.clip_stride)
-        if not (rate is None or 0 < rate < math.inf) or not all(stride is None or stride >= 1 for stride in strides):
-            raise ValueError(f"keyframes_per_second must be positive and finite, strides at least 1: {self}")
+        is_rate = rate is None or 0 < rate <= _MAX_RATE
+        if not is_rate or not all(stride is None or stride >= 1 for stride in strides):
+            raise ValueError(
+                f"keyframes_per_second must be more than 0 and at most {_MAX_RATE}, strides at least 1: {self}"
+            )
 
     def plan(self, config: ClassQueryConfig, video: Any) -> ClipPlan:
         """Lay clips around keyframes, or tile the video with them if the model detects in all frames.
@@ -384,8 +392,11 @@ def label_id_of(label: str, config: ClassQueryConfig) -> int:
     """
     label_ids = {name: index for index, name in config.id2label.items()}
     if label not in label_ids:
-        nearest = difflib.get_close_matches(label, label_ids, cutoff=0.0)
-        raise ValueError(f"the model has no class {label!r}; the closest names are {nearest}")
+        nearest = difflib.get_close_matches(label[:_MAX_QUOTED], label_ids)
+        names = [*label_ids][:_MAX_NAMED]
+        others = f" and {len(label_ids) - _MAX_NAMED} others" if len(label_ids) > _MAX_NAMED else ""
+        known = f"the closest names are {nearest}" if nearest else f"it has {names}{others}"
+        raise ValueError(f"the model has no class {label[:_MAX_QUOTED]!r}; {known}")
     return label_ids[label]
 
 

@@ -105,6 +105,25 @@ def test_values_that_belong_to_nothing_are_named(capsys):
     assert "--top_k must be at least 1, got 0" in capsys.readouterr().err
     assert main(["train", "a.mp4", "--output_dir", "x"]) == 1
     assert "there is no option a.mp4." in capsys.readouterr().err
+    assert main(["detect", "--xyzzy", "0.5"]) == 1
+    assert "there is no option --xyzzy. `classquery detect --help all`" in capsys.readouterr().err
+
+
+def test_names_behind_two_dashes_are_videos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-a.mp4").touch()
+    options = parse_arguments(["b.mp4", "--show_classes", "walk", "--", "-a.mp4", "--tubes"], TASKS["detect"])
+    assert options.prediction.videos == ["b.mp4", "-a.mp4", "--tubes"]
+    assert (options.prediction.show_classes, options.prediction.tubes) == (["walk"], False)
+    with pytest.raises(ValueError, match=r"-a\.mp4 begins like an option: give it as \./-a\.mp4"):
+        parse_arguments(["-a.mp4"], TASKS["detect"])
+    with pytest.raises(ValueError, match=r"there is no option x\.mp4\."):
+        parse_arguments(["--output_dir", "x", "--", "x.mp4"], TASKS["train"])
+
+
+def test_file_that_is_missing_is_named_with_what_to_do(capsys):
+    assert main(["detect", "--model", "demo", "--class_descriptions", "nowhere.json"]) == 1
+    assert capsys.readouterr().err.startswith("error: No such file or directory: 'nowhere.json'; check the path")
 
 
 def test_detect_writes_and_shows_where_there_is_a_window(tmp_path, monkeypatch, caplog):

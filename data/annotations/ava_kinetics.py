@@ -18,8 +18,9 @@ from pathlib import Path
 from classquery.data.annotations.ava import AVA_LABELS, parse_label_map
 from classquery.data.annotations.collecting import four_numbers, reading
 from classquery.data.annotations.entries import Content, Context, Entry, Format, Source, VideoClaim
-from classquery.data.annotations.schema import VIDEO_SUFFIXES, AnnotationError, closest
+from classquery.data.annotations.schema import VIDEO_SUFFIXES, AnnotationError
 from classquery.data.annotations.values import number, whole_number
+from classquery.data.hints import closest
 
 
 _NUM_COLUMNS = 7

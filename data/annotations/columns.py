@@ -10,12 +10,12 @@ from classquery.data.annotations.entries import IGNORED, NOBODY, BoxTable, Video
 from classquery.data.annotations.schema import (
     BOX_TOLERANCE,
     ProblemCollector,
-    closest,
     explain_box,
     quote,
     unit_boxes,
 )
 from classquery.data.annotations.videos import Video, video_ids
+from classquery.data.hints import closest
 
 
 class Unit(NamedTuple):

@@ -30,7 +30,6 @@ from classquery.data.annotations.schema import (
     AnnotationError,
     AnnotationWarning,
     ProblemCollector,
-    closest,
     columns_to_dataset,
     parsing,
     quote,
@@ -45,6 +44,7 @@ from classquery.data.annotations.splitting import (
 )
 from classquery.data.annotations.values import SPLITS
 from classquery.data.annotations.videos import VideoFinder, look_into
+from classquery.data.hints import closest
 
 
 CLASSES_FILE = "classes.txt"

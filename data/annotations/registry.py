@@ -314,7 +314,9 @@ def make_clips(
     own_rows = to_dataset([]) if is_stream else rows
     options |= sampling
     if supervised_frames is not None and not have_tubes:
-        raise ValueError("supervised_frames are drawn of models that detect in all frames; this one has keyframes")
+        raise ValueError(
+            "--supervised_frames is for models that detect in all frames, and this one does in keyframes: leave it out"
+        )
     clips: KeyframeClips | TubeClips
     if not have_tubes:
         clips = KeyframeClips(own_rows, frame_stride=frame_stride, frames_per_second=frames_per_second, **options)

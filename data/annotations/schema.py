@@ -1,10 +1,8 @@
 """The rows that every annotation reader returns, and how a reader reports problems in annotation files."""
 
 import csv
-import difflib
 import gzip
 import math
-import re
 import struct
 import xml.etree.ElementTree as ET
 import zlib
@@ -189,21 +187,6 @@ def shorten(names: Sequence[str]) -> str:
 def and_others(count: int) -> str:
     """How a list ends that leaves out so many; nothing if it leaves out none."""
     return f", and {count} other{'s' if count > 1 else ''}" if count > 0 else ""
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """Return a hint at the known name that is most like another; nothing if none is known.
-
-    Those with all its words come first: `--threshold` is rather `--score_threshold` than `--fit_thresholds`.
-    """
-    known = list(known)
-    with_its_words = [other for other in known if _words(name) <= _words(other)]
-    matches = difflib.get_close_matches(name, with_its_words or known, n=1, cutoff=0.0)
-    return f", did you mean {abbreviate(repr(matches[0]))}?" if matches else ""
-
-
-def _words(name: str) -> set[str]:
-    return set(filter(None, re.split(r"[\W_]+", name)))
 
 
 def parse_box(

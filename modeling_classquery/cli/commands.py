@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from classquery.data.hints import closest
 from classquery.engine.run.help import format_help, wanted_help
 from classquery.engine.run.tasks import SCRIPT, TASKS, Task
 
@@ -49,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"classquery {importlib.import_module('classquery').__version__}")
         return 0
     if name not in COMMANDS:
-        closest = importlib.import_module("classquery.data.annotations.schema").closest
-        print(f"error: there is no command {name[:200]!r}{closest(name, COMMANDS)}\n\n{_overview()}", file=sys.stderr)
+        hint = closest(name, [*COMMANDS, "--help", "--version"])
+        print(f"error: there is no command {name[:200]!r}{hint}\n\n{_overview()}", file=sys.stderr)
         return 2
     return _without_traceback(lambda: COMMANDS[name].call(rest))
 
@@ -69,8 +70,16 @@ def _without_traceback(call: Callable[[], int | None]) -> int:
         # The end of a help text, for which the classes below need not be imported.
         raise
     except _user_errors() as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_in_words(error)}", file=sys.stderr)
         return 1
+
+
+def _in_words(error: Exception) -> str:
+    """What a file system says, without its number and with what to do; other messages as they are."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
+        return f"{error.strerror}: {str(name)[:200]!r}; check the path, the rights and the room on the disk"
+    return str(error)
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

@@ -1,6 +1,8 @@
 """Which recipe a run takes if none is given."""
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
+
+from classquery.data.names import DatasetName
 
 
 class Choice(NamedTuple):
@@ -26,7 +28,8 @@ def choose_recipe(recipe: str | None, dataset: str | None, model: str | None, do
         return Choice(recipe)
     if dataset is None or dataset.startswith("demo"):
         return Choice(dataset or "demo")
-    if not do_train:
+    if not do_train or dataset not in get_args(DatasetName):
+        # A name that does not exist is refused with those that do when all options are read.
         return Choice("demo")
     if model is None:
         raise ValueError(

@@ -79,6 +79,11 @@ _COMMON = {
 }
 
 
+def common_options(task: Task) -> list[str]:
+    """The options that most runs of a command take, the likeliest to be meant by what does not exist."""
+    return [f"--{name}" for names in _COMMON[task.prog].values() for name in names]
+
+
 def wanted_help(arguments: Sequence[str]) -> Literal["common", "all"] | None:
     """Which help a command line asks for, if any."""
     for name in ("--help", "-h"):

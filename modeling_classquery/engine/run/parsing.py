@@ -1,6 +1,8 @@
 """The options of a run: values of the recipe, and of the command line where given there."""
 
 import argparse
+import itertools
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,10 +11,12 @@ from transformers.hf_argparser import string_to_bool
 
 from classquery.configuration import DataArguments, Recipe, load_recipe
 from classquery.configuration.arguments import OptimizationArguments
-from classquery.data.annotations.schema import closest
+from classquery.data.annotations.schema import VIDEO_SUFFIXES
+from classquery.data.hints import closest
 from classquery.engine.detection.arguments import PredictionArguments
 from classquery.engine.run.arguments import ModelArguments
 from classquery.engine.run.choosing import choose_recipe
+from classquery.engine.run.help import common_options
 from classquery.engine.run.tasks import Task
 
 
@@ -54,8 +58,10 @@ def parse_arguments(arguments: Sequence[str], task: Task) -> Options:
         ValueError: If an option does not exist, or a value cannot be.
     """
     parser = make_parser(task)
+    arguments, videos = _without_files(arguments)
     arguments = _with_values(arguments, parser)
     known = _find(arguments, task.defaults)
+    _refuse_classes_to_report(arguments, known)
     choice = choose_recipe(known.recipe, known.dataset, known.model_name_or_path, known.do_train)
     recipe = load_recipe(choice.recipe)
     parser.set_defaults(recipe=choice.recipe, **recipe.data, **recipe.optimization, **recipe.training)
@@ -68,7 +74,7 @@ def parse_arguments(arguments: Sequence[str], task: Task) -> Options:
         parser.set_defaults(keyframes_per_second=None, score_threshold=None, actor_threshold=None)
     *parts, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     options = Options(*parts, recipe, choice.reason)
-    options.prediction.videos += _videos_among(rest, task, parser)
+    options.prediction.videos += _videos_among(rest, videos, task, parser)
     if not (options.training.do_train or options.training.do_eval) and not options.model.model_name_or_path:
         options.model.model_name_or_path = "demo"
     contradiction = _contradiction_in(options)
@@ -99,19 +105,42 @@ def _with_values(arguments: Sequence[str], parser: argparse.ArgumentParser) -> l
     ]
 
 
-def _videos_among(rest: Sequence[str], task: Task, parser: argparse.ArgumentParser) -> list[str]:
-    """What is no option: videos, where the command takes them.
+def _without_files(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide at `--`, behind which everything is the name of a file."""
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    return list(arguments[:end]), list(arguments[end + 1 :])
+
+
+def _refuse_classes_to_report(arguments: Sequence[str], known: argparse.Namespace) -> None:
+    """Refuse names of classes where their fate in training is meant, which argparse would only call no choice.
+
+    Raises:
+        ValueError: If --classes is given without training.
+    """
+    if not known.do_train and any(argument.partition("=")[0] == "--classes" for argument in arguments):
+        raise ValueError(
+            "--classes says what becomes of the classes of a model in training; --show_classes names those to report"
+        )
+
+
+def _videos_among(
+    rest: Sequence[str], videos: Sequence[str], task: Task, parser: argparse.ArgumentParser
+) -> list[str]:
+    """What is no option, and what stood behind `--`: videos, where the command takes them.
 
     Raises:
         ValueError: If it begins like an option, or the command takes none.
     """
-    unknown = next((argument for argument in rest if argument.startswith("-") or not task.takes_videos), None)
-    if unknown is not None:
-        name = unknown.partition("=")[0]
-        options = [option for action in parser._actions for option in action.option_strings]
-        hint = closest(name, options) if name.startswith("-") else "."
-        raise ValueError(f"there is no option {name[:200]}{hint} `{task.prog} --help all` lists all")
-    return list(rest)
+    is_unknown = [argument.startswith("-") or not task.takes_videos for argument in rest]
+    unknown = [*itertools.compress(rest, is_unknown), *([] if task.takes_videos else videos)]
+    if not unknown:
+        return [*rest, *videos]
+    name = unknown[0].partition("=")[0]
+    if os.path.isfile(unknown[0]) and task.takes_videos:
+        raise ValueError(f"{name[:200]} begins like an option: give it as ./{name[:200]}, or behind --")
+    options = [option for action in parser._actions for option in action.option_strings]
+    hint = closest(name, common_options(task)) or closest(name, options) if name.startswith("-") else ""
+    raise ValueError(f"there is no option {name[:200]}{hint or '.'} `{task.prog} --help all` lists all")
 
 
 def _contradiction_in(options: Options) -> str | None:
@@ -123,16 +152,38 @@ def _contradiction_in(options: Options) -> str | None:
         return "--report is about the errors of --do_eval: give that, too"
     if model_args.fit_thresholds and not training_args.do_eval:
         return "--fit_thresholds looks at what --do_eval finds: give that, too"
+    if training_args.do_eval and not (training_args.do_train or model_args.model_name_or_path):
+        return "--do_eval scores a trained model: give --model_name_or_path, `demo` for the one in the package"
+    if training_args.resume_from_checkpoint and not training_args.do_train:
+        return (
+            "--resume_from_checkpoint goes on with --do_train: give --model_name_or_path for what a checkpoint holds"
+        )
     if training_args.push_to_hub and not training_args.do_train:
         return "--push_to_hub shares what --do_train made; a folder: classquery share --help"
     if model_args.classes_text and (training_args.do_train or training_args.do_eval):
         return "--classes_text is for detection: classes of data are described by --class_descriptions"
+    is_new = not model_args.model_name_or_path
     new_only = model_args.backbone_checkpoint or model_args.transformer_checkpoint
     trained_only = model_args.classes != "same" or model_args.freeze == "old_classes" or model_args.lora_rank
     if model_args.model_name_or_path and new_only:
         return "--backbone_checkpoint and --transformer_checkpoint start a new model: leave --model_name_or_path out"
-    if not model_args.model_name_or_path and trained_only:
+    if is_new and trained_only:
         return "--classes, --freeze old_classes and --lora_rank change a trained model: give --model_name_or_path"
     if model_args.lora_rank and model_args.freeze != "nothing":
         return "--lora_rank freezes what it needs to: leave --freeze out"
+    if options.data.supervised_frames and is_new and options.recipe.model.get("output_frames") != "all":
+        return f"--supervised_frames is for recipes that detect in all frames, which {options.recipe.name} does not"
+    return _swallowed_video_in(options)
+
+
+def _swallowed_video_in(options: Options) -> str | None:
+    """A video that was taken for a class, because it stands behind an option that takes several."""
+    for name, values in (
+        ("show_classes", options.prediction.show_classes),
+        ("classes_text", options.model.classes_text or []),
+    ):
+        for value in values:
+            is_path = os.path.isfile(value) or (os.sep in value and os.path.exists(value))
+            if is_path or value.lower().endswith(VIDEO_SUFFIXES):
+                return f"--{name} takes all that follows for classes, also {value[:200]}: give videos before it"
     return None

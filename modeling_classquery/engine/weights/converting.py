@@ -8,7 +8,7 @@ from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, Clas
 from classquery.checkpoint_files_classquery import CheckpointError
 from classquery.configuration.recipes import load_recipe
 from classquery.conversion_classquery import load_checkpoint, save_detector
-from classquery.data.annotations.schema import closest
+from classquery.data.hints import closest
 from classquery.engine.weights.fetching import alone, fetch
 from classquery.engine.weights.zoo import PublishedWeights, load_zoo
 from classquery.published_classquery import PREFIX
@@ -69,7 +69,8 @@ def find_weights(name: str, kinds: Collection[str] = ("detector", "transformer",
     suitable = [weights.name for weights in zoo.values() if weights.kind in kinds]
     if name not in zoo:
         raise CheckpointError(
-            f"no weights are published as {name[:200]!r}{closest(name, suitable)}; there are: {', '.join(suitable)}"
+            f"no weights are published as {name[:200]!r}{closest(name, suitable) or ';'} "
+            f"there are: {', '.join(suitable)}"
         )
     if zoo[name].kind not in kinds:
         raise CheckpointError(
