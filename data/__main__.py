@@ -32,6 +32,17 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m class
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Check or prepare a data set.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_check_parser(commands)
+    _add_prepare_parser(commands)
+    _add_convert_parser(commands)
+    _add_diff_parser(commands)
+    _add_shard_parser(commands)
+    formats = commands.add_parser("formats", help="list the formats that custom data may have")
+    formats.set_defaults(command="print_formats")
+    return parser
+
+
+def _add_check_parser(commands: Any) -> None:
     check = commands.add_parser("check", help="say what is in a data set and what is wrong with it")
     check.set_defaults(command="check")
     _add_dataset_arguments(check)
@@ -44,6 +55,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         default=900.0,
         help="for AVA: what the annotations call the start of the files (default: 900, movies that are cut)",
     )
+
+
+def _add_prepare_parser(commands: Any) -> None:
     prepare = commands.add_parser("prepare", help="cut and encode the originals for quick and exact training")
     prepare.set_defaults(command="prepare")
     prepare.add_argument("--source_dir", required=True, type=Path, help="folder with the originals")
@@ -59,6 +73,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         default=0.0,
         help="for AVA: what the annotations call the start of the originals (default: 0, whole movies)",
     )
+
+
+def _add_convert_parser(commands: Any) -> None:
     convert = commands.add_parser("convert", help="write a split as a file of an annotation tool")
     convert.set_defaults(command="convert")
     convert.add_argument("--dataset", required=True, choices=get_args(FolderName))
@@ -68,16 +85,15 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     _add_split_arguments(convert)
     convert.add_argument("--format", required=True, help="one that `formats` calls written, or ava")
     convert.add_argument("--output", required=True, type=Path, metavar="FILE")
+
+
+def _add_diff_parser(commands: Any) -> None:
     diff = commands.add_parser("diff", help="say what changed from one file of annotations to another")
     diff.set_defaults(command="diff")
     diff.add_argument("old", type=Path, help="a file of any format, or a folder of such files")
     diff.add_argument("new", type=Path, help="the same after it was corrected")
     diff.add_argument("--video_folder", type=Path, help="where the videos are, for formats of different units")
     diff.add_argument("--output", type=Path, metavar="CSV", help="write all changes there")
-    _add_shard_parser(commands)
-    formats = commands.add_parser("formats", help="list the formats that custom data may have")
-    formats.set_defaults(command="print_formats")
-    return parser
 
 
 def _add_shard_parser(commands: Any) -> None:

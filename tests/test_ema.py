@@ -106,19 +106,20 @@ def test_training_is_not_changed_and_ends_with_the_averaged_model(demo_dir, tmp_
     assert states_equal(saved.state_dict(), averaging.model.state_dict())
 
 
+AT_EVERY_STEP = {
+    "optimization": {"ema_decay": 0.5},
+    "max_steps": 3,
+    "learning_rate": 1e-3,
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "save_strategy": "steps",
+    "save_steps": 1,
+}
+
+
 def test_averaged_model_is_evaluated_and_saved_in_every_checkpoint(demo_dir, tmp_path):
     evaluated = []
-    trainer = tiny_trainer(
-        demo_dir,
-        tmp_path,
-        optimization={"ema_decay": 0.5},
-        max_steps=3,
-        learning_rate=1e-3,
-        eval_strategy="steps",
-        eval_steps=1,
-        save_strategy="steps",
-        save_steps=1,
-    )
+    trainer = tiny_trainer(demo_dir, tmp_path, **AT_EVERY_STEP)
     trainer.scorer = lambda records: evaluated.append(copy.deepcopy(trainer.model.state_dict())) or {}
     trainer.train()
 
@@ -132,19 +133,8 @@ def test_averaged_model_is_evaluated_and_saved_in_every_checkpoint(demo_dir, tmp
 
 def test_best_averaged_model_is_loaded_at_the_end(demo_dir, tmp_path):
     scores = iter((0.1, 0.3, 0.2))
-    trainer = tiny_trainer(
-        demo_dir,
-        tmp_path,
-        optimization={"ema_decay": 0.5},
-        max_steps=3,
-        learning_rate=1e-3,
-        eval_strategy="steps",
-        eval_steps=1,
-        save_strategy="steps",
-        save_steps=1,
-        metric_for_best_model="frame_map_50",
-        load_best_model_at_end=True,
-    )
+    best = {"metric_for_best_model": "frame_map_50", "load_best_model_at_end": True}
+    trainer = tiny_trainer(demo_dir, tmp_path, **AT_EVERY_STEP, **best)
     trainer.scorer = lambda records: {"frame_map_50": next(scores)}
     trainer.train()
 

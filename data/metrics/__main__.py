@@ -16,7 +16,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from classquery.data.names import ProtocolName, TubeDatasetName
 
@@ -51,7 +51,18 @@ def parse_arguments(
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write metrics and AP of all labels there")
     parser.add_argument("--report", type=Path, metavar="FOLDER", help="write an analysis of the errors there")
-    ava = parser.add_argument_group("ava")
+    _add_ava_arguments(parser.add_argument_group("ava"))
+    _add_tube_arguments(parser.add_argument_group("other data sets"))
+    options = parser.parse_args(arguments)
+    only_ava = options.exclude or options.label_map or options.official_cap or options.annotated_only
+    if options.dataset != "ava" and only_ava:
+        parser.error("--exclude, --label_map, --official_cap and --annotated_only are for --dataset ava")
+    if options.dataset == "ava" and (options.protocol or options.shortest_edge or options.fold or options.tubes):
+        parser.error("--protocol, --fold, --shortest_edge and --tubes are for the data sets with tubes")
+    return options
+
+
+def _add_ava_arguments(ava: Any) -> None:
     ava.add_argument("--exclude", type=Path, help="csv of keyframes that do not count: video, timestamp")
     ava.add_argument("--label_map", type=Path, help=".pbtxt of the labels that count; default: AVA's 60")
     ava.add_argument(
@@ -65,7 +76,9 @@ def parse_arguments(
         help="leave out detections on keyframes that the ground truth does not list, as the official script has done "
         "since May 2020; by default they are false positives",
     )
-    tubes = parser.add_argument_group("other data sets")
+
+
+def _add_tube_arguments(tubes: Any) -> None:
     tubes.add_argument(
         "--protocol", choices=get_args(ProtocolName), help="of video mAP; default: that of the published numbers"
     )
@@ -79,13 +92,6 @@ def parse_arguments(
         help="short side in pixels of the frames that the network saw; the published protocols count in these. "
         "default: 224 for UCF101-24, 256 otherwise",
     )
-    options = parser.parse_args(arguments)
-    only_ava = options.exclude or options.label_map or options.official_cap or options.annotated_only
-    if options.dataset != "ava" and only_ava:
-        parser.error("--exclude, --label_map, --official_cap and --annotated_only are for --dataset ava")
-    if options.dataset == "ava" and (options.protocol or options.shortest_edge or options.fold or options.tubes):
-        parser.error("--protocol, --fold, --shortest_edge and --tubes are for the data sets with tubes")
-    return options
 
 
 if __name__ == "__main__":

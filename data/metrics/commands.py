@@ -94,10 +94,11 @@ def score_ava(options: argparse.Namespace) -> Scored:
     """Frame mAP as the official script counts it."""
     id2label = _label_names(options.label_map)
     label_ids, names = [label + 1 for label in id2label], FrameNames()
+    is_complete = options.label_map is not None
     truth = read_ground_truth(options.ground_truth, names)
     excluded = read_frames(options.exclude, names) if options.exclude else np.zeros(0, np.int64)
     annotated = np.concatenate([truth.frame, truth.empty_frames])
-    truth = _counted(options.ground_truth, truth, excluded, label_ids, is_complete=options.label_map is not None)
+    truth = _counted(options.ground_truth, truth, excluded, label_ids, is_complete=is_complete)
     first, labels = multi_hot(truth, max(label_ids))
     ground_truth = {"frame": truth.frame[first], "boxes": truth.boxes[first], "labels": labels}
 
@@ -108,7 +109,7 @@ def score_ava(options: argparse.Namespace) -> Scored:
         found, unknown = _tables_of_records(read_records(options.detections), names, labels.shape[1])
     else:
         rows = read_detections(options.detections, names)
-        rows = _counted(options.detections, rows, excluded, label_ids, is_complete=options.label_map is not None)
+        rows = _counted(options.detections, rows, excluded, label_ids, is_complete=is_complete)
         rows = cap_per_frame(rows) if options.official_cap else rows
         found = {"frame": rows.frame, "boxes": rows.boxes, "scores": rows.values[:, 0], "label": rows.label_id - 1}
     kept = ~np.isin(found["frame"], excluded)
@@ -181,28 +182,17 @@ def _check_frames(frame: np.ndarray, true_frame: np.ndarray, names: FrameNames) 
 
 def score_tubes(options: argparse.Namespace) -> Scored:
     """Frame mAP and video mAP over the test videos of an annotation pickle."""
-    counting = PUBLISHED_COUNTING[options.dataset]
     source = options.dataset, options.ground_truth
     rows = load_action_dataset(*source, "validation", fold=options.fold, require_videos=False)
     id2label = load_action_labels(*source)
     label_ids = scored_label_ids(options.dataset, id2label)
-    sizes = frame_sizes(rows, options.shortest_edge or counting.shortest_edge)
+    sizes = frame_sizes(rows, options.shortest_edge or PUBLISHED_COUNTING[options.dataset].shortest_edge)
     originals = {row["clip_id"]: np.array([row["width"], row["height"]] * 2) for row in rows}
-    if options.detections.suffix == ".parquet":
-        detections = _video_table_of_records(options.detections, sizes, len(id2label))
-    elif options.detections.suffix == ".pkl":
-        names = FrameNames()
-        found = read_frame_detections(options.detections, names, rows["clip_id"][:], originals)
-        detections = _video_table_of_rows(options.detections, found, names, sizes, len(id2label))
-    else:
-        names = FrameNames()
-        found = read_detections(options.detections, names, of_tubes=True)
-        detections = _video_table_of_rows(options.detections, found, names, sizes, len(id2label))
+    detections = _read_video_table(options.detections, rows["clip_id"][:], originals, sizes, len(id2label))
     tables = tube_frame_tables(detections, rows, sizes, len(id2label))
     frames = frame_map(*tables, iou_threshold=options.iou_thresholds or [0.5], label_ids=label_ids)
-    protocol = options.protocol or counting.protocol
     counted = {
-        "protocol": protocol,
+        "protocol": options.protocol or PUBLISHED_COUNTING[options.dataset].protocol,
         "iou_thresholds": options.iou_thresholds or [0.2, *np.arange(50, 100, 5) / 100],
         "label_ids": label_ids,
     }
@@ -214,13 +204,39 @@ def score_tubes(options: argparse.Namespace) -> Scored:
         videos = video_map(detections, true_tubes(rows, sizes), **counted)
     if label_ids is not None:
         logger.info(f"{len(label_ids)} of {len(id2label)} labels count, as in the official script")
-    logger.info(f"video mAP is counted by the protocol {protocol!r}: {len(videos['tubes']):,} tubes")
+    logger.info(f"video mAP is counted by the protocol {counted['protocol']!r}: {len(videos['tubes']):,} tubes")
     (metrics, per_label), (of_videos, ap_of_videos) = _split(frames), _split(videos)
     metrics, per_label = metrics | of_videos, per_label | ap_of_videos
     if not options.iou_thresholds:
         metrics = {name: metrics[name] for name in SHOWN}
     per_label = {name: ap for name, ap in per_label.items() if name.replace("ap", "map") in metrics}
     return Scored(metrics, per_label, id2label, *tables, label_ids)
+
+
+def _read_video_table(
+    path: Path,
+    videos: list[str],
+    originals: Mapping[str, np.ndarray],
+    sizes: Mapping[str, np.ndarray],
+    num_labels: int,
+) -> dict[str, np.ndarray]:
+    """Detections of any file in pixels of the frames that count.
+
+    Args:
+        path: Parquet, the pickle of MultiSports, or csv.
+        videos: Names of the test videos, in the order of their numbers in such a pickle.
+        originals, sizes: Width, height, width and height in pixels of the frames of each video: those of the
+            annotations, and those that count.
+        num_labels: Number of labels.
+    """
+    if path.suffix == ".parquet":
+        return _video_table_of_records(path, sizes, num_labels)
+    names = FrameNames()
+    if path.suffix == ".pkl":
+        found = read_frame_detections(path, names, videos, originals)
+    else:
+        found = read_detections(path, names, of_tubes=True)
+    return _video_table_of_rows(path, found, names, sizes, num_labels)
 
 
 def _video_table_of_records(path: Path, sizes: Mapping[str, np.ndarray], num_labels: int) -> dict[str, np.ndarray]:
