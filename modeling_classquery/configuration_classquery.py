@@ -396,6 +396,10 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.label2id is None:
             self.label2id = {label: index for index, label in self.id2label.items()}
+        if isinstance(self.class_descriptions, dict):
+            # A file has them in alphabetical order, in which a model would get other classes.
+            in_order = [label for label in self.id2label.values() if label in self.class_descriptions]
+            self.class_descriptions = {label: self.class_descriptions[label] for label in in_order}
 
     def save_pretrained(self, *args, **kwargs):
         """Save the configuration and beside it the code of model, processor and pipeline; see `SavedWithCode`."""

@@ -508,7 +508,7 @@ def supervised_frames_of(labels: list[dict[str, torch.Tensor]] | ActionTargets) 
     """Frames that labels are of, (batch, num_supervised_frames); None for all output frames.
 
     Raises:
-        ValueError: If only some clips say so.
+        ValueError: If only some clips say so, or they say how many differently.
     """
     return labels.supervised_frames if isinstance(labels, ActionTargets) else _stack_supervised(labels)
 
@@ -519,6 +519,9 @@ def _stack_supervised(labels: list[dict[str, torch.Tensor]]) -> torch.Tensor | N
         return None
     if len(supervised) < len(labels):
         raise ValueError("all clips of a batch must have `supervised_frames`, or none")
+    shapes = sorted({tuple(frames.shape) for frames in supervised})
+    if len(shapes) > 1 or len(shapes[0]) != 1:
+        raise ValueError(f"all clips of a batch must have as many `supervised_frames`, got shapes {str(shapes)[:100]}")
     return torch.stack(supervised)
 
 

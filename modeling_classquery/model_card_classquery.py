@@ -88,7 +88,7 @@ def replace_template(folder: str | os.PathLike, card: ModelCard) -> None:
 
 def _listed(labels: list[str], most: int = 8) -> str:
     more = f" and {len(labels) - most} more" if len(labels) > most else ""
-    return f"{len(labels)} actions ({', '.join(labels[:most])}{more})"
+    return f"{len(labels)} actions ({', '.join(map(_on_one_line, labels[:most]))}{more})"
 
 
 def _example(name: str) -> str:
@@ -128,9 +128,7 @@ def _file_name(name: str | None) -> str:
 
 def _words(config: ClassQueryConfig) -> str:
     words = {label: "; ".join(sentences) for label, sentences in config.class_descriptions.items()}
-    # A sentence may hold what divides the cells of a table, and lines.
-    in_cells = {label: " ".join(sentences.replace("|", "/").split()) for label, sentences in words.items()}
-    return _table(in_cells, ("class", "words"))
+    return _table(words, ("class", "words"))
 
 
 def _results(results: Sequence[EvalResult], protocol: str | None) -> str:
@@ -154,8 +152,13 @@ def _limits(config: ClassQueryConfig) -> str:
 
 
 def _table(rows: Mapping[str, Any], head: tuple[str, str] = ("", "")) -> str:
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
-    return "\n".join(lines)
+    # Names of classes and sentences may hold what divides the cells of a table, and lines.
+    cells = [[_on_one_line(cell).replace("|", "/") for cell in row] for row in rows.items()]
+    return "\n".join([f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {name} | {value} |" for name, value in cells)])
+
+
+def _on_one_line(text: Any) -> str:
+    return " ".join(str(text).split())
 
 
 __all__ = ["OWN_LICENCE", "make_model_card", "replace_template"]

@@ -1298,7 +1298,11 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
             raise ValueError(
                 f"`supervised_frames` must have shape ({batch_size}, num_supervised_frames), got {tuple(frames.shape)}"
             )
-        starts = torch.arange(0, num_clip_frames, num_clip_frames // batch_size, device=device)
+        num_frames = num_clip_frames // batch_size
+        # Those on a device are not waited for.
+        if frames.device.type == "cpu" and not torch.compiler.is_compiling():
+            _require_frames(frames, num_frames)
+        starts = torch.arange(0, num_clip_frames, num_frames, device=device)
         return (frames.to(device, non_blocking=True) + starts[:, None]).flatten()
 
     def _validate(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> None:
@@ -1431,6 +1435,17 @@ class ClassQueryModel(ClassQueryPreTrainedModel):
         return tuple(
             attention.unflatten(0, clips_frames_queries).transpose(3, 4).unflatten(-1, shape[1:])
             for attention in attentions
+        )
+
+
+def _require_frames(frames: torch.Tensor, num_frames: int) -> None:
+    """Refuse numbers of other frames than a clip has: they would be those of another clip."""
+    if frames.is_floating_point() or frames.dtype == torch.bool:
+        raise ValueError(f"`supervised_frames` must be numbers of frames, whole ones, got {frames.dtype}")
+    if frames.numel() and not 0 <= frames.min() <= frames.max() < num_frames:
+        raise ValueError(
+            f"`supervised_frames` must be from 0 to {num_frames - 1}, the output frames of a clip, got "
+            f"{int(frames.min())} to {int(frames.max())}"
         )
 
 
@@ -1621,15 +1636,16 @@ class ClassQueryForVideoActionDetection(ClassQueryPreTrainedModel):
             raise TextError(
                 "this model learned a query for each of its classes: only one with class_queries='text' takes words"
             )
-        if isinstance(classes, str):
-            classes = [classes]
         if not isinstance(classes, Mapping):
+            classes = [classes] if isinstance(classes, str) else list(classes)
+            if unnamed := [label for label in classes if not isinstance(label, str)]:
+                raise TextError(f"classes are given by names or sentences, got {repr(unnamed[0])[:200]}")
             if len(set(classes)) < len(classes):
                 raise TextError(f"classes must have different names, got {str(list(classes))[:200]}")
             known = self.config.class_descriptions or {}
             classes = {label: None if label in known else label for label in classes}
         decoder = self.model.decoder
-        vectors = filter(None, (decoder.text_queries, self.text_readout))
+        vectors = [part for part in (decoder.text_queries, self.text_readout) if part is not None]
         set_words(self.config, decoder.class_words, vectors, classes, text_encoder)
         for layer in decoder.classifying_layers:
             layer.class_groups = self.config.class_groups

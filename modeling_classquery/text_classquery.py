@@ -5,7 +5,8 @@ which so detects without the tower; it is needed again only for sentences that a
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +39,14 @@ _NO_TOWER = (
     ValueError,
     httpx.HTTPError,
 )
+# What they raise for sentences if they are of another kind.
+_NO_SENTENCES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+# Where positions are relative.
+_MOST_TOKENS = 4096
 # Of the same sentence by the same tower on different machines and in different precision.
 _SAME_TOWER = 0.99
+# Distance of embeddings of length one that differ by no more than rounding.
+_ALIKE = 1e-4
 
 
 class TextError(ValueError):
@@ -92,6 +99,10 @@ def _quoted(value) -> str:
     return repr(value)[:_MAX_QUOTED]
 
 
+def _shortened(error: Exception) -> str:
+    return str(error)[:_MAX_QUOTED]
+
+
 # Tower
 
 
@@ -100,18 +111,19 @@ class TextEncoder:
 
     Args:
         model: Model of transformers with `get_text_features` (CLIP, SigLIP, X-CLIP, VideoPrism, ...), or one of text
-            alone, whose pooled output is taken or, where it has none, the mean of its last states.
+            alone, whose pooled output is taken or, where it has none, the mean of its last states; of one that
+            translates (T5), those of its encoder.
         tokenizer: Its tokenizer.
         name: Where both come from.
         revision: Commit or tag there.
     """
 
     def __init__(self, model: nn.Module, tokenizer, name: str | None = None, revision: str | None = None):
-        self.model = model.eval().requires_grad_(False)
+        self.model = _text_part(model).eval().requires_grad_(False)
         self.tokenizer, self.name, self.revision = tokenizer, name, revision
         self.text_config = getattr(model.config, "text_config", model.config)
         positions = getattr(self.text_config, "max_position_embeddings", None)
-        self.max_length = min(filter(None, (tokenizer.model_max_length, positions)))
+        self.max_length = min(filter(None, (tokenizer.model_max_length, positions, _MOST_TOKENS)))
 
     @classmethod
     def load(cls, name: str, revision: str | None = None) -> "TextEncoder":
@@ -126,12 +138,13 @@ class TextEncoder:
         except _NO_TOWER as error:
             raise TextError(
                 f"there is no text encoder {name!r}: give a folder or a name on the Hub with a model of transformers "
-                f"and its tokenizer ({str(error)[:_MAX_QUOTED]})"
+                f"and its tokenizer ({_shortened(error)})"
             ) from error
         if len(tokenizer) <= len(tokenizer.all_special_tokens):
             # Transformers makes an empty one where there is no file of it.
             raise TextError(f"the text encoder {name!r} has no tokenizer that knows words: save it in the same folder")
-        missing = sorted(report["missing_keys"])
+        unused = "decoder." if _text_part(model) is not model else ()
+        missing = sorted(key for key in report["missing_keys"] if not key.startswith(unused))
         if missing and all(key.startswith("pooler.") for key in missing):
             # Not used where words were masked in training.
             model.pooler = None
@@ -153,7 +166,24 @@ class TextEncoder:
 
         Returns:
             Shape (n, width), float32.
+
+        Raises:
+            TextError: If the model does not turn sentences into vectors.
         """
+        try:
+            inputs = self._tokenize(sentences)
+            encode = getattr(self.model, "get_text_features", self.model)
+            embeddings = _pooled(encode(**inputs), inputs.get("attention_mask"))
+        except _NO_SENTENCES as error:
+            raise TextError(f"the text encoder {self.name!r} takes no sentences ({_shortened(error)})") from error
+        if embeddings.ndim != 2 or len(embeddings) != len(sentences):
+            raise TextError(
+                f"the text encoder {self.name!r} gives {tuple(embeddings.shape)} for {len(sentences)} sentences, and "
+                "not one vector for each"
+            )
+        return F.normalize(embeddings.float(), dim=-1).cpu()
+
+    def _tokenize(self, sentences: list[str]) -> dict[str, torch.Tensor]:
         lengths = [len(tokens) for tokens in self.tokenizer(sentences)["input_ids"]]
         for sentence, length in zip(sentences, lengths, strict=True):
             if length > self.max_length:
@@ -167,10 +197,13 @@ class TextEncoder:
             return_tensors="pt",
         )
         names = ("input_ids",) if sees_padding else ("input_ids", "attention_mask")
-        inputs = {name: inputs[name] for name in names if name in inputs}
-        inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        encode = getattr(self.model, "get_text_features", self.model)
-        return F.normalize(_pooled(encode(**inputs), inputs.get("attention_mask")).float(), dim=-1).cpu()
+        return {name: inputs[name].to(self.model.device) for name in names if name in inputs}
+
+
+def _text_part(model: nn.Module) -> nn.Module:
+    """The encoder of one that translates (T5, BART), and else the whole."""
+    translates = hasattr(model, "encoder") and hasattr(model, "decoder") and not hasattr(model, "get_text_features")
+    return model.encoder if translates else model
 
 
 def _pooled(outputs, attention_mask: torch.Tensor | None) -> torch.Tensor:
@@ -244,7 +277,9 @@ class ClassQueryWords(nn.Module):
             of_classes = embeddings.sum(1) / embeddings.any(-1).sum(1, keepdim=True)
             if len(of_classes) > 1:
                 self.center.copy_(of_classes.mean(0))
-                self.scale.copy_((of_classes - self.center.cpu()).norm(dim=-1).mean())
+                distance = (of_classes - self.center.cpu()).norm(dim=-1).mean()
+                # Where all are alike, it is of the size of rounding errors.
+                self.scale.copy_(distance if distance > _ALIKE else torch.ones(()))
         self.embeddings = embeddings.to(self.embeddings)
 
 
@@ -283,7 +318,7 @@ class ClassQueryTextVectors(nn.Module):
 def set_words(
     config: ClassQueryConfig,
     words: ClassQueryWords,
-    vectors: Iterable[ClassQueryTextVectors],
+    vectors: Sequence[ClassQueryTextVectors],
     classes: Mapping[str, Words],
     text_encoder: str | Encode | None,
 ) -> None:
@@ -296,6 +331,7 @@ def set_words(
         classes: The classes, in order; those without words or with the words that they have are kept.
         text_encoder: What encodes the others, or its name; by default the one of the configuration.
     """
+    _refuse_offloaded(words, vectors)
     before = config.class_descriptions if config.class_descriptions and words.embeddings.any() else {}
     classes = {label: before.get(label) if words_of is None else words_of for label, words_of in classes.items()}
     if unknown := [label for label, words_of in classes.items() if words_of is None]:
@@ -322,10 +358,22 @@ def set_words(
     for row, (label, kept) in enumerate(zip(descriptions, rows, strict=True)):
         own = encoded[label] if kept is None else words.embeddings[kept, : len(descriptions[label])].float().cpu()
         table[row, : len(own)] = own
+    if new:
+        _warn_of_twins(table, list(descriptions))
     words.set_embeddings(table)
     for of_classes in vectors:
         of_classes.keep_residuals(rows)
     _set_labels(config, descriptions, rows, new)
+
+
+def _refuse_offloaded(words: ClassQueryWords, vectors: Sequence[ClassQueryTextVectors]) -> None:
+    """Refuse to change what Accelerate keeps elsewhere, and would put back as it was."""
+    of_classes = (words.embeddings, *(part.residual for part in vectors))
+    if any(tensor is not None and tensor.is_meta for tensor in of_classes):
+        raise TextError(
+            "what belongs to the classes is offloaded: load the model without `device_map`, set its classes, save it, "
+            "and load that"
+        )
 
 
 def _set_labels(
@@ -351,21 +399,45 @@ def _find_encoder(config: ClassQueryConfig, text_encoder: str | Encode | None) -
         raise TextError("it is not known what encoded the classes of this model: give a text encoder")
     if text_encoder is None:
         return TextEncoder.load(config.text_encoder, config.text_encoder_revision)
-    return TextEncoder.load(text_encoder) if isinstance(text_encoder, str) else text_encoder
+    if isinstance(text_encoder, str | os.PathLike):
+        return TextEncoder.load(os.fspath(text_encoder))
+    if not callable(text_encoder):
+        raise TextError(f"a text encoder is a folder, a name on the Hub or a function, got {_quoted(text_encoder)}")
+    return text_encoder
 
 
 def _checked(embeddings: torch.Tensor, num_sentences: int, width: int) -> torch.Tensor:
     """Embeddings of length one, if they are some."""
-    embeddings = torch.as_tensor(embeddings)
+    try:
+        embeddings = torch.as_tensor(embeddings).detach().to("cpu", torch.float32)
+    except (RuntimeError, TypeError, ValueError) as error:
+        kind = type(embeddings).__name__
+        raise TextError(f"a text encoder gives a tensor of embeddings, got {kind} ({_shortened(error)})") from error
     if tuple(embeddings.shape) != (num_sentences, width):
         raise TextError(
             f"the text encoder gave embeddings of shape {tuple(embeddings.shape)} for {num_sentences} sentences, and "
             f"the model wants ({num_sentences}, {width}) (`text_embedding_size`): take the encoder it was made with"
         )
-    embeddings = embeddings.detach().float().cpu()
+    # What is too large to have a length is zero then.
+    embeddings = F.normalize(embeddings, dim=-1)
     if not embeddings.isfinite().all() or not embeddings.any(-1).all():
         raise TextError("the text encoder gave embeddings that are not finite, or zero")
-    return F.normalize(embeddings, dim=-1)
+    return embeddings
+
+
+def _warn_of_twins(table: torch.Tensor, labels: list[str]) -> None:
+    """Say which classes nothing tells apart, as those of words that the tower does not know."""
+    of_classes = F.normalize(table.double().sum(1), dim=-1)
+    twins = ((of_classes @ of_classes.T).triu(1) > 1 - _ALIKE**2 / 2).nonzero()
+    if len(twins):
+        first, second = twins[0].tolist()
+        logger.warning(
+            "%d pairs of classes have the same embedding, as %s and %s: the text encoder does not know the words that "
+            "they differ in, and they will get the same scores",
+            len(twins),
+            _quoted(labels[first]),
+            _quoted(labels[second]),
+        )
 
 
 def _require_same_tower(

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from utils import tiny_config
+from utils import tiny_batch, tiny_config
 
 from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
 from classquery.configuration.arguments import DataArguments
@@ -110,3 +110,25 @@ def test_what_cannot_be_drawn_is_refused(rows):
     labels[0]["supervised_frames"] = torch.arange(NUM_FRAMES)
     with pytest.raises(ValueError, match="all clips of a batch must have `supervised_frames`, or none"):
         BatchLabels(labels)
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ([[0, 4], [0, 1]], "must be from 0 to 3, the output frames of a clip, got 0 to 4"),
+        ([[-1, 0], [0, 1]], "must be from 0 to 3, the output frames of a clip, got -1 to 1"),
+        ([[0.0, 1.0], [0.0, 1.0]], "must be numbers of frames, whole ones, got torch.float32"),
+        ([[True, False], [True, False]], "must be numbers of frames, whole ones, got torch.bool"),
+        ([[0, 1], [0]], "all clips of a batch must have as many `supervised_frames`"),
+    ],
+)
+def test_frames_that_no_clip_has_are_refused(frames, message):
+    """Beyond the end of a clip there is the next one."""
+    model = ClassQueryForVideoActionDetection(tiny_config(output_frames="all"))
+    batch = tiny_batch(model.config)
+    for label, of_clip in zip(batch["labels"], frames, strict=True):
+        label |= {name: label[name][:, : len(of_clip)] for name in ("boxes", "class_labels", "valid")}
+        label |= {"frame_mask": torch.ones(len(of_clip)), "supervised_frames": torch.tensor(of_clip)}
+
+    with pytest.raises(ValueError, match=message):
+        model(**batch)

@@ -24,7 +24,9 @@ from classquery.convert_classquery_checkpoint import load_transformer
 from classquery.engine.checkpoint import load_detector
 from classquery.engine.demo import VideoPage
 from classquery.engine.export import ExportOptions, export_detector
+from classquery.engine.training.collation import BatchLabels
 from classquery.engine.training.fine_tuning import TrainLowRankUpdates, TrainNewClassesOnly, change_classes
+from classquery.engine.training.trainer import note_trained_classes
 from classquery.model_card_classquery import make_model_card
 from classquery.text_classquery import TextEncoder, TextError, read_descriptions
 
@@ -69,7 +71,7 @@ def labels_of(model) -> list[str]:
     return list(model.config.id2label.values())
 
 
-@pytest.mark.parametrize("kind", ["clip", "xclip", "siglip2", "videoprism", "clip_text", "bert"])
+@pytest.mark.parametrize("kind", ["clip", "xclip", "siglip2", "videoprism", "clip_text", "bert", "t5", "t5_encoder"])
 def test_towers_of_all_kinds_give_their_own_features(tmp_path, kind):
     folder = save_tower(tmp_path, kind)
 
@@ -82,7 +84,7 @@ def test_towers_of_all_kinds_give_their_own_features(tmp_path, kind):
     tokenizer = encoder.tokenizer if kind == "siglip2" else word_tokenizer()
     inputs = tokenizer("a person waves", return_tensors="pt", return_token_type_ids=False, **padding)
     with torch.no_grad():
-        if kind == "bert":
+        if kind in ("bert", "t5", "t5_encoder"):
             expected = encoder.model(**inputs).last_hidden_state.mean(1)
         elif kind == "clip_text":
             expected = encoder.model(**inputs).pooler_output
@@ -107,6 +109,8 @@ def test_a_folder_detects_without_the_tower(encoder, tmp_path):
 
     loaded, _ = load_detector(str(tmp_path / "model"))
 
+    # In their order, so that they can be given to `set_classes` again.
+    assert list(loaded.config.class_descriptions.items()) == list(model.config.class_descriptions.items())
     assert loaded.config.class_descriptions["walk"] == WORDS["walk"]
     for name in ("embeddings", "center", "scale"):
         assert torch.equal(
@@ -280,6 +284,57 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(encoder, tmp_path):
     assert torch.equal(detect(model).logits, before)
 
 
+def test_what_encodes_oddly_is_refused(encoder):
+    model = text_model(encoder)
+    faults = [
+        (lambda sentences: None, "gives a tensor of embeddings, got NoneType"),
+        (lambda sentences: [[1.0], [1.0, 2.0]], "gives a tensor of embeddings, got list"),
+        (lambda sentences: torch.ones(1, WIDTH, device="meta"), "gives a tensor of embeddings, got Tensor"),
+        (lambda sentences: torch.full((1, WIDTH), 3e38), "not finite, or zero"),
+        (3, "a folder, a name on the Hub or a function, got 3"),
+    ]
+    for encode, message in faults:
+        with pytest.raises(TextError, match=message):
+            model.set_classes(["a person jumps"], encode)
+    for classes in ([1], [["a person jumps"]], [None]):
+        with pytest.raises(TextError, match="classes are given by names or sentences"):
+            model.set_classes(classes, encoder)
+
+
+def test_classes_that_nothing_tells_apart_are_finite_and_said(encoder, caplog):
+    """The tokenizer knows no animals."""
+    model = ClassQueryForVideoActionDetection(tiny_config(**TEXT)).set_classes(
+        ["a lion runs", "a zebra runs"], encoder
+    )
+
+    assert "1 pairs of classes have the same embedding, as 'a lion runs' and 'a zebra runs'" in caplog.text
+    logits = detect(model).logits
+    assert logits.isfinite().all()
+    assert torch.equal(logits[..., 0], logits[..., 1])
+    caplog.clear()
+    model.set_classes(["a lion runs", "a person waves", "a person runs fast"], encoder)
+    assert "same embedding" not in caplog.text
+
+
+def test_towers_without_a_vector_for_each_sentence_are_refused(encoder, monkeypatch):
+    of_tokens = lambda **inputs: torch.ones(*inputs["input_ids"].shape, WIDTH)  # noqa: E731
+    monkeypatch.setattr(encoder.model, "get_text_features", of_tokens, raising=False)
+    with pytest.raises(TextError, match=r"gives \(1, 5, 16\) for 1 sentences, and not one vector for each"):
+        encoder(["a person waves"])
+    encoder.tokenizer.pad_token = None
+    with pytest.raises(TextError, match="takes no sentences .*padding token"):
+        encoder(["a person waves"])
+
+
+def test_classes_that_are_offloaded_stay(encoder):
+    model = text_model(encoder, class_residual=True)
+    model.text_readout.residual = torch.nn.Parameter(model.text_readout.residual.to("meta"))
+
+    with pytest.raises(TextError, match="what belongs to the classes is offloaded: load the model without"):
+        model.set_classes([*WORDS, "a person jumps"], encoder)
+    assert labels_of(model) == list(WORDS)
+
+
 def test_a_tower_without_weights_or_tokenizer_is_refused(tmp_path):
     make_tower("clip").save_pretrained(tmp_path)
     with pytest.raises(TextError, match="has no tokenizer that knows words"):
@@ -325,8 +380,12 @@ def test_classes_of_other_data_are_described(encoder):
     torch.testing.assert_close(detect(larger).logits[..., :3], detect(model).logits, rtol=0, atol=1e-5)
     with pytest.raises(TextError, match="1 classes have no words, as 'jump'"):
         change_classes(model, [*WORDS, "jump"], "add")
+    model.config.untrained_classes = ["wave"]
+    # As a file has them.
+    model.config.class_descriptions = dict(sorted(model.config.class_descriptions.items()))
     renamed = change_classes(model, ["Wave", "walk", "run"], "same")
     assert renamed.config.class_descriptions["Wave"] == ["a person waves"]
+    assert renamed.config.untrained_classes == ["Wave"]
     assert TrainNewClassesOnly(larger, num_old=3).parameters.keys() == {
         "model.decoder.text_queries.residual",
         "text_readout.residual",
@@ -352,6 +411,31 @@ def test_long_sentences_are_cut_with_a_warning(encoder, caplog):
     encoder(["a person waves " * 10])
 
     assert f"it has 32 of at most {MAX_LENGTH} tokens" in caplog.text
+
+
+@pytest.mark.parametrize(("annotated", "untrained"), [(None, None), ([True, False, True], ["walk"])])
+def test_classes_that_training_looks_for_are_trained(encoder, annotated, untrained):
+    model = text_model(encoder)
+    model.config.untrained_classes = list(WORDS)
+    labels = tiny_batch(model.config)["labels"]
+    if annotated:
+        labels = [label | {"annotated_labels": torch.tensor(annotated)} for label in labels]
+
+    note_trained_classes(model.config, [])
+    assert model.config.untrained_classes == list(WORDS)
+    note_trained_classes(model.config, [{"labels": BatchLabels(labels)}])
+
+    assert model.config.untrained_classes == untrained
+
+
+def test_names_of_classes_keep_the_card_in_its_lines():
+    words = {"a|b\n# c": ["on two\nlines | here"]}
+    config = tiny_config(**TEXT | {"id2label": {0: "a|b\n# c"}, "class_descriptions": words})
+
+    card = str(make_model_card(config, "me/words", num_parameters=1))
+
+    assert "| a/b # c | on two lines / here |" in card
+    assert "\n# c" not in card
 
 
 def test_export_adapters_and_card_take_such_models(encoder, tmp_path):

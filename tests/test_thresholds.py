@@ -4,7 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from utils import tiny_config
 
+from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
+from classquery.configuration.recipes import load_recipe
+from classquery.engine.run.arguments import ModelArguments
+from classquery.engine.run.models import load_model
 from classquery.engine.training.thresholds import ENOUGH_BOXES, fit_thresholds
 
 
@@ -94,3 +99,15 @@ def test_class_that_is_never_right_is_not_reported():
 
     assert fitted["walk"].threshold == 1
     assert fitted["walk"].recall == 0
+
+
+def test_thresholds_follow_classes_that_the_data_spell_otherwise(tmp_path):
+    config = tiny_config(id2label={0: "Stand up", 1: "walk", 2: "fly"})
+    ClassQueryForVideoActionDetection(config).save_pretrained(tmp_path)
+    ClassQueryVideoProcessor(class_thresholds={"Stand up": 0.7, "fly": 0.6}).save_pretrained(tmp_path)
+
+    arguments = ModelArguments(model_name_or_path=str(tmp_path))
+    model, processor = load_model(arguments, load_recipe("demo"), {0: "stand_up", 1: "walk", 2: "fly"})
+
+    assert model.config.id2label[0] == "stand_up"
+    assert processor.class_thresholds == {"stand_up": 0.7, "fly": 0.6}

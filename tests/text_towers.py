@@ -14,6 +14,9 @@ from transformers import (
     PreTrainedTokenizerFast,
     Siglip2Config,
     Siglip2Model,
+    T5Config,
+    T5EncoderModel,
+    T5Model,
     VideoPrismClipModel,
     VideoPrismConfig,
     XCLIPConfig,
@@ -68,6 +71,10 @@ def make_tower(kind: str):
         )
     if kind == "clip_text":
         return CLIPTextModel(CLIPTextConfig(**text))
+    if kind.startswith("t5"):
+        sizes = {"d_model": 24, "d_kv": 12, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+        config = T5Config(vocab_size=len(SPECIAL + WORDS), eos_token_id=3, **sizes)
+        return T5Model(config) if kind == "t5" else T5EncoderModel(config)
     return BertModel(BertConfig(**text), add_pooling_layer=False)
 
 

@@ -45,8 +45,11 @@ def load_model(
         return model, processor
     model, processor = load_detector(model_args.model_name_or_path, allow_pickle=model_args.allow_pickle)
     if id2label is not None and model.config.id2label != id2label:
-        labels, encoder = list(id2label.values()), model_args.text_encoder
-        model = change_classes(model, labels, model_args.classes, described, encoder)
+        old, labels = model.config.id2label.values(), list(id2label.values())
+        if processor.class_thresholds and model_args.classes == "same":
+            names = dict(zip(old, labels, strict=False))
+            processor.class_thresholds = {names.get(name, name): t for name, t in processor.class_thresholds.items()}
+        model = change_classes(model, labels, model_args.classes, described, model_args.text_encoder)
     elif id2label is None and (described or model_args.classes_text):
         classes, asked = described or {}, model_args.classes_text or []
         if twice := sorted({label for label in asked if asked.count(label) > 1}):

@@ -37,11 +37,7 @@ def change_classes(
     """
     old = list(model.config.id2label.values())
     if how == "same" and [_plain(label) for label in old] == [_plain(label) for label in labels]:
-        if model.config.class_descriptions:
-            words = model.config.class_descriptions.values()
-            model.config.class_descriptions = dict(zip(labels, words, strict=True))
-        model.config.id2label = dict(enumerate(labels))
-        model.config.label2id = {label: index for index, label in enumerate(labels)}
+        _rename_classes(model.config, dict(zip(old, labels, strict=True)))
         return model
     begins_with_old = list(labels[: len(old)]) == old
     if model.config.class_queries == "text" and (how == "replace" or (how == "add" and begins_with_old)):
@@ -60,6 +56,16 @@ def change_classes(
         f"the classes of the model are not those of the data: {_first(old)} and {_first(labels)}; give the data of "
         "this model, or --classes replace or add"
     )
+
+
+def _rename_classes(config: ClassQueryConfig, names: Mapping[str, str]) -> None:
+    """Give classes other names, wherever they are named."""
+    if config.class_descriptions:
+        config.class_descriptions = {name: config.class_descriptions[label] for label, name in names.items()}
+    if config.untrained_classes:
+        config.untrained_classes = [names[label] for label in config.untrained_classes]
+    config.id2label = dict(enumerate(names.values()))
+    config.label2id = {label: index for index, label in config.id2label.items()}
 
 
 def _plain(label: str) -> str:

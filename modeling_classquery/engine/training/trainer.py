@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.training_args import ParallelMode
 
-from classquery import ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
+from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
 from classquery.configuration.arguments import OptimizationArguments
 from classquery.data.clips import ClipCollator
 from classquery.data.whole_files import write_json
@@ -158,6 +158,7 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
             names = {group.get("name", str(index)).partition(" without")[0]: group["lr"] for index, group in groups}
             self._rates = {f"learning_rate/{name}": rate for name, rate in names.items()}
             self._loss_divisors = self._shared_loss_divisors(batches)
+            note_trained_classes(self.accelerator.unwrap_model(self.model).config, batches)
         return batches, num_items
 
     def _shared_loss_divisors(self, batches: list[dict[str, Any]]) -> dict[str, torch.Tensor] | None:
@@ -295,6 +296,18 @@ def refuse_half_precision_on_cpu(args: TrainingArguments) -> None:
     """
     if args.device.type == "cpu" and (args.bf16 or args.fp16):
         raise ValueError("--bf16 and --fp16 need a GPU: on CPU, gradients of 3-D convolutions overflow in them")
+
+
+def note_trained_classes(config: ClassQueryConfig, batches: Sequence[dict[str, Any]]) -> None:
+    """Take classes that somebody looked for in batches of `LabelCollator` from those that were never trained."""
+    untrained = set(config.untrained_classes or ())
+    for batch in batches if untrained else ():
+        looked_for = batch["labels"].partial.get("annotated_labels")
+        if looked_for is None:
+            untrained.clear()
+        else:
+            untrained -= {config.id2label[label] for label in looked_for.any(0).nonzero().flatten().tolist()}
+    config.untrained_classes = [label for label in config.untrained_classes or () if label in untrained] or None
 
 
 def _refuse_annotations(arguments: dict[str, Any]) -> None:
