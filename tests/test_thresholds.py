@@ -102,7 +102,7 @@ def test_class_that_is_never_right_is_not_reported():
 
 
 def test_thresholds_follow_classes_that_the_data_spell_otherwise(tmp_path):
-    config = tiny_config(id2label={0: "Stand up", 1: "walk", 2: "fly"})
+    config = tiny_config(num_labels=3, id2label={0: "Stand up", 1: "walk", 2: "fly"})
     ClassQueryForVideoActionDetection(config).save_pretrained(tmp_path)
     ClassQueryVideoProcessor(class_thresholds={"Stand up": 0.7, "fly": 0.6}).save_pretrained(tmp_path)
 
