@@ -90,16 +90,8 @@ def load_custom(
         FileNotFoundError: If there are no annotations, or videos are missing; names them and the folders searched.
         ValueError: If there is no such split, box format or fraction, or a validation file beside a fraction.
     """
-    if not 0 <= validation_fraction < 1:
-        raise ValueError(f"validation_fraction must be in [0, 1), got {validation_fraction}")
-    if split_seed < 0:
-        raise ValueError(f"split_seed must be at least 0, got {split_seed}")
-    drawn_in = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", box_format)
-    if split not in SPLITS or (box_format not in ("normalized", "pixel") and not drawn_in):
-        raise ValueError(
-            f'split must be one of {list(SPLITS)} and box_format "normalized", "pixel" or a size as "3840x2160", got '
-            f"{split!r} and {box_format!r}"
-        )
+    drawn_in = _drawn_in(box_format)
+    _check_options(split, box_format, drawn_in, validation_fraction, split_seed)
     data_dir = Path(data_dir)
     find_files = _undivided_files if validation_fraction else _annotation_files
     files, hold_all_splits = find_files(data_dir, split)
@@ -118,22 +110,46 @@ def load_custom(
     _refuse_unknown_classes(claims, label_ids, problems)
     num_ignored = int((table.label == IGNORED).sum())
     content.notes += [f"boxes of regions in which nobody looked: {num_ignored}"] if num_ignored else []
-    size = (int(drawn_in[1]), int(drawn_in[2])) if drawn_in else None
-    unit = Unit((content.box_format or box_format) != "normalized", size, claims, videos, timestamp_offset)
+    unit = Unit((content.box_format or box_format) != "normalized", drawn_in, claims, videos, timestamp_offset)
     table = checked_boxes(table, label_ids, unit, problems)
     rows, columns = rows_of(table, label_ids, unit, problems)
     problems.raise_if_any()
     _refuse_too_many(label_ids)
-    missing = [name for name, path in paths.items() if path is None]
-    if missing and require_videos:
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(paths)} videos are not in {', '.join(map(str, find_video.folders))} "
-            f"(as {', '.join(VIDEO_SUFFIXES)}, or as folders of frames), or in several folders there: "
-            f"{shorten(missing)}"
-        )
+    if require_videos:
+        _require_videos(paths, find_video.folders)
     for warning in content.warnings:
         warnings.warn(warning, AnnotationWarning, stacklevel=2)
     return columns_to_dataset(columns, rows, _describe(files, fmt, content))
+
+
+def _drawn_in(box_format: str) -> tuple[int, int] | None:
+    """Width and height of the frames that boxes were drawn in, if a box format says so."""
+    size = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", box_format)
+    return (int(size[1]), int(size[2])) if size else None
+
+
+def _check_options(
+    split: str, box_format: str, drawn_in: tuple[int, int] | None, validation_fraction: float, split_seed: int
+) -> None:
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(f"validation_fraction must be in [0, 1), got {validation_fraction}")
+    if split_seed < 0:
+        raise ValueError(f"split_seed must be at least 0, got {split_seed}")
+    if split not in SPLITS or (box_format not in ("normalized", "pixel") and drawn_in is None):
+        raise ValueError(
+            f'split must be one of {list(SPLITS)} and box_format "normalized", "pixel" or a size as "3840x2160", got '
+            f"{split!r} and {box_format!r}"
+        )
+
+
+def _require_videos(paths: Mapping[str, Path | None], folders: Sequence[Path]) -> None:
+    missing = [name for name, path in paths.items() if path is None]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(paths)} videos are not in {', '.join(map(str, folders))} "
+            f"(as {', '.join(VIDEO_SUFFIXES)}, or as folders of frames), or in several folders there: "
+            f"{shorten(missing)}"
+        )
 
 
 def _describe(files: Sequence[Path], fmt: Format, content: Content) -> str:

@@ -90,9 +90,7 @@ def page(analysis: Mapping[str, Any], metrics: Mapping[str, float], title: str) 
             "What would help", _gains(analysis), f"Frame mAP at IoU {percent} % if one thing was mended, in points."
         ),
         _section("The best detections", _best(analysis), _BEST_NOTE),
-        _section(
-            "Size of the actor", _sizes(analysis), "A third of the actors is of each size, if not set otherwise."
-        ),
+        _section("Size of the actor", _sizes(analysis), _SIZE_NOTE),
         _section("Labels", _labels(analysis), _LABELS_NOTE),
         _section("Thresholds", _thresholds(metrics), _THRESHOLDS_NOTE),
         _section("Confusions", _confusions(analysis), "Among the best detections: what the actor really does."),

@@ -413,6 +413,11 @@ def _compare(report: Report, split: str, videos: list[Video], facts: dict[str, V
         f"{split}, videos that cannot be read: {{}}", [look.problem for _, look in present if look.problem]
     )
     readable = [(video, look) for video, look in present if look.problem is None]
+    _compare_lengths(report, split, readable)
+    _compare_pictures(report, split, readable)
+
+
+def _compare_lengths(report: Report, split: str, readable: list[tuple[Video, VideoFacts]]) -> None:
     counts = [(video.name, video.num_frames, look.num_frames) for video, look in readable if video.num_frames]
     message = "{}: {} frames are annotated, the video has {}"
     report.add_problem(
@@ -432,6 +437,9 @@ def _compare(report: Report, split: str, videos: list[Video], facts: dict[str, V
             if _ends_early(video, look)
         ],
     )
+
+
+def _compare_pictures(report: Report, split: str, readable: list[tuple[Video, VideoFacts]]) -> None:
     report.add_problem(
         f"{split}, videos of another aspect than annotated: {{}}",
         [
