@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from classquery.data.annotations.schema import AnnotationError, parsing, quote, to_dataset
+from classquery.data.annotations.schema import AnnotationError, parsing, quote, shorten, to_dataset
 from classquery.data.hints import closest
 
 
@@ -42,7 +42,8 @@ def find_novel_classes(values: Sequence[str], labels: Sequence[str]) -> list[str
     spelled = {_plain(label): label for label in labels}
     for value in values:
         if _plain(value) not in spelled:
-            raise AnnotationError(f"there is no class {quote(value)} to be novel{closest(value, labels)}")
+            hint = closest(value, labels) or f"; there are {shorten(labels)}"
+            raise AnnotationError(f"there is no class {quote(value)} to be novel{hint}")
     novel = {spelled[_plain(value)] for value in values}
     if not novel or len(novel) == len(labels):
         raise AnnotationError(f"some classes must be novel and some not: got {len(novel)} of {len(labels)}")

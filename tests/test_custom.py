@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from classquery.data import load_action_dataset, load_action_labels, make_clips
 from classquery.data.annotations.custom import load_custom, load_custom_labels
-from classquery.data.annotations.schema import ACTION_FEATURES, AnnotationError
+from classquery.data.annotations.schema import ACTION_FEATURES, AnnotationError, AnnotationWarning
 from classquery.data.transforms import ClipTransform
 
 
@@ -197,6 +198,7 @@ def test_boxes_just_outside_of_the_frame_are_cut_off(folder):
         ("demo_val_000.mp4,0.5,0.1,,0.3,0.4,walk", "not a number"),
         ("demo_val_000.mp4,0.5,0.1,0.2,0.3,0.4,wlak", "unknown class 'wlak', did you mean 'walk'"),
         ("demo_val_000.mp4,0.5,0.1,0.2,0.3,0.4,", "`label` must be the name of a class"),
+        ("demo_val_000.mp4,0.5,0.1,0.2,0.3,0.4,  ", "`label` must be the name of a class"),
         ("demo_val_000.mp4,2.5,0.1,0.2,0.3,0.4,walk", "2.5 is not in the video, .* 0 to 2.00 s; timestamp_offset"),
         ("demo_val_000.mp4,-1,0.1,0.2,0.3,0.4,walk", "-1 is not in the video"),
         ("demo_val_000.mp4,soon,0.1,0.2,0.3,0.4,walk", "timestamp must be a number, got 'soon'"),
@@ -241,6 +243,31 @@ def test_problems_of_json_lines(folder, lines, message):
 
     with pytest.raises(AnnotationError, match=rf"1 problem in .*\n  row 2: {message}|row 2: .*{message}"):
         load_custom(write(folder, "train.jsonl", [good, bad]), "train")
+
+
+def test_fractions_are_not_taken_for_pixels(folder):
+    write(folder, "train.csv", HEADER + GOOD + GOOD.replace("0.4,walk", "1,sit"))
+
+    with pytest.raises(AnnotationError, match='2 problems in .*\n  boxes: .*fractions.*box_format="normalized"'):
+        load_custom(folder, "train", box_format="pixel")
+    write(folder, "train.csv", HEADER + GOOD + GOOD.replace("0.3,0.4,walk", "30,40,sit"))
+    assert len(load_custom(folder, "train", box_format="pixel")) == 1
+
+
+def test_other_shape_than_boxes_are_drawn_in_is_asked_about(folder):
+    write(folder, "train.csv", HEADER + GOOD.replace("0.1,0.2,0.3,0.4", "100,200,300,400"))
+
+    with pytest.warns(AnnotationWarning, match=r"drawn in 1920x1080, .*: demo_val_000\.mp4 \(128x96\)"):
+        load_custom(folder, "train", box_format="1920x1080")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_custom(folder, "train", box_format="1280x960")
+
+
+@pytest.mark.parametrize("option", [{"timestamp_offset": float("nan")}, {"frames_fps": 0.0}, {"frames_fps": -1.0}])
+def test_clock_that_cannot_be_is_refused(folder, option):
+    with pytest.raises(ValueError, match="timestamp_offset must be finite and frames_fps more than 0"):
+        load_custom(write(folder, "train.csv", HEADER + GOOD), "train", **option)
 
 
 @pytest.mark.parametrize("line", ['{"video": ', "[1, 2]"])

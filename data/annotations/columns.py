@@ -18,6 +18,12 @@ from classquery.data.annotations.videos import Video, video_ids
 from classquery.data.hints import closest
 
 
+_NO_PIXELS = (
+    "no corner is further than one pixel from the origin: these look like fractions of width and height; if they are, "
+    'say so with box_format="normalized"'
+)
+
+
 class Unit(NamedTuple):
     """What numbers in the annotations mean."""
 
@@ -53,6 +59,9 @@ def checked_boxes(table: BoxTable, label_ids: Mapping[str, int], unit: Unit, pro
 
     # Without its video, nobody knows what pixels mean: there is nothing to check, and nothing to tell.
     is_open = np.isnan(size).any(1)
+    if in_pixels and table.num_rows and np.abs(table.corners).max() <= 1:
+        problems.note(table.num_rows, [("boxes", _NO_PIXELS)])
+        return table.take(np.zeros(table.num_rows, bool))
     checks = [Check(~is_known, unknown), *_time_checks(table, unit), Check(~are_boxes & ~is_open, no_box)]
     right = keep_right(table._replace(corners=boxes), checks, problems)
     return right.take(~np.isnan(right.corners).any(1))

@@ -12,6 +12,7 @@ The classes are those of `classes.txt`, or all names in the annotations of both 
 for training and validation.
 """
 
+import math
 import os
 import re
 import warnings
@@ -23,6 +24,7 @@ from datasets import Dataset
 
 from classquery.data.annotations.boxes import concatenate, table_of, without_ignored_names
 from classquery.data.annotations.columns import Unit, checked_boxes, rows_of
+from classquery.data.annotations.doubts import ask_about_names, ask_about_shapes
 from classquery.data.annotations.entries import IGNORED, NOBODY, BoxTable, Content, Context, Format, Source, VideoClaim
 from classquery.data.annotations.formats import read_annotations
 from classquery.data.annotations.schema import (
@@ -92,6 +94,7 @@ def load_custom(
     """
     drawn_in = _drawn_in(box_format)
     _check_options(split, box_format, drawn_in, validation_fraction, split_seed)
+    _check_clock(timestamp_offset, frames_fps)
     data_dir = Path(data_dir)
     find_files = _undivided_files if validation_fraction else _annotation_files
     files, hold_all_splits = find_files(data_dir, split)
@@ -110,6 +113,7 @@ def load_custom(
     _refuse_unknown_classes(claims, label_ids, problems)
     num_ignored = int((table.label == IGNORED).sum())
     content.notes += [f"boxes of regions in which nobody looked: {num_ignored}"] if num_ignored else []
+    content.warnings += [*ask_about_names(label_ids), *ask_about_shapes(drawn_in, videos)]
     unit = Unit((content.box_format or box_format) != "normalized", drawn_in, claims, videos, timestamp_offset)
     table = checked_boxes(table, label_ids, unit, problems)
     rows, columns = rows_of(table, label_ids, unit, problems)
@@ -139,6 +143,13 @@ def _check_options(
         raise ValueError(
             f'split must be one of {list(SPLITS)} and box_format "normalized", "pixel" or a size as "3840x2160", got '
             f"{split!r} and {box_format!r}"
+        )
+
+
+def _check_clock(timestamp_offset: float, frames_fps: float) -> None:
+    if not (math.isfinite(timestamp_offset) and 0 < frames_fps < math.inf):
+        raise ValueError(
+            f"timestamp_offset must be finite and frames_fps more than 0, got {timestamp_offset} and {frames_fps}"
         )
 
 
@@ -239,9 +250,10 @@ def _annotation_files(data_dir: Path, split: str) -> tuple[list[Path], bool]:
     files = [path for path in _find_files(data_dir, _ALL_SPLITS) if path.parent == data_dir and path.suffix != ".xml"]
     if not files:
         name = SPLITS[split][0]
+        hint = "" if name == "train" else "; or divide the training data with --validation_fraction 0.2"
         raise FileNotFoundError(
             f"No annotations of the split {split!r} in {data_dir}: give {name}.csv, {name}.jsonl or {name}.xml, a "
-            f"folder {name}/ with such files, or annotations.csv with a column `split`."
+            f"folder {name}/ with such files, or annotations.csv with a column `split`{hint}."
         )
     return files, True
 

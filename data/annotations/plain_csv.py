@@ -154,6 +154,7 @@ def _flag(csv: CsvColumns, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _why_wrong(cells: dict[str, Any]) -> str:
+    cells = {name: cell.strip() if isinstance(cell, str) else cell for name, cell in cells.items()}
     try:
         parse_box(parse_row("", cells).boxes[0])
     except AnnotationError as problem:

@@ -14,7 +14,7 @@ from classquery.data.video.reader import ClipReader, VideoReadError
 
 
 # A change of size, as by re-encoding, may round a side by a pixel or two.
-_ASPECT_TOLERANCE = 0.02
+ASPECT_TOLERANCE = 0.02
 _RATE_TOLERANCE = 0.01
 
 
@@ -137,7 +137,7 @@ def _compare(video: Video, claim: VideoClaim) -> Video:
     """Refuse a video that cannot be the one that was annotated, and cut it to what was annotated."""
     if claim.size:
         width, height = claim.size
-        if abs(width * video.height / (height * video.width) - 1) > _ASPECT_TOLERANCE:
+        if abs(width * video.height / (height * video.width) - 1) > ASPECT_TOLERANCE:
             raise AnnotationError(
                 f"was annotated in frames of {width}x{height}, and has {video.width}x{video.height}: "
                 "give the video that was annotated"

@@ -17,7 +17,7 @@ from classquery.engine.detection.prediction import (
 )
 from classquery.engine.detection.video_sources import Source
 from classquery.engine.detection.window import show_results
-from classquery.engine.run.parsing import Options
+from classquery.engine.run.options import Options
 
 
 logger = logging.getLogger(__name__)

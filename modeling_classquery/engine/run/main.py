@@ -14,7 +14,8 @@ from classquery.data.annotations.schema import shorten
 from classquery.engine.detection.prediction import find_videos
 from classquery.engine.run.detection import predict
 from classquery.engine.run.models import check_labels, load_model, set_thresholds
-from classquery.engine.run.parsing import Options, parse_arguments
+from classquery.engine.run.options import Options
+from classquery.engine.run.parsing import parse_arguments
 from classquery.engine.run.tasks import Task
 from classquery.engine.run.training import prepare_data, train_and_evaluate
 from classquery.engine.sharing import push_run, require_token

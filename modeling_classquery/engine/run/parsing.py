@@ -4,35 +4,24 @@ import argparse
 import itertools
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
-from classquery.configuration import DataArguments, Recipe, load_recipe
+from classquery.configuration import DataArguments, load_recipe
 from classquery.configuration.arguments import OptimizationArguments
-from classquery.data.annotations.schema import VIDEO_SUFFIXES
 from classquery.data.hints import closest
 from classquery.engine.detection.arguments import PredictionArguments
 from classquery.engine.run.arguments import ModelArguments
 from classquery.engine.run.choosing import choose_recipe
+from classquery.engine.run.contradictions import check_values, contradiction_in
 from classquery.engine.run.help import common_options
+from classquery.engine.run.options import Options
 from classquery.engine.run.tasks import Task
 
 
 _TRUTH_VALUES = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")
-
-
-class Options(NamedTuple):
-    """All that a run goes by."""
-
-    model: ModelArguments
-    data: DataArguments
-    optimization: OptimizationArguments
-    prediction: PredictionArguments
-    training: TrainingArguments
-    recipe: Recipe
-    reason: str = ""  # Why that recipe, if nobody asked for it.
 
 
 def make_parser(task: Task) -> HfArgumentParser:
@@ -77,7 +66,8 @@ def parse_arguments(arguments: Sequence[str], task: Task) -> Options:
     options.prediction.videos += _videos_among(rest, videos, task, parser)
     if not (options.training.do_train or options.training.do_eval) and not options.model.model_name_or_path:
         options.model.model_name_or_path = "demo"
-    contradiction = _contradiction_in(options)
+    check_values(options.training)
+    contradiction = contradiction_in(options)
     if contradiction:
         parser.error(contradiction)
     return options
@@ -141,49 +131,3 @@ def _videos_among(
     options = [option for action in parser._actions for option in action.option_strings]
     hint = closest(name, common_options(task)) or closest(name, options) if name.startswith("-") else ""
     raise ValueError(f"there is no option {name[:200]}{hint or '.'} `{task.prog} --help all` lists all")
-
-
-def _contradiction_in(options: Options) -> str | None:
-    """Options that cannot be meant together, if there are any."""
-    model_args, training_args = options.model, options.training
-    if not (training_args.do_train or training_args.do_eval or training_args.do_predict):
-        return "nothing to do: give one or more of --do_train, --do_eval and --do_predict"
-    if model_args.report and not training_args.do_eval:
-        return "--report is about the errors of --do_eval: give that, too"
-    if model_args.fit_thresholds and not training_args.do_eval:
-        return "--fit_thresholds looks at what --do_eval finds: give that, too"
-    if training_args.do_eval and not (training_args.do_train or model_args.model_name_or_path):
-        return "--do_eval scores a trained model: give --model_name_or_path, `demo` for the one in the package"
-    if training_args.resume_from_checkpoint and not training_args.do_train:
-        return (
-            "--resume_from_checkpoint goes on with --do_train: give --model_name_or_path for what a checkpoint holds"
-        )
-    if training_args.push_to_hub and not training_args.do_train:
-        return "--push_to_hub shares what --do_train made; a folder: classquery share --help"
-    if model_args.classes_text and (training_args.do_train or training_args.do_eval):
-        return "--classes_text is for detection: classes of data are described by --class_descriptions"
-    is_new = not model_args.model_name_or_path
-    new_only = model_args.backbone_checkpoint or model_args.transformer_checkpoint
-    trained_only = model_args.classes != "same" or model_args.freeze == "old_classes" or model_args.lora_rank
-    if model_args.model_name_or_path and new_only:
-        return "--backbone_checkpoint and --transformer_checkpoint start a new model: leave --model_name_or_path out"
-    if is_new and trained_only:
-        return "--classes, --freeze old_classes and --lora_rank change a trained model: give --model_name_or_path"
-    if model_args.lora_rank and model_args.freeze != "nothing":
-        return "--lora_rank freezes what it needs to: leave --freeze out"
-    if options.data.supervised_frames and is_new and options.recipe.model.get("output_frames") != "all":
-        return f"--supervised_frames is for recipes that detect in all frames, which {options.recipe.name} does not"
-    return _swallowed_video_in(options)
-
-
-def _swallowed_video_in(options: Options) -> str | None:
-    """A video that was taken for a class, because it stands behind an option that takes several."""
-    for name, values in (
-        ("show_classes", options.prediction.show_classes),
-        ("classes_text", options.model.classes_text or []),
-    ):
-        for value in values:
-            is_path = os.path.isfile(value) or (os.sep in value and os.path.exists(value))
-            if is_path or value.lower().endswith(VIDEO_SUFFIXES):
-                return f"--{name} takes all that follows for classes, also {value[:200]}: give videos before it"
-    return None

@@ -18,6 +18,7 @@ from classquery.data.annotations.registry import (
     prepare_dataset,
     scored_label_ids,
 )
+from classquery.data.annotations.schema import shorten
 from classquery.data.clips import ClipCollator, KeyframeClips, TubeClips
 from classquery.data.metrics.records import Record
 from classquery.data.novel_classes import find_novel_classes, hide_novel_classes
@@ -25,8 +26,9 @@ from classquery.data.shards.stream import ShardStream
 from classquery.data.streaming import ClipStream
 from classquery.data.transforms import ClipTransform, mirrored_labels
 from classquery.data.video.reader import ClipReader
+from classquery.engine.run.doubts import list_doubts, refuse_empty
 from classquery.engine.run.models import freeze
-from classquery.engine.run.parsing import Options
+from classquery.engine.run.options import Options
 from classquery.engine.sharing import write_card_of_run
 from classquery.engine.training.charts import draw_training_curve
 from classquery.engine.training.evaluation import make_scorer, report_errors, save_records
@@ -144,6 +146,9 @@ def _make_trainer(
             shuffle=True,
             supervised_frames=data.supervised_frames,
         )
+    refuse_empty({"train": training, "validation": validation})
+    for doubt in list_doubts(training, validation, model.config, novel):
+        logger.warning(doubt)
     return ActionDetectionTrainer(
         model,
         options.training,
@@ -218,6 +223,9 @@ def fit_and_save_thresholds(trainer: ActionDetectionTrainer, records: Sequence[R
         records, config.id2label, actor_threshold=processor.actor_threshold, label_ids=trainer.scorer.label_ids
     )
     processor.class_thresholds = {label: found.threshold for label, found in fitted.items()}
+    never = [label for label, found in fitted.items() if found.threshold >= 1]
+    if never:
+        logger.warning(f"nothing right was found on the validation split, so never reported: {shorten(never)}")
     trainer.save_model()
     return {
         f"eval_{name}/{label}": value
