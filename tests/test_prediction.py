@@ -110,6 +110,14 @@ def test_single_video_is_drawn_and_tubes_are_written(videos, detector, tmp_path,
     assert "100% |" in capsys.readouterr().err
 
 
+def test_person_who_is_not_there_is_told_of(videos, detector, tmp_path):
+    arguments = PredictionArguments(tubes=True, attention="sit", attention_person=777)
+    predict(videos[:1], tmp_path, detector, arguments)
+
+    assert "there is no person 777, of" in summary_of(tmp_path / "one")["left_out"]
+    assert not_done(videos[:1], tmp_path) == ["one.mp4"]
+
+
 def test_people_alone_are_everybody_whatever_they_do(videos, detector, tmp_path):
     """Also somebody for whom no class reaches its threshold."""
     model, processor = detector[0], copy.deepcopy(detector[1])

@@ -7,6 +7,7 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image, ImageDraw, ImageFont
 
+from classquery.data.fonts import font_for
 from classquery.data.video.frame_folder import frame_indices_at, read_frame_folder
 from classquery.data.video.reader import ClipReader, VideoReadError
 
@@ -96,42 +97,48 @@ def _draw_cell(image: Image.Image, sample: _Sample) -> Image.Image:
     cell = Image.new("RGB", (CELL_WIDTH, CELL_HEIGHT + _TEXT_LINES * _LINE_HEIGHT), _BACKGROUND)
     # Enlarged pixels stay squares: smoothing would only make them look out of focus.
     cell.paste(image.resize(size, Image.Resampling.LANCZOS if scale < 2 else Image.Resampling.NEAREST), (left, top))
-    canvas, font = ImageDraw.Draw(cell), ImageFont.load_default(_FONT_SIZE)
+    canvas = ImageDraw.Draw(cell)
     boxes = np.array([box for _, box in sample.actors]) * [*size, *size] + [left, top, left, top]
-    _draw_boxes(canvas, font, boxes.round().astype(int).tolist())
-    canvas.text((0, CELL_HEIGHT), _fit(sample.caption, font, CELL_WIDTH), _TEXT_COLOR, font)
-    _list_actions(canvas, font, [text for text, _ in sample.actors])
+    _draw_boxes(canvas, boxes.round().astype(int).tolist())
+    _write(canvas, sample.caption, 0, CELL_HEIGHT)
+    _list_actions(canvas, [text for text, _ in sample.actors])
     return cell
 
 
-def _draw_boxes(canvas: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, boxes: list[list[int]]) -> None:
+def _draw_boxes(canvas: ImageDraw.ImageDraw, boxes: list[list[int]]) -> None:
     """Draw boxes (x_min, y_min, x_max, y_max) in pixels of the cell, then their numbers, which none may hide."""
     for number, (x_min, y_min, x_max, y_max) in enumerate(boxes):
         canvas.rectangle([x_min - 1, y_min - 1, x_max + 1, y_max + 1], outline="black", width=4)
         canvas.rectangle([x_min, y_min, x_max, y_max], outline=_COLORS[number % len(_COLORS)], width=2)
     for number, (x_min, y_min, *_) in enumerate(boxes):
-        _draw_tag(canvas, font, x_min, max(0, y_min - _LINE_HEIGHT), number)
+        _draw_tag(canvas, x_min, max(0, y_min - _LINE_HEIGHT), number)
 
 
-def _list_actions(canvas: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, actors: list[str]) -> None:
+def _list_actions(canvas: ImageDraw.ImageDraw, actors: list[str]) -> None:
     """Write a line for each actor below the caption, the last one for all that are left."""
     num_lines = _TEXT_LINES - 1
     num_shown = len(actors) if len(actors) <= num_lines else num_lines - 1
     indent = _LINE_HEIGHT + 4
     for number, text in enumerate(actors[:num_shown]):
         line = CELL_HEIGHT + (number + 1) * _LINE_HEIGHT
-        _draw_tag(canvas, font, 0, line, number)
-        canvas.text((indent, line), _fit(text, font, CELL_WIDTH - indent), _TEXT_COLOR, font)
+        _draw_tag(canvas, 0, line, number)
+        _write(canvas, text, indent, line)
     if num_shown < len(actors):
         line = CELL_HEIGHT + num_lines * _LINE_HEIGHT
-        canvas.text((indent, line), f"and {len(actors) - num_shown} more", _TEXT_COLOR, font)
+        _write(canvas, f"and {len(actors) - num_shown} more", indent, line)
 
 
-def _draw_tag(canvas: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, left: int, top: int, number: int) -> None:
+def _draw_tag(canvas: ImageDraw.ImageDraw, left: int, top: int, number: int) -> None:
     color = _COLORS[number % len(_COLORS)]
     canvas.rectangle([left, top, left + _LINE_HEIGHT - 1, top + _LINE_HEIGHT - 2], fill=color)
     middle = (left + _LINE_HEIGHT / 2, top + _LINE_HEIGHT / 2 - 1)
-    canvas.text(middle, str(number + 1), "black", font, anchor="mm")
+    canvas.text(middle, str(number + 1), "black", font_for("", _FONT_SIZE), anchor="mm")
+
+
+def _write(canvas: ImageDraw.ImageDraw, text: str, left: int, top: int) -> None:
+    """Write a line that ends with the cell at the latest; texts in other fonts stand on the same line."""
+    font, (ascent, _) = font_for(text, _FONT_SIZE), font_for("", _FONT_SIZE).getmetrics()
+    canvas.text((left, top + ascent), _fit(text, font, CELL_WIDTH - left), _TEXT_COLOR, font, anchor="ls")
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import av
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from transformers.utils import logging
 
+from classquery.data.fonts import font_for
 from classquery.data.video.reader import Frame, VideoReadError
 from classquery.data.whole_files import replacing
 from classquery.engine.detection.background import Background
@@ -417,10 +418,12 @@ class _Overlay:
         self._boxes = boxes
         self._max_rows = max_rows
         self._draw = ImageDraw.Draw(self.image)
-        self._font = ImageFont.load_default(max(_MIN_FONT_SIZE, round(min(size) / 26)))
+        self._font_size = max(_MIN_FONT_SIZE, round(min(size) / 26))
+        self._ascent, descent = font_for("", self._font_size).getmetrics()
         self._line = _line_width(size)
-        self._padding = round(self._font.size / 3)
-        self._row_height = sum(self._font.getmetrics()) + 2 * self._line
+        self._padding = round(self._font_size / 3)
+        self._text_height = self._ascent + descent
+        self._row_height = self._text_height + 2 * self._line
 
     def draw_heat(self, attentions: Sequence[np.ndarray]) -> None:
         """Fill the layer with the maximum of attentions (h, w), each scaled to a maximum of 1."""
@@ -432,10 +435,10 @@ class _Overlay:
     def draw_caption(self, text: str) -> None:
         """Write a line into the lower left corner."""
         text = self._shorten(text, self.image.width - 2 * self._padding)
-        width = round(self._font.getlength(text)) + 2 * self._padding
+        width = round(self._length(text)) + 2 * self._padding
         panel = _Rectangle(0, self.image.height - self._row_height, width, self.image.height)
         self._draw_panel(panel)
-        self._draw.text((self._padding, panel.top), text, _TEXT_COLOR, self._font)
+        self._write(text, self._padding, panel.top)
 
     def draw_actions(
         self, actions: list[tuple[str, float]], box: _Rectangle, color: str, person_id: int | None = None
@@ -459,31 +462,30 @@ class _Overlay:
         for index, (label, score, fraction) in enumerate(rows):
             top = panel.top + index * self._row_height
             indent = 0 if index else badge
-            self._draw.text((left + indent, top), label, _TEXT_COLOR, self._font)
-            self._draw.text((left + text_width, top), score, _TEXT_COLOR, self._font, anchor="ra")
+            self._write(label, left + indent, top)
+            self._write(score, left + text_width, top, side="r")
             if score:
                 self._draw_bar(left, top + self._row_height - self._line, text_width, fraction, color)
         self._draw_badge(person_id, panel.left, panel.top, color)
 
     def _width(self, row: tuple[str, str, float], indent: int) -> int:
         label, score, _ = row
-        return round(self._font.getlength(f"{label} {score}")) + indent
+        return round(self._length(label) + self._length(f" {score}")) + indent
 
     def _badge_width(self, person_id: int | None) -> int:
-        return 0 if person_id is None else round(self._font.getlength(str(person_id))) + 2 * self._padding
+        return 0 if person_id is None else round(self._length(str(person_id))) + 2 * self._padding
 
     def _draw_badge(self, person_id: int | None, left: int, top: int, color: str) -> None:
         """Write the number of a person on its colour."""
         if person_id is not None:
-            height = sum(self._font.getmetrics())
-            badge = self._inside(left, top, self._badge_width(person_id), height)
+            badge = self._inside(left, top, self._badge_width(person_id), self._text_height)
             self._draw.rectangle(badge.corners, fill=color)
-            self._draw.text((badge.left + self._padding, badge.top), str(person_id), _BADGE_TEXT_COLOR, self._font)
+            self._write(str(person_id), badge.left + self._padding, badge.top, _BADGE_TEXT_COLOR)
 
     def _rows(self, actions: list[tuple[str, float]]) -> list[tuple[str, str, float]]:
         """Label, score as text and score of each action that fits; the last of many rows counts the others."""
         max_rows = max(1, min(self._max_rows, (self.image.height - self._padding) // self._row_height))
-        max_width = self.image.width - 6 * self._padding - round(self._font.getlength(" 0.00 000"))
+        max_width = self.image.width - 6 * self._padding - round(self._length(" 0.00 000"))
         counts_others = len(actions) > max_rows > 2
         shown = actions[: max_rows - 1 if counts_others else max_rows]
         rows = [(self._shorten(label, max_width), f"{score:.2f}", score) for label, score in shown]
@@ -492,11 +494,19 @@ class _Overlay:
         return rows
 
     def _shorten(self, text: str, max_width: int) -> str:
-        if self._font.getlength(text) <= max_width:
+        if self._length(text) <= max_width:
             return text
         lengths = range(len(text))
-        num_fitting = bisect_right(lengths, max_width, key=lambda length: self._font.getlength(f"{text[:length]}…"))
+        num_fitting = bisect_right(lengths, max_width, key=lambda length: self._length(f"{text[:length]}…"))
         return f"{text[: max(0, num_fitting - 1)]}…"
+
+    def _length(self, text: str) -> float:
+        return font_for(text, self._font_size).getlength(text)
+
+    def _write(self, text: str, x: int, top: int, color: str = _TEXT_COLOR, side: Literal["l", "r"] = "l") -> None:
+        """Write a line whose left or right end is at `x`; texts in other fonts stand on the same line."""
+        font = font_for(text, self._font_size)
+        self._draw.text((x, top + self._ascent), text, color, font, anchor=f"{side}s")
 
     def _draw_panel(self, panel: _Rectangle) -> None:
         self._draw.rectangle(panel.corners, fill=_PANEL_COLOR)

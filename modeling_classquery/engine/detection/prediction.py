@@ -338,6 +338,10 @@ def _detect_and_write(job: _Job, folder: Path, work: _Work, progress: tqdm, plac
         "actions": dict(counts.most_common()),
         "damaged": [str(gap) for gap in source.missing],
     }
+    person = work.arguments.attention_person
+    if person is not None and not any(actor.person_id == person for frame in frames for actor in frame.actors):
+        summary["left_out"] = f"no attention: there is no person {person}, of {num_people}"
+        logger.warning(f"{job.name.file}: {summary['left_out']}")
     if work.draws and local_path(job.source) is not None:
         progress.set_description(f"drawing {job.name.file}{place}")
         _write_pictures(folder, source, frames, work)
