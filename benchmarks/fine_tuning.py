@@ -31,15 +31,15 @@ from classquery.engine.training.fine_tuning import TrainLowRankUpdates, TrainNew
 MOVIES = {"num_train_movies": 8, "num_validation_movies": 6}
 SEED = 7  # Of the movies; those of the detector have 0.
 ACTIONS = ("carry a ball", "carry a kite", "walk to the left", "be alone")
-MUON = {"matrix_optimizer": "muon", "matrix_learning_rate": 0.001}
 # What happens to the classes, what is done to the model before training, and values of the recipe.
 ARMS: dict[str, dict[str, Any]] = {
     "replace": {},
+    "replace, one rate": {"optimization": {"class_learning_rate_factor": 1.0}},
+    "replace, one rate, that of a wide network": {
+        "optimization": {"class_learning_rate_factor": 1.0, "learning_rate_width": None}
+    },
     "replace, backbone frozen": {"freeze": "backbone"},
     "replace, LoRA of rank 8": {"freeze": "lora"},
-    "replace, 5 times the rate": {"training": {"learning_rate": 1e-3}},
-    "replace, Muon": {"optimization": MUON},
-    "replace, 3 times the epochs": {"training": {"num_train_epochs": 60}},
     "add": {"classes": "add"},
     "add, old classes frozen": {"classes": "add", "freeze": "old classes"},
 }

@@ -189,8 +189,22 @@ class OptimizationArguments:
     matrix_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of --matrix_optimizer muon, by default --learning_rate."}
     )
+    learning_rate_width: int | None = field(
+        default=None,
+        metadata={
+            "help": "The width of a network (d_model) that --learning_rate belongs to: one that is narrower learns so "
+            "many times faster, one that is wider slower."
+        },
+    )
     backbone_learning_rate_factor: float = field(
         default=1.0, metadata={"help": "Learning rate of the backbone as part of --learning_rate."}
+    )
+    class_learning_rate_factor: float = field(
+        default=1.0,
+        metadata={
+            "help": "Learning rate of the queries and readouts of classes as multiple of --learning_rate: classes "
+            "that are new to a trained detector have further to go than all else."
+        },
     )
     pyramid_scales_with_backbone: bool = field(
         default=False,
@@ -239,9 +253,13 @@ class OptimizationArguments:
         rate, is_same = self.matrix_learning_rate, self.matrix_optimizer == "same"
         is_rate = rate is None or (0 < rate < math.inf and not is_same)
         require_argument(self, "matrix_learning_rate", is_rate, "more than 0, with --matrix_optimizer muon")
+        if self.learning_rate_width is not None:
+            require_argument(self, "learning_rate_width", self.learning_rate_width >= 1, "at least 1")
         factor = self.backbone_learning_rate_factor
         expected = "more than 0 (--freeze backbone leaves the backbone as it is)"
         require_argument(self, "backbone_learning_rate_factor", 0 < factor < math.inf, expected)
+        factor = self.class_learning_rate_factor
+        require_argument(self, "class_learning_rate_factor", 0 < factor < math.inf, "more than 0")
         for name in ("warmup_epochs", "warmup_start_learning_rate"):
             require_argument(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
         are_epochs = all(0 <= epoch < math.inf for epoch in self.decay_epochs)

@@ -41,4 +41,5 @@ def test_fine_tuning_leaves_sizes_and_thresholds_to_the_model(tmp_path):
     assert options.data.resize_shortest_edge is None
     assert options.data.score_threshold is options.data.keyframes_per_second is None
     assert options.optimization.backbone_learning_rate_factor == 0.1
+    assert options.optimization.class_learning_rate_factor == 10
     assert options.training.warmup_steps == 0.1

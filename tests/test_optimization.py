@@ -11,6 +11,7 @@ from classquery.engine.training.optimization import (
     check_parameter_groups,
     fitting_warmup,
     parameter_groups,
+    rate_at_width,
     warmup_multistep_schedule,
 )
 
@@ -43,6 +44,29 @@ def test_backbone_has_its_own_rate_and_vectors_no_decay(model):
     assert found[id(block.norm1.weight)] == pytest.approx((1e-4, 0.0))
     assert found[id(model.model.feature_pyramid.scales[0][0].weight)] == pytest.approx((1e-3, 0.1))
     assert found[id(model.actor_head.bias)] == pytest.approx((1e-3, 0.0))
+
+
+def test_classes_may_learn_faster_and_widths_have_rates(model, caplog):
+    with caplog.at_level("INFO"):
+        learning_rate = rate_at_width(1e-3, 4 * model.config.d_model, model.config.d_model)
+    groups = parameter_groups(
+        model, learning_rate=learning_rate, weight_decay=0.1, class_learning_rate_factor=5, matrix_learning_rate=0.02
+    )
+    rates = {name: group["lr"] for name, p in model.named_parameters() for group in groups if any_is(group, p)}
+
+    assert rates.pop("model.decoder.class_queries") == pytest.approx(2e-2)
+    assert rates["actor_head.bias"] == pytest.approx(4e-3)
+    assert set(map(float, rates.values())) == {4e-3, 0.02}
+    assert caplog.messages == [
+        f"the learning rate is 0.004: 0.001 belongs to a width of {4 * model.config.d_model}, and the model has "
+        f"{model.config.d_model}"
+    ]
+    assert rate_at_width(1e-3, None, 48) == rate_at_width(1e-3, 48, 48) == 1e-3
+
+
+def any_is(group, parameter):
+    """Whether a group has a parameter."""
+    return any(one is parameter for one in group["params"])
 
 
 def test_scales_of_the_pyramid_may_learn_as_the_backbone(model):
@@ -140,6 +164,8 @@ def test_accumulation_makes_the_total_batch():
     [
         ("total_batch_size", 0, "at least 1"),
         ("backbone_learning_rate_factor", 0.0, r"more than 0 \(--freeze backbone"),
+        ("class_learning_rate_factor", -1.0, "more than 0"),
+        ("learning_rate_width", 0, "at least 1"),
         ("warmup_epochs", -1.0, "at least 0"),
         ("warmup_start_learning_rate", -1e-5, "at least 0"),
         ("decay_epochs", [1.0, -1.0], "numbers of at least 0"),

@@ -79,7 +79,7 @@ def _first(labels: Sequence[str]) -> str:
 def replace_classes(
     model: ClassQueryForVideoActionDetection, labels: Sequence[str]
 ) -> ClassQueryForVideoActionDetection:
-    """Make a detector of other classes: classes of a name that the model knows are kept, the others start anew.
+    """Make a detector of other classes: classes of a name that the model knows are kept, the others start amid them.
 
     Args:
         model: A trained detector; stays as it is.
@@ -120,15 +120,21 @@ def _with_classes(
     values = model.config.to_dict() | {"id2label": dict(enumerate(labels)), "class_groups": class_groups}
     values.pop("label2id")
     other = ClassQueryForVideoActionDetection(ClassQueryConfig.from_dict(values)).to(model.device, model.dtype)
-    state_dict, new = model.state_dict(), other.state_dict()
+    state_dict = model.state_dict()
     kept = [(labels.index(label), old) for label, old in model.config.label2id.items() if label in labels]
     for name in class_parameters(model):
-        rows = new[name].clone()
+        rows = _amid(state_dict[name], len(labels))
         for row, old in kept:
             rows[row] = state_dict[name][old]
         state_dict[name] = rows
     other.load_state_dict(state_dict)
     return other
+
+
+def _amid(known: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Rows of new classes: amid the known ones, which the network can read, and half as far apart as these."""
+    noise = torch.randn(num_rows, *known.shape[1:], dtype=known.dtype, device=known.device)
+    return known.mean(0) + 0.5 * known.std(0, correction=0) * noise
 
 
 def class_parameters(model: ClassQueryForVideoActionDetection) -> dict[str, torch.nn.Parameter]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from classquery.engine.training.fine_tuning import class_parameters
 from classquery.engine.training.matrices import BY_MUON
 
 
@@ -21,6 +22,7 @@ def parameter_groups(
     learning_rate: float,
     weight_decay: float,
     backbone_learning_rate_factor: float = 1.0,
+    class_learning_rate_factor: float = 1.0,
     pyramid_scales_with_backbone: bool = False,
     decay_norms_and_biases: bool = False,
     matrix_learning_rate: float | None = None,
@@ -32,6 +34,7 @@ def parameter_groups(
         learning_rate: Rate of everything else.
         weight_decay: Decay of matrices and convolution kernels.
         backbone_learning_rate_factor: Rate of the backbone as part of `learning_rate`.
+        class_learning_rate_factor: Rate of the queries and readouts of classes as multiple of `learning_rate`.
         pyramid_scales_with_backbone: Whether the scales of a ViT's feature pyramid are part of the backbone, under
             whose name they are published.
         decay_norms_and_biases: Whether the decay applies to vectors as well.
@@ -44,26 +47,54 @@ def parameter_groups(
     Raises:
         ValueError: If nothing is to be trained.
     """
-    rates = {"backbone": learning_rate * backbone_learning_rate_factor, "head": learning_rate}
+    factors = {"backbone": backbone_learning_rate_factor, "classes": class_learning_rate_factor, "head": 1.0}
     of_backbone = ("model.backbone.", *(["model.feature_pyramid.scales."] if pyramid_scales_with_backbone else []))
+    of_classes = set() if class_learning_rate_factor == 1 else set(class_parameters(model).values())
     matrices = linear_weights(model) if matrix_learning_rate is not None else set()
     groups = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        part = "backbone" if any(prefix in f".{name}" for prefix in of_backbone) else "head"
+        is_backbone = any(prefix in f".{name}" for prefix in of_backbone)
+        part = "backbone" if is_backbone else "classes" if parameter in of_classes else "head"
         decays = decay_norms_and_biases or parameter.ndim > 1
-        group = {"name": part if decays else f"{part} without decay", "params": [], "lr": rates[part]}
+        group = {
+            "name": part if decays else f"{part} without decay",
+            "params": [],
+            "lr": learning_rate * factors[part],
+        }
         group["weight_decay"] = weight_decay if decays else 0.0
         if matrix_learning_rate is not None:
             group[BY_MUON] = parameter in matrices
         if parameter in matrices:
-            factor = backbone_learning_rate_factor if part == "backbone" else 1.0
-            group |= {"name": f"{part} matrices", "lr": matrix_learning_rate * factor}
+            group |= {"name": f"{part} matrices", "lr": matrix_learning_rate * factors[part]}
         groups.setdefault(group["name"], group)["params"].append(parameter)
     if not groups:
         raise ValueError("no parameter is to be trained: every one is frozen")
     return list(groups.values())
+
+
+def rate_at_width(learning_rate: float, of_width: int | None, width: int) -> float:
+    """Learning rate of a network, from one that belongs to another width.
+
+    In inverse proportion, as Adam's rates of matrices are in maximal update parametrization (arXiv 2203.03466).
+
+    Args:
+        learning_rate: A rate.
+        of_width: The width it belongs to, or None where it belongs to any.
+        width: That of the network.
+    """
+    if of_width in (None, width):
+        return learning_rate
+    scaled = learning_rate * of_width / width
+    logger.info(
+        "the learning rate is %.2g: %.2g belongs to a width of %d, and the model has %d",
+        scaled,
+        learning_rate,
+        of_width,
+        width,
+    )
+    return scaled
 
 
 def linear_weights(model: nn.Module) -> set[nn.Parameter]:

@@ -36,6 +36,7 @@ from classquery.engine.training.optimization import (
     check_parameter_groups,
     fitting_warmup,
     parameter_groups,
+    rate_at_width,
     warmup_multistep_schedule,
 )
 from classquery.engine.training.resume import ResumableTrainer
@@ -102,16 +103,17 @@ class ActionDetectionTrainer(ResumableTrainer, AveragingTrainer, StreamingTraine
         """Create the optimizer of the training arguments with our parameter groups."""
         if self.optimizer is None:
             by_muon = self.optimization.matrix_optimizer == "muon"
+            width = self.optimization.learning_rate_width
+            learning_rate = rate_at_width(self.args.learning_rate, width, self.model.config.d_model)
             groups = parameter_groups(
                 self.model if model is None else model,
-                learning_rate=self.args.learning_rate,
+                learning_rate=learning_rate,
                 weight_decay=self.args.weight_decay,
                 backbone_learning_rate_factor=self.optimization.backbone_learning_rate_factor,
+                class_learning_rate_factor=self.optimization.class_learning_rate_factor,
                 pyramid_scales_with_backbone=self.optimization.pyramid_scales_with_backbone,
                 decay_norms_and_biases=self.optimization.decay_norms_and_biases,
-                matrix_learning_rate=(self.optimization.matrix_learning_rate or self.args.learning_rate)
-                if by_muon
-                else None,
+                matrix_learning_rate=(self.optimization.matrix_learning_rate or learning_rate) if by_muon else None,
             )
             optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             if by_muon:
