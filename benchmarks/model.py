@@ -34,17 +34,17 @@ from older_build import compare
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from reference_forms import readable  # noqa: E402
+from reference_forms import readable
 
-from classquery import (  # noqa: E402
+from classquery import (
     ClassQueryConfig,
     ClassQueryForVideoActionDetection,
     ClassQueryModel,
     ClassQueryViTConfig,
 )
-from classquery.configuration import load_recipe  # noqa: E402
-from classquery.data.demo.movies import LABELS  # noqa: E402
-from classquery.modeling_classquery import ClassQueryMemory  # noqa: E402
+from classquery.configuration import load_recipe
+from classquery.data.demo.movies import LABELS
+from classquery.modeling_classquery import ClassQueryMemory
 
 
 RECIPES = {"AVA": "ava22_vit_b", "UCF": "ucf101_24_vit_b", "JHMDB": "jhmdb21_vit_b", "demo": "demo"}

@@ -19,9 +19,9 @@ import torch
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from utils import golden_inputs, golden_model, largest_deviation, load_golden  # noqa: E402
+from utils import golden_inputs, golden_model, largest_deviation, load_golden
 
-from classquery.ops_classquery import ms_deform_attn_3d  # noqa: E402
+from classquery.ops_classquery import ms_deform_attn_3d
 
 
 KINDS = ("vit_", "csn", "full_", "op_")

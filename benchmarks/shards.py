@@ -24,7 +24,7 @@ from classquery.data import load_action_dataset, make_clips, write_shards
 
 # The stand-in for a store is that of the tests.
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
-from http_store import HttpStore  # noqa: E402
+from http_store import HttpStore
 
 
 CLIPS = {"num_labels": 80, "num_frames": 16, "frame_stride": 4, "frames_per_second": 30.0}

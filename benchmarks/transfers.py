@@ -17,15 +17,15 @@ import torch
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from host_waits import count_host_waits, describe, on_device, put_on_device  # noqa: E402
+from host_waits import count_host_waits, describe, on_device, put_on_device
 
-from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor  # noqa: E402
-from classquery.configuration import load_recipe  # noqa: E402
-from classquery.engine.training.collation import BatchLabels  # noqa: E402
-from classquery.engine.training.evaluation import clip_records, read_outputs  # noqa: E402
-from classquery.engine.training.monitoring import LossMonitor  # noqa: E402
-from classquery.kernels import use_implementation  # noqa: E402
-from classquery.loss_classquery import action_detection_loss  # noqa: E402
+from classquery import ClassQueryConfig, ClassQueryForVideoActionDetection, ClassQueryVideoProcessor
+from classquery.configuration import load_recipe
+from classquery.engine.training.collation import BatchLabels
+from classquery.engine.training.evaluation import clip_records, read_outputs
+from classquery.engine.training.monitoring import LossMonitor
+from classquery.kernels import use_implementation
+from classquery.loss_classquery import action_detection_loss
 
 
 RECIPES = ("ava22_vit_b", "ava22_csn50", "ucf101_24_vit_b")

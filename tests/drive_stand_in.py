@@ -89,7 +89,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_) -> None:
         """Keep quiet."""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         host, parts = self.headers["X-Host"], urlsplit(self.path)
         self.server.requests.append((host, self.path, self.headers.get("Range")))
         file_id = parse_qs(parts.query).get("id", [parts.path.rpartition("/")[2]])[0]

@@ -43,7 +43,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_) -> None:
         """Keep quiet."""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         server = self.server
         server.num_requests += 1
         time.sleep(server.latency)

@@ -157,7 +157,7 @@ class _Server:
 
     def __init__(self, write: Callable[[http.server.BaseHTTPRequestHandler], None]):
         class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 write(self)
 
             def log_message(self, *_: object) -> None: ...

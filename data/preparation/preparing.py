@@ -111,7 +111,7 @@ def prepare_videos(
     data_dir: str | Path,
     *,
     splits: Sequence[str] = SPLITS,
-    encoding: Encoding = Encoding(),  # noqa: B008 (it is frozen)
+    encoding: Encoding = Encoding(),
     movie_start_seconds: float = 0.0,
     num_workers: int = 0,
     **options: Any,
