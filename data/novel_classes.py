@@ -50,6 +50,16 @@ def find_novel_classes(values: Sequence[str], labels: Sequence[str]) -> list[str
     return [label for label in labels if label in novel]
 
 
+def _label_of(value: str, labels: Sequence[str]) -> str:
+    """The class that is called so, or the only one whose name differs in capitals, spaces and underscores alone."""
+    alike = [value] if value in labels else [label for label in labels if _plain(label) == _plain(value)]
+    if not alike:
+        raise AnnotationError(f"there is no class {quote(value)} to be novel{closest(value, labels)}")
+    if len(alike) > 1:
+        raise AnnotationError(f"{quote(value)} may be each of the classes {quote(alike)}: spell it as one of them")
+    return alike[0]
+
+
 def _plain(label: str) -> str:
     """Published lists differ in capitals, spaces and underscores."""
     return "".join(character for character in label.casefold() if character.isalnum())
@@ -69,6 +79,8 @@ def _drawn_split(value: str, labels: Sequence[str]) -> list[str]:
     """All but a part of the classes, drawn at random; the same on every machine."""
     with parsing(f"--novel_classes {value[:50]}", "give seed:S:PERCENT, as seed:0:75 for a quarter that is novel"):
         _, seed, percent = value.split(":")
+        if not 0 <= float(percent) <= 100:
+            raise ValueError(f"there is no part of {percent} percent")
         num_base = math.floor(len(labels) * float(percent) / 100 + 0.5)
         order = np.random.default_rng(int(seed)).permutation(len(labels))
         return [labels[index] for index in sorted(order[num_base:])]

@@ -52,6 +52,13 @@ def test_classes_are_named_drawn_or_read(tmp_path):
     assert find_novel_classes(["sit"], LABELS) == ["sit"]
 
 
+def test_names_that_differ_in_spaces_only_stay_apart():
+    labels = ["pick_up", "pickup", "run"]
+    assert find_novel_classes(["pick_up"], labels) == ["pick_up"]
+    with pytest.raises(AnnotationError, match="'Pick up' may be each of the classes .*'pick_up', 'pickup'"):
+        find_novel_classes(["Pick up"], labels)
+
+
 def test_draws_hold_their_part_and_differ_with_the_seed():
     labels = [f"class {index}" for index in range(24)]
     drawn = {seed: find_novel_classes([f"seed:{seed}:75"], labels) for seed in range(3)}
@@ -74,6 +81,7 @@ EXPECTED_DRAW = ["class 1", "class 5", "class 9", "class 14", "class 15", "class
         (["seed:0"], "give seed:S:PERCENT"),
         (["seed:0:100"], "got 0 of 4"),
         (["seed:0:0"], "got 4 of 4"),
+        (["seed:0:-5"], "there is no part of -5 percent"),
         (["none.json"], "none.json"),
     ],
 )
