@@ -35,16 +35,11 @@ def find_novel_classes(values: Sequence[str], labels: Sequence[str]) -> list[str
         The novel classes as they are called in `labels`, in that order.
 
     Raises:
-        AnnotationError: If a class is none of `labels`, or there would be no novel or no base class.
+        AnnotationError: If a class is none of `labels`, or several, or there would be no novel or no base class.
     """
     if len(values) == 1 and values[0] not in labels:
         values = _named_split(values[0], labels)
-    spelled = {_plain(label): label for label in labels}
-    for value in values:
-        if _plain(value) not in spelled:
-            hint = closest(value, labels) or f"; there are {shorten(labels)}"
-            raise AnnotationError(f"there is no class {quote(value)} to be novel{hint}")
-    novel = {spelled[_plain(value)] for value in values}
+    novel = {_label_of(value, labels) for value in values}
     if not novel or len(novel) == len(labels):
         raise AnnotationError(f"some classes must be novel and some not: got {len(novel)} of {len(labels)}")
     return [label for label in labels if label in novel]
@@ -54,7 +49,8 @@ def _label_of(value: str, labels: Sequence[str]) -> str:
     """The class that is called so, or the only one whose name differs in capitals, spaces and underscores alone."""
     alike = [value] if value in labels else [label for label in labels if _plain(label) == _plain(value)]
     if not alike:
-        raise AnnotationError(f"there is no class {quote(value)} to be novel{closest(value, labels)}")
+        hint = closest(value, labels) or f"; there are {shorten(labels)}"
+        raise AnnotationError(f"there is no class {quote(value)} to be novel{hint}")
     if len(alike) > 1:
         raise AnnotationError(f"{quote(value)} may be each of the classes {quote(alike)}: spell it as one of them")
     return alike[0]
