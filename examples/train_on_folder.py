@@ -8,12 +8,14 @@ import sys
 from transformers import TrainingArguments
 
 from classquery import ActionDetectionTrainer, load_detector
+from classquery.configuration import OptimizationArguments, load_recipe
 from classquery.data import load_action_dataset, load_action_labels, make_clips
 from classquery.engine.training.fine_tuning import change_classes
 
 
 def main(data_dir: str, output_dir: str, model_name: str = "demo", **arguments) -> float:
-    """Train and save the model, and return its frame mAP; `arguments` are those of TrainingArguments."""
+    """Train as the recipe `finetune` says, save, and return frame mAP; `arguments` are those of TrainingArguments."""
+    recipe = load_recipe("finetune")
     model, processor = load_detector(model_name)
     model = change_classes(model, list(load_action_labels("custom", data_dir).values()), "replace")
     clips = {
@@ -22,7 +24,8 @@ def main(data_dir: str, output_dir: str, model_name: str = "demo", **arguments) 
     }
     trainer = ActionDetectionTrainer(
         model,
-        TrainingArguments(output_dir, **({"num_train_epochs": 10, "learning_rate": 1e-4} | arguments)),
+        TrainingArguments(output_dir, **recipe.training | arguments),
+        optimization=OptimizationArguments(**recipe.optimization),
         train_dataset=clips["train"],
         eval_dataset=clips["validation"],
         processing_class=processor,
