@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m class
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Check or prepare a data set.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True)
     _add_check_parser(commands)
     _add_prepare_parser(commands)
     _add_convert_parser(commands)

@@ -57,16 +57,16 @@ def config_of(num_queries):
 
 
 def test_nothing_is_asked_about_ordinary_data():
-    train, validation = keyframes("a.mp4", [0], [1, 2]), keyframes("b.mp4", [0])
+    train, validation = keyframes("a.mp4", [0], [1, 2]), keyframes("b.mp4", [0, 1, 2])
     assert list(list_doubts(train, validation, config_of(2))) == []
     assert list(list_doubts(None, validation, config_of(2))) == []
 
 
 def test_odd_data_are_asked_about():
     doubts = list(list_doubts(keyframes("a.mp4", [0], [2], None), keyframes("a.mp4", [1]), config_of(2)))
-    assert [doubt.partition(":")[2].strip() for doubt in doubts[::2]] == ["walk", "a.mp4"]
+    assert [doubt.rpartition(": ")[2] for doubt in (doubts[0], *doubts[2:])] == ["walk", "sit, wave", "a.mp4"]
     assert doubts[1].startswith("there are up to 3 actors at once, and the model finds 2 at most")
-    hidden = list_doubts(keyframes("a.mp4", [0], [2]), keyframes("b.mp4", [1]), config_of(2), novel=["walk"])
+    hidden = list_doubts(keyframes("a.mp4", [0], [2]), keyframes("b.mp4", [0, 1, 2]), config_of(2), novel=["walk"])
     assert list(hidden) == []
 
 

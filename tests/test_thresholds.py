@@ -98,6 +98,7 @@ def test_class_that_is_never_right_is_not_reported():
     fitted = fit_thresholds(records, LABELS, actor_threshold=0.5)
 
     assert fitted["walk"].threshold == 1
+    assert math.isnan(fitted["walk"].precision)
     assert fitted["walk"].recall == 0
 
 

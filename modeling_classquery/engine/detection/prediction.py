@@ -49,6 +49,9 @@ logger = logging.getLogger(__name__)
 
 TABLE_FILE = "detections.csv"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NOTHING_FOUND = (
+    "nothing reaches its threshold: --score_threshold 0.05 --actor_threshold 0.05 shows what scores there are"
+)
 _MAX_NAMED_ACTIONS = 3
 _MAX_NAMED_FAULTS = 5
 _MAX_CLASSES_IN_GRID = 8
@@ -202,7 +205,9 @@ def collect_predictions(sources: Sequence[Source], folder: str | Path) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, [*widths, 0], strict=True)) for row in rows]
     failed = sum("error" in summary for summary in summaries)
-    return "\n".join([*lines, *([f"{failed} of {len(summaries)} videos could not be read"] if failed else [])])
+    lines += [f"{failed} of {len(summaries)} videos could not be read"] if failed else []
+    is_empty = failed < len(summaries) and not any(summary.get("actions") for summary in summaries)
+    return "\n".join([*lines, *([_NOTHING_FOUND] if is_empty else [])])
 
 
 def result_folders(sources: Sequence[Source], folder: str | Path) -> list[Path]:

@@ -39,8 +39,7 @@ def list_doubts(train: Any, validation: Any, config: ClassQueryConfig, novel: Se
     if not isinstance(train, KeyframeClips | TubeClips):
         return
     table = train.rows.with_format("arrow")[:]
-    counts = _count_labels(table, config.num_labels)
-    missing = [label for number, label in config.id2label.items() if not counts[number] and label not in novel]
+    missing = [label for label in _without_examples(table, config) if label not in novel]
     if missing:
         yield f"no example in the training split, so never learned: {shorten(missing)}"
     most = _most_actors(table, train.has_tubes)
@@ -50,14 +49,18 @@ def list_doubts(train: Any, validation: Any, config: ClassQueryConfig, novel: Se
             "of a recipe): others are passed over in training, and never found"
         )
     if isinstance(validation, KeyframeClips | TubeClips):
+        unseen = _without_examples(validation.rows.with_format("arrow")[:], config)
+        if unseen:
+            yield f"no example in the validation split, so not scored: {shorten(unseen)}"
         shared = sorted(_videos(train.rows) & _videos(validation.rows))
         if shared:
             yield f"videos of both splits, so that scores say little about new ones: {shorten(shared)}"
 
 
-def _count_labels(table: pa.Table, num_labels: int) -> np.ndarray:
+def _without_examples(table: pa.Table, config: ClassQueryConfig) -> list[str]:
     labels = table["tubes"].combine_chunks().flatten().field("labels").flatten()
-    return np.bincount(labels.to_numpy(zero_copy_only=False), minlength=num_labels)
+    counts = np.bincount(labels.to_numpy(zero_copy_only=False), minlength=config.num_labels)
+    return [label for number, label in sorted(config.id2label.items()) if not counts[number]]
 
 
 def _most_actors(table: pa.Table, have_tubes: bool) -> int:

@@ -21,7 +21,7 @@ RULE = (
 
 @dataclass(frozen=True)
 class ClassThreshold:
-    """Lowest score of a class to report, and what it gave on the validation split (NaN without any boxes)."""
+    """Lowest score of a class to report, and what it gave on the validation split; NaN where nothing is counted."""
 
     threshold: float
     precision: float
@@ -48,10 +48,10 @@ class _Ranking(NamedTuple):
         return float((self.scores[best] + below[best]) / 2)
 
     def at(self, threshold: float) -> ClassThreshold:
-        """What a threshold gives; precision is 1 where nothing is reported."""
+        """What a threshold gives; nobody knows the precision where nothing is reported."""
         reported = self.scores >= threshold
         right = self.is_right[reported].sum()
-        precision = right / reported.sum() if reported.any() else 1.0
+        precision = right / reported.sum() if reported.any() else float("nan")
         return ClassThreshold(threshold, float(precision), right / self.num_true if self.num_true else float("nan"))
 
 
