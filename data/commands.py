@@ -155,15 +155,25 @@ def print_formats() -> int:
 def _finish(report: Report, rows: dict[str, Dataset], output: Path | None, json: Path | None) -> int:
     """Print and draw what was found, the verdict last, and return the exit code."""
     print_report(report)
-    if json is not None:
-        write_json(json, report.to_dict(), indent=2)
-    if output is not None and rows:
-        sheet = draw_contact_sheet(next(iter(rows.values())), load_action_labels(report.dataset, report.data_dir))
-        with replacing(output) as partial_path:
-            sheet.save(partial_path)
-        print(f"Drew frames with their boxes and labels: {output}")
+    is_written = True
+    try:
+        if json is not None:
+            write_json(json, report.to_dict(), indent=2)
+        if output is not None and rows:
+            _draw(report, next(iter(rows.values())), output)
+    except (OSError, ValueError) as error:
+        # A place that cannot be written to, or a suffix of no picture, costs no verdict.
+        print(f"not written: {error}")
+        is_written = False
     print(report.verdict)
-    return int(bool(report.problems))
+    return int(bool(report.problems) or not is_written)
+
+
+def _draw(report: Report, rows: Dataset, output: Path) -> None:
+    sheet = draw_contact_sheet(rows, load_action_labels(report.dataset, report.data_dir))
+    with replacing(output) as partial_path:
+        sheet.save(partial_path)
+    print(f"Drew frames with their boxes and labels: {output}")
 
 
 # The report as text

@@ -330,6 +330,14 @@ def test_contact_sheet_shows_what_can_be_read(ava_dir, capsys):
     assert "not usable: train, missing videos: 2" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["nowhere/sheet.png", "sheet.xyz"])
+def test_sheet_that_cannot_be_written_costs_no_verdict(name, demo_dir, tmp_path, capsys):
+    assert main(["check", "--dataset", "ava", "--data_dir", str(demo_dir), "--output", str(tmp_path / name)]) == 1
+    told, verdict = capsys.readouterr().out.splitlines()[-2:]
+    assert told.startswith("not written: ")
+    assert verdict == "usable"
+
+
 @pytest.mark.parametrize(
     ("counts", "pairs"),
     [

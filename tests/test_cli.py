@@ -109,6 +109,15 @@ def test_values_that_belong_to_nothing_are_named(capsys):
     assert "there is no option --xyzzy. `classquery detect --help all`" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "option", [("--port", "70000"), ("--port", "0"), ("--max_upload_mb", "0"), ("--max_seconds", "nan")]
+)
+def test_numbers_that_the_page_cannot_have_are_refused(option, capsys):
+    with pytest.raises(SystemExit):
+        main(["demo", *option])
+    assert f"{option[0]} must be" in capsys.readouterr().err
+
+
 def test_names_behind_two_dashes_are_videos(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "-a.mp4").touch()

@@ -66,6 +66,23 @@ def test_unknown_format_lists_the_known_ones(folder):
         load_custom(write(folder, "a.txt", "hello"), "train")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", b"", "a.json is empty: export it again"),
+        ("a.txt", b"\n \n", "a.txt is empty: export it again"),
+        ("a.json", b'{"samples": [{"filepath": "a', "no valid JSON, perhaps cut off: export it again"),
+        ("a.json", '{"a": 1}'.encode("utf-16"), "no text in UTF-8, save it as such"),
+        ("a.xlsx", b"PK\x03\x04\x00\x00\xff", "no text in UTF-8, save it as such"),
+    ],
+)
+def test_damaged_file_of_no_format_says_what_is_wrong_with_it(folder, name, content, message):
+    (write(folder, name, "") / "train" / name).write_bytes(content)
+
+    with pytest.raises(AnnotationError, match=message):
+        load_custom(folder, "train")
+
+
 def test_border_turns_what_parsers_raise_into_one_error():
     for error in (
         KeyError("z"),

@@ -50,6 +50,8 @@ def read_annotations(sources: Sequence[Source], context: Context) -> tuple[Forma
         examples = "; ".join(f"{fmt.title}: {_names(files)}" for fmt, files in found.items())
         raise AnnotationError(f"more than one format in one split, keep one of them there: {examples}")
     if not found:
+        for source in unknown:
+            _refuse_damaged(source)
         known = ", ".join(fmt.name for fmt in FORMATS)
         raise AnnotationError(f"no format of annotations that is known ({known}): {_names(unknown)}")
     ((fmt, files),) = found.items()
@@ -82,6 +84,21 @@ def _sniff(sources: Sequence[Source], problems: ProblemCollector) -> tuple[dict[
                     found[fmt].append(source)
         unknown = [source for source in unknown if not any(source in files for files in found.values())]
     return dict(found), unknown
+
+
+def _refuse_damaged(source: Source) -> None:
+    """Say what is wrong with a file of no format where it is the file: empty, no text, or JSON that is cut off.
+
+    Raises:
+        AnnotationError: If it is.
+    """
+    if not source.head.strip():
+        raise AnnotationError(f"{source.place()} is empty: export it again")
+    if "\x00" in source.head:
+        source.text()
+    if source.path.suffix.lower() == ".json":
+        # Raises where the document is none.
+        _ = source.document
 
 
 def _names(sources: Sequence[Source]) -> str:

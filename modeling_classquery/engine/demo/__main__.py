@@ -12,6 +12,7 @@ and a README with its metadata; with `--push_to_hub USER/NAME` it is uploaded, t
 
 import argparse
 import importlib
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -63,7 +64,13 @@ def _parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     )
     parser.add_argument("--write_space", metavar="DIR", help="write a Space instead of serving the page")
     parser.add_argument("--push_to_hub", metavar="USER/NAME", help="upload it, too")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.port is not None and not 0 < options.port < 2**16:
+        parser.error(f"--port must be from 1 to 65535, got {options.port}")
+    for name in ("max_upload_mb", "max_seconds"):
+        if not 0 < getattr(options, name) < math.inf:
+            parser.error(f"--{name} must be more than 0, got {getattr(options, name)}")
+    return options
 
 
 if __name__ == "__main__":
