@@ -54,7 +54,7 @@ def change_classes(
         )
     raise ValueError(
         f"the classes of the model are not those of the data: {_first(old)} and {_first(labels)}; give the data of "
-        "this model, or --classes replace or add"
+        "this model, or train it on them with --classes replace or add"
     )
 
 
