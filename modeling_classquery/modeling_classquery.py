@@ -1131,6 +1131,14 @@ class ClassQueryPreTrainedModel(PreTrainedModel):
             evaluate_frozen_parts(self)
         return self
 
+    def _initialize_weights(self, module: nn.Module, *args, **kwargs) -> None:
+        """Initialise what of a module was not loaded.
+
+        Of a model that is not its own, transformers takes a module for loaded if the tensors of its own were, though
+        it is its parent that knows how to begin: of an encoder with more layers than the file, the new ones.
+        """
+        super()._initialize_weights(module)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -214,7 +214,28 @@ def test_every_weight_that_a_file_lacks_is_initialised_as_in_a_new_model(model, 
 
     assert info["missing_keys"] == set(model.state_dict())
     assert set(info["unexpected_keys"]) == {"of_something_else"}
-    new = model.state_dict()
+    assert_begun_as(loaded, model.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["learned", "text"])
+def test_parts_that_a_file_lacks_are_initialised_as_in_a_new_model(kind, tmp_path):
+    """Of most modules, the file has what is not in their parts: transformers takes these for loaded as a whole."""
+    values = {"text": {"class_queries": "text", "text_embedding_size": 16, "class_residual": True}, "learned": {}}
+    torch.manual_seed(0)
+    model = ClassQueryForVideoActionDetection(tiny_config(class_readout="per_class", **values[kind]))
+    model.save_pretrained(tmp_path)
+    kept = {"model.encoder.level_embed", "model.reference_boxes", "model.decoder.class_queries", "class_readout_bias"}
+    kept = {name: tensor for name, tensor in model.state_dict().items() if name in kept}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    loaded, info = ClassQueryForVideoActionDetection.from_pretrained(tmp_path, output_loading_info=True)
+
+    assert info["missing_keys"] == model.state_dict().keys() - kept.keys()
+    assert_begun_as(loaded, model.state_dict())
+
+
+def assert_begun_as(loaded: ClassQueryForVideoActionDetection, new: dict[str, torch.Tensor]) -> None:
+    """Compare weights with those of a new model, of which many are drawn."""
     for name, tensor in loaded.state_dict().items():
         assert tensor.isfinite().all(), name
         values, expected = tensor.float(), new[name].float()
