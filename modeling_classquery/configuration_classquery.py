@@ -394,8 +394,9 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
             # Before the base class makes a name for each of them.
             kwargs["num_labels"] = _checked_size("num_labels", kwargs.get("num_labels", 80))
         super().__post_init__(**kwargs)
-        if self.label2id is None:
-            self.label2id = {label: index for index, label in self.id2label.items()}
+        # In order, as it is gone through; and what is given for the reverse may be that of the classes before.
+        self.id2label = dict(sorted(self.id2label.items()))
+        self.label2id = {label: index for index, label in self.id2label.items()}
         if isinstance(self.class_descriptions, dict):
             # A file has them in alphabetical order, in which a model would get other classes.
             in_order = [label for label in self.id2label.values() if label in self.class_descriptions]
@@ -409,6 +410,7 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
     def validate_architecture(self):
         """Check the ranges of the fields and the relations between them."""
         _check_sizes(self)
+        self._check_names()
         self._check_ranges()
         self._check_heads()
         self._check_backbone()
@@ -440,6 +442,13 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
         tubelet_size = getattr(self.backbone_config, "tubelet_size", 1)
         _require_multiple("num_frames", self.num_frames, tubelet_size, "the backbone joins that many frames")
         _check_position_table(self.backbone_config, self.num_frames)
+
+    def _check_names(self) -> None:
+        names = list(self.id2label.values())
+        if list(self.id2label) != list(range(len(names))):
+            raise ValueError(f"`id2label` must name the classes 0 to {len(names) - 1}, got {_shown(self.id2label)}")
+        if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+            raise ValueError(f"classes must have different names, got `id2label` {_shown(self.id2label)}")
 
     def _check_classes(self) -> None:
         if self.class_groups is not None:
@@ -501,6 +510,10 @@ class ClassQueryConfig(SavedWithCode, PreTrainedConfig):
         return slice(keyframe, keyframe + 1) if self.output_frames == "keyframe" else slice(None)
 
 
+def _shown(value: Any) -> str:
+    return str(value)[:100]
+
+
 def _require(config: PreTrainedConfig, name: str, is_met: bool, expected: str) -> None:
     if not is_met:
         raise ValueError(f"`{name}` must be {expected}, got {getattr(config, name)!r}")
@@ -512,7 +525,7 @@ def _check_sizes(config: PreTrainedConfig) -> None:
         limit = MAX_LAYERS if "layers" in name or name == "depths" else MAX_SIZE
         values = value if isinstance(value, (list, tuple)) else [value]
         if any(isinstance(item, int) and abs(item) > limit for item in values):
-            raise ValueError(f"`{name}` must be at most {limit}, got {str(value)[:100]}")
+            raise ValueError(f"`{name}` must be at most {limit}, got {_shown(value)}")
 
 
 def _check_position_table(backbone: PreTrainedConfig, num_frames: int) -> None:
@@ -532,7 +545,7 @@ def _check_position_table(backbone: PreTrainedConfig, num_frames: int) -> None:
 
 def _checked_size(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SIZE:
-        raise ValueError(f"`{name}` must be a whole number from 0 to {MAX_SIZE}, got {str(value)[:100]}")
+        raise ValueError(f"`{name}` must be a whole number from 0 to {MAX_SIZE}, got {_shown(value)}")
     return value
 
 

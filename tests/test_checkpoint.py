@@ -58,6 +58,36 @@ def test_weights_of_another_shape_are_refused(checkpoint):
         load_detector(str(checkpoint))
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_weights_that_are_no_floating_point_numbers_are_refused(checkpoint, dtype):
+    path = checkpoint / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.encoder.level_embed"] = tensors["model.encoder.level_embed"].to(dtype)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+    with pytest.raises(CheckpointError, match="1 tensors are no floating-point numbers, as model.encoder.level_embed"):
+        load_detector(str(checkpoint))
+
+
+def test_index_of_no_names_is_refused(checkpoint):
+    (checkpoint / "model.safetensors").rename(checkpoint / "part.safetensors")
+    for name in (5, None):
+        (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(CheckpointError, match="no index of files of weights"):
+            load_detector(str(checkpoint))
+
+
+def test_classes_are_in_order_and_found_by_their_names_whatever_the_file_says(checkpoint):
+    names = {str(index): f"class {index}" for index in range(5)}
+    shuffled = dict(sorted(names.items(), reverse=True))
+    change_config(checkpoint, id2label=shuffled, label2id={"class 0": 3, "gone": 0})
+
+    model, _ = load_detector(str(checkpoint))
+
+    assert list(model.config.id2label.values()) == list(names.values())
+    assert model.config.label2id == {name: int(index) for index, name in names.items()}
+
+
 def test_truncated_weights_are_refused(checkpoint):
     path = checkpoint / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
@@ -125,6 +155,9 @@ def test_configuration_of_a_newer_version_is_refused(checkpoint, values, message
         ({"backbone_config": {"model_type": "videomae", "image_size": 2**17}}, "beyond any memory"),
         ({"backbone_config": "text"}, "cannot be"),
         ({"id2label": ["a", "b"]}, "cannot be"),
+        ({"id2label": {"0": "a", "2": "b"}}, "`id2label` must name the classes 0 to 1, got {0: 'a', 2: 'b'}"),
+        ({"id2label": {"0": "a", "1": "a"}}, "classes must have different names"),
+        ({"id2label": {"0": "a", "1": None}}, "classes must have different names"),
         ({"dtype": "text"}, "cannot be"),
     ],
 )

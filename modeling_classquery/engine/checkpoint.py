@@ -86,7 +86,9 @@ def _load_weights(
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,
     }
-    prefix = wrapping_prefix(_names(files), empty.state_dict().keys())
+    is_floating = _are_floating_point(files)
+    prefix = wrapping_prefix(list(is_floating), empty.state_dict().keys())
+    _refuse_whole_numbers(path, empty, {name.removeprefix(prefix): found for name, found in is_floating.items()})
     if not prefix:
         use_safetensors = None if allow_pickle else True
         return ClassQueryForVideoActionDetection.from_pretrained(path, use_safetensors=use_safetensors, **options)
@@ -97,16 +99,32 @@ def _load_weights(
     )
 
 
-def _names(files: list[Path]) -> list[str]:
-    """Names of the tensors in files of weights."""
-    names = []
+def _are_floating_point(files: list[Path]) -> dict[str, bool]:
+    """Whether the tensors in files of weights are of floating point, by name."""
+    found = {}
     for file in files:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as content:
-                names += content.keys()
+                names = content.keys()
+                # F32, BF16, F8_E4M3, I64, BOOL, C64, ...
+                found |= {name: "F" in content.get_slice(name).get_dtype() for name in names}
         else:
-            names += read_tensors(file)
-    return names
+            found |= {name: tensor.is_floating_point() for name, tensor in read_tensors(file).items()}
+    return found
+
+
+def _refuse_whole_numbers(
+    path: str | os.PathLike[str], empty: ClassQueryForVideoActionDetection, is_floating: dict[str, bool]
+) -> None:
+    """Refuse what would be rounded weights; those that a quantizer has packed are its own matter."""
+    if getattr(empty.config, "quantization_config", None):
+        return
+    ours = [name for name, tensor in empty.state_dict().items() if tensor.is_floating_point()]
+    wrong = [name for name in ours if not is_floating.get(name, True)]
+    if wrong:
+        raise CheckpointError(
+            f"the weights in {path} are of no use: {len(wrong)} tensors are no floating-point numbers, as {wrong[0]}"
+        )
 
 
 def _check_size(path: str | os.PathLike[str], empty: ClassQueryForVideoActionDetection, files: list[Path]) -> None:
@@ -198,7 +216,7 @@ def _weight_files(path: str | os.PathLike[str], allow_pickle: bool) -> list[Path
     if not file.endswith(".json"):
         return [Path(file)]
     with reading(file, "no index of files of weights"):
-        names = sorted(set(json.loads(Path(file).read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(map(os.fspath, json.loads(Path(file).read_text(encoding="utf-8"))["weight_map"].values())))
     files = [find(name) for name in names]
     missing = [name for name, found in zip(names, files, strict=True) if found is None]
     if missing:
