@@ -26,6 +26,7 @@ from classquery.engine.training.trainer import ActionDetectionTrainer
 
 ON_ONE_THREAD = {
     "eval_on_start": False,
+    "save_strategy": "no",
     "logging_steps": 10**6,
     "dataloader_num_workers": 0,
     "dataloader_persistent_workers": False,

@@ -132,9 +132,9 @@ def _with_classes(
 
 
 def _amid(known: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Rows of new classes: amid the known ones, which the network can read, and half as far apart as these."""
+    """Rows of new classes: amid the known ones, which the network can read, and a tenth as far apart as these."""
     noise = torch.randn(num_rows, *known.shape[1:], dtype=known.dtype, device=known.device)
-    return known.mean(0) + 0.5 * known.std(0, correction=0) * noise
+    return known.mean(0) + 0.1 * known.std(0, correction=0) * noise
 
 
 def class_parameters(model: ClassQueryForVideoActionDetection) -> dict[str, torch.nn.Parameter]:
