@@ -292,7 +292,7 @@ def test_two_stages_on_tubes(recipe, tmp_path):
     assert not torch.equal(two["actor_head.weight"], one["actor_head.weight"])
 
 
-def test_classes_are_added_to_a_trained_model_and_trained_alone(trained, demo_dir, recipe, tmp_path):
+def test_classes_are_added_to_a_trained_model_and_trained_alone(trained, demo_dir, recipe, tmp_path, caplog):
     data = tmp_path / "data"
     shutil.copytree(demo_dir, data)
     with next((data / "annotations").glob("*.pbtxt")).open("a") as file:
@@ -301,9 +301,11 @@ def test_classes_are_added_to_a_trained_model_and_trained_alone(trained, demo_di
     run_here(
         *(tmp_path / "out", "--recipe", recipe, "--data_dir", data),
         *("--model_name_or_path", trained, "--do_train", "--classes", "add"),
-        *("--freeze", "old_classes", "--weight_decay", "0.1"),
+        *("--freeze", "old_classes", "--weight_decay", "0.1", "--learning_rate_width", "256"),
     )
 
+    # What the trainer says is heard as well.
+    assert "belongs to a width of 256" in caplog.text
     before, after = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path / "out"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"model.decoder.class_queries"}

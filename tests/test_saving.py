@@ -35,7 +35,7 @@ def fill_disk(trainer, error, num_updates):
 
 
 @pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)
-def test_checkpoint_that_cannot_be_written_leaves_the_last_one(demo_dir, tmp_path, error):
+def test_checkpoint_that_cannot_be_written_leaves_the_last_one(demo_dir, tmp_path, caplog, error):
     settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
     trainer = tiny_trainer(demo_dir, tmp_path, optimization={"ema_decay": 0.9}, **settings)
     fill_disk(trainer, error, num_updates=2)
@@ -49,7 +49,9 @@ def test_checkpoint_that_cannot_be_written_leaves_the_last_one(demo_dir, tmp_pat
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
     del trainer._save_optimizer_and_scheduler
     resumed = tiny_trainer(demo_dir, tmp_path, optimization={"ema_decay": 0.9}, **settings)
-    assert resumed.train(resume_from_checkpoint=True).global_step == 3
+    with caplog.at_level("INFO"):
+        assert resumed.train(resume_from_checkpoint=True).global_step == 3
+    assert f"resumed from {tmp_path / 'checkpoint-1'}" in caplog.messages
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
 
 

@@ -39,9 +39,9 @@ def run(arguments: Sequence[str], task: Task) -> int:
     options = parse_arguments(arguments, task)
     training_args = options.training
     logging.basicConfig(format="%(message)s")
-    # Of all modules of a run.
+    # Of all modules of a run, and of the trainer's.
     level = logging.INFO if training_args.process_index == 0 else logging.WARNING
-    logging.getLogger(__package__).setLevel(level)
+    logging.getLogger("classquery.engine").setLevel(level)
     set_seed(training_args.seed)
     adapt_to_cpu(training_args)
     videos = find_videos(options.prediction.videos)

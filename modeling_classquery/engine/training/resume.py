@@ -1,6 +1,7 @@
 """What Trainer lacks for a run that is killed and resumed to equal one that is not."""
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +11,9 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput
+
+
+logger = logging.getLogger(__name__)
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
@@ -84,6 +88,7 @@ class ResumableTrainer(Trainer):
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"no checkpoint in {self.args.output_dir} is complete: there is nothing to resume")
+            logger.info("resumed from %s", resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
