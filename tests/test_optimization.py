@@ -54,6 +54,7 @@ def test_classes_may_learn_faster_and_widths_have_rates(model, caplog):
     )
     rates = {name: group["lr"] for name, p in model.named_parameters() for group in groups if any_is(group, p)}
 
+    assert not groups[0]["name"].startswith("classes")
     assert rates.pop("model.decoder.class_queries") == pytest.approx(2e-2)
     assert rates["actor_head.bias"] == pytest.approx(4e-3)
     assert set(map(float, rates.values())) == {4e-3, 0.02}

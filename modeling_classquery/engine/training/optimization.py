@@ -71,7 +71,8 @@ def parameter_groups(
         groups.setdefault(group["name"], group)["params"].append(parameter)
     if not groups:
         raise ValueError("no parameter is to be trained: every one is frozen")
-    return list(groups.values())
+    # Logs show the rate of the first group, which is not to be that of the classes.
+    return sorted(groups.values(), key=lambda group: group["name"].startswith("classes"))
 
 
 def rate_at_width(learning_rate: float, of_width: int | None, width: int) -> float:
