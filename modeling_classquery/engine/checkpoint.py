@@ -101,7 +101,7 @@ def _load_weights(
 
 def _are_floating_point(files: list[Path]) -> dict[str, bool]:
     """Whether the tensors in files of weights are of floating point, by name."""
-    found = {}
+    found: dict[str, bool] = {}
     for file in files:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as content:
