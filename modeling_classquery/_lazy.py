@@ -17,8 +17,7 @@ from collections.abc import Callable
 def lazily(package: str) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """Return `__getattr__` and `__dir__` of a package, for the names that it imports under `if TYPE_CHECKING:`."""
     module = sys.modules[package]
-    # Of what `python -m` runs, the name here is `__main__`.
-    modules = _modules_of_names(module.__spec__.loader.get_source(module.__spec__.name))
+    modules = _modules_of_names(module.__spec__.loader.get_source(package))
 
     def load(name: str) -> object:
         if name not in modules:

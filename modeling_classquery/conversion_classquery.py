@@ -137,10 +137,10 @@ def load_transformer(model: ClassQueryForVideoActionDetection, path: str | Path)
     """Set encoder, decoder (with the box head) and anchors of a model to those of a detector trained in a first stage.
 
     Backbone, feature pyramid and actor head are not taken over, nor are the queries of classes by a model that reads
-    them from words. Of the anchors of all frames, a keyframe model takes those of its keyframe; anchors of a keyframe
-    serve every frame. As in the release, values of a published file are rounded to half precision. Unlike there,
-    anchors of all frames are always read as (queries, frames): the release trains them so, but reads them as (frames,
-    queries) here.
+    them from words. Anchors of all frames serve a keyframe model with
+    those of its keyframe; anchors of a keyframe serve every frame. As in the release, values of a published file are
+    rounded to half precision. Unlike there, anchors of all frames are always read as (queries, frames): the release
+    trains them so, but reads them as (frames, queries) here.
 
     Args:
         model: Changed in place, or not at all if there is an error.

@@ -4,7 +4,8 @@
     python -m classquery.convert_classquery_checkpoint --recipe ava22_vit_b --output DIR \
         --backbone backbone.pth --transformer stage_one.pth
 
-What is in a file and not used is listed.
+Every tensor of a file is used, or known to be of no use, or reported: none is dropped silently. A file that does not
+fit changes nothing.
 """
 
 import argparse
@@ -12,28 +13,27 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from huggingface_hub.errors import StrictDataclassError
 
-from classquery._lazy import lazily
-
-
-# Loaded when they are used: help texts do without torch.
-if TYPE_CHECKING:
-    from classquery.conversion_classquery import (
-        LoadingReport,
-        convert_original_state_dict,
-        load_backbone,
-        load_checkpoint,
-        load_transformer,
-        save_detector,
-    )
-
-
-__getattr__, __dir__ = lazily(__name__)
 
 LICENCE = "Weights converted from the published files stay under their own licence, CC BY-NC 4.0."
+
+# Loaded when they are used: help texts do without torch.
+_LIBRARY = (
+    "LoadingReport",
+    "convert_original_state_dict",
+    "load_backbone",
+    "load_checkpoint",
+    "load_transformer",
+    "save_detector",
+)
+
+
+def __getattr__(name: str):
+    if name not in _LIBRARY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("classquery.conversion_classquery"), name)
 
 
 def main(
@@ -70,18 +70,6 @@ def _parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     if (options.checkpoint is None) == (options.backbone is None and options.transformer is None):
         parser.error("give either --checkpoint, or --backbone and --transformer or one of them")
     return options
-
-
-__all__ = [
-    "LICENCE",
-    "LoadingReport",
-    "convert_original_state_dict",
-    "load_backbone",
-    "load_checkpoint",
-    "load_transformer",
-    "main",
-    "save_detector",
-]
 
 
 if __name__ == "__main__":
