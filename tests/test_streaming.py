@@ -156,6 +156,7 @@ def test_too_few_shards_are_refused(demo_dir):
         list(torch.utils.data.DataLoader(part, batch_size=1, num_workers=3, collate_fn=names))
 
 
+@pytest.mark.slow
 def test_tubes_that_are_streamed_do_not_become_keyframes(tmp_path):
     write_demo_tubes(tmp_path / "data", "jhmdb_21", num_train_videos=2, num_validation_videos=0)
     rows = load_action_dataset("jhmdb_21", tmp_path / "data", "train", streaming=True)
