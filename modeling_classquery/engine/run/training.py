@@ -88,12 +88,8 @@ def load_split(
         rows = hide_novel_classes(rows, [label2id[label] for label in hidden], len(label2id))
     return make_clips(
         rows,
-        num_labels=model.config.num_labels,
-        num_frames=model.config.num_frames,
-        frame_stride=model.config.frame_stride,
-        frames_per_second=model.config.frames_per_second,
+        model.config,
         tiling=data.tiling,
-        output_frames=model.config.output_frames,
         keyframes_per_second=data.keyframes_per_second,
         seed=training_args.seed,
         reader=ClipReader(backend=data.video_backend),
