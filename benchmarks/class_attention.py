@@ -23,14 +23,14 @@ the box (a ball or a kite beside it, or somebody who jumps), the table has, as p
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from training_runs import make_model, run_missing, train
+from training_runs import make_model, run_missing, spread, train
 
 from classquery import ClassQueryForVideoActionDetection
 from classquery.data.annotations.registry import prepare_dataset
@@ -75,16 +75,12 @@ def main() -> None:
     of_arms = {arm: results[index :: len(ARMS)] for index, arm in enumerate(ARMS)}
     print("| arm | parameters | frame mAP |\n|---|---|---|")
     for arm, found in of_arms.items():
-        print(f"| {arm} | {found[0]['parameters']:,} | {_spread([one['frame_map_50'] for one in found])} |")
+        print(f"| {arm} | {found[0]['parameters']:,} | {spread([one['frame_map_50'] for one in found])} |")
     print(f"\n| arm | layer | {' | '.join(MEASURES)} |\n|{'---|' * (2 + len(MEASURES))}")
     for arm, found in of_arms.items():
         for layer, maps in enumerate(zip(*(one["layers"] for one in found), strict=True), 1):
-            print(f"| {arm} | {layer} | {' | '.join(map(_spread, zip(*maps, strict=True)))} |")
+            print(f"| {arm} | {layer} | {' | '.join(map(spread, zip(*maps, strict=True)))} |")
     print(f"| even | | {' | '.join(f'{value:.3f}' for value in results[0]['even'])} |")
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def run_arm(arm: str, seed: int, data_dir: Path, max_steps: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from training_runs import run_missing, train
+from training_runs import run_missing, spread, train
 from transformers import TrainerCallback, set_seed
 
 from classquery import ClassQueryForVideoActionDetection, load_detector
@@ -72,7 +72,7 @@ def main() -> None:
 def _cell(found: list[dict[str, float]]) -> str:
     scores = [one["frame_map_50"] for one in found]
     seconds = np.mean([one["cpu_seconds"] for one in found])
-    return f"{np.mean(scores):.3f} ({min(scores):.3f} to {max(scores):.3f}), {seconds:.0f} s"
+    return f"{spread(scores)}, {seconds:.0f} s"
 
 
 def run_arm(data_dir: Path, arm: str, num_clips: int, seed: int) -> dict[str, float]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from training_runs import make_model, run_missing, train
+from training_runs import make_model, run_missing, spread, train
 
 from classquery.configuration import load_recipe
 from classquery.configuration_classquery import CORRECTED
@@ -117,11 +117,6 @@ def table(curves: dict[str, list[list[dict[str, float]]]]) -> str:
                 row.append("never" if None in reached else f"{np.mean(reached):.0f}")
         rows.append(row)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and range."""
-    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def crossing(run: Sequence[dict[str, float]], milestone: float, name: str) -> float | None:

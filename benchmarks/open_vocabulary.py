@@ -27,6 +27,7 @@ Results and models are kept in DIR: what is there is not run again.
 import argparse
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,13 +76,14 @@ def main() -> None:
     cases = [
         (label, positives, arm) for label in options.held_out for positives in options.positives or [0] for arm in arms
     ]
-    runs = {
-        f"words-{label}-{positives}-{arm}{'-parts' * options.parts}-{options.max_steps}-steps-seed-{seed}": partial(
-            run_arm, data_dir, label, positives, arm, seed, options.max_steps, options.parts
-        )
-        for seed in options.seeds
-        for label, positives, arm in cases
-    }
+    runs = {}
+    for seed in options.seeds:
+        for label, positives, arm in cases:
+            name = f"words-{label}-{positives}-{arm}{'-parts' * options.parts}-{options.max_steps}-steps-seed-{seed}"
+            output_dir = options.work_dir / name.replace(" ", "_")
+            runs[name] = partial(
+                run_arm, data_dir, output_dir, label, positives, arm, seed, options.max_steps, options.parts
+            )
     results = list(run_missing(options.work_dir, runs, options.processes).values())
     print("| class | positives | words | AP of it, mean | lowest to highest | mean AP of the others |")
     print("|---|---|---|---|---|---|")
@@ -115,23 +117,22 @@ def with_parts(rows: Dataset, labels: list[str]) -> Dataset:
     parts = {
         labels.index(label): [labels.index(part) for part in PARTS if part in label.split()] for label in RELATIONS
     }
-    return to_dataset(
-        [
-            row
-            | {
-                "tubes": [
-                    tube
-                    | {"labels": [*tube["labels"], *(part for own in tube["labels"] for part in parts.get(own, ()))]}
-                    for tube in row["tubes"]
-                ]
-            }
-            for row in rows
-        ]
-    )
+
+    def with_own(tube: dict[str, Any]) -> dict[str, Any]:
+        return tube | {"labels": [*tube["labels"], *(part for own in tube["labels"] for part in parts.get(own, ()))]}
+
+    return to_dataset([row | {"tubes": list(map(with_own, row["tubes"]))} for row in rows])
 
 
 def run_arm(
-    data_dir: Path, label: str, positives: int, arm: str, seed: int, max_steps: int, has_parts: bool
+    data_dir: Path,
+    output_dir: Path,
+    label: str,
+    positives: int,
+    arm: str,
+    seed: int,
+    max_steps: int,
+    has_parts: bool,
 ) -> dict[str, float]:
     """AP of a class that was hidden or rare, and mean AP of all others, after training the recipe `demo`."""
     labels = [*load_action_labels("demo", data_dir).values(), *(PARTS if has_parts else ())]
@@ -148,16 +149,8 @@ def run_arm(
     words = words_of(arm, seed)
     model.set_classes({name: words[name] for name in labels}, encode)
     training = {"max_steps": max_steps, "eval_strategy": "no"}
-    name = f"words-{label.replace(' ', '_')}-{positives}-{arm}{'-parts' * has_parts}-seed-{seed}"
     trainer, _ = train(
-        "demo",
-        model,
-        data_dir,
-        data_dir.parent / name,
-        seed,
-        rows=rows,
-        validation_rows=validation_rows,
-        training=training,
+        "demo", model, data_dir, output_dir, seed, rows=rows, validation_rows=validation_rows, training=training
     )
     trainer.save_model()
     metrics = trainer.evaluate()

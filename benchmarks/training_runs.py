@@ -8,6 +8,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback, TrainingArguments, set_seed
@@ -57,6 +58,11 @@ def _run(path: Path, call: Callable[[], Any]) -> str:
     result = call()
     write_json(path, result, indent=1)
     return f"{path.stem}: {result[-1] if isinstance(result, list) else result}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and range."""
+    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 class RememberingReader(ClipReader):
