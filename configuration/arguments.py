@@ -8,9 +8,9 @@ from classquery.data.names import Backend, DatasetName
 
 
 _PARTS = ("flip_probability", "saturation_jitter", "value_jitter")
-# No video has more frames, and each is a keyframe once.
-_MAX_KEYFRAME_RATE = 1000
 _OPTIONAL_PARTS = ("score_threshold", "actor_threshold")
+# No video has more frames in a second, and each is a keyframe once.
+_MAX_KEYFRAME_RATE = 1000
 
 
 @dataclass

@@ -58,11 +58,8 @@ def parameter_groups(
         is_backbone = any(prefix in f".{name}" for prefix in of_backbone)
         part = "backbone" if is_backbone else "classes" if parameter in of_classes else "head"
         decays = decay_norms_and_biases or parameter.ndim > 1
-        group = {
-            "name": part if decays else f"{part} without decay",
-            "params": [],
-            "lr": learning_rate * factors[part],
-        }
+        name_of_group = part if decays else f"{part} without decay"
+        group = {"name": name_of_group, "params": [], "lr": learning_rate * factors[part]}
         group["weight_decay"] = weight_decay if decays else 0.0
         if matrix_learning_rate is not None:
             group[BY_MUON] = parameter in matrices
